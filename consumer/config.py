@@ -1,0 +1,337 @@
+"""Every option, declared once: name, meaning, unit, default, bounds. The docs and `sluice config` come from here.
+
+Order of precedence: environment (`SLUICE_` + the path with `__`), then the YAML or TOML file, then the default.
+This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from consumer.errors import ConfigError
+
+ENV_PREFIX = "SLUICE_"
+# Not options: the path of the file, what the test suite reads, and what Kubernetes puts into every pod
+# beside a Service called "sluice".
+_FOREIGN_ENV = re.compile(r"^SLUICE_(CONFIG|TEST_.*|SERVICE_(HOST|PORT)(_.*)?|PORT(_.*)?)$")
+_SECRET = re.compile(r"password|secret|\.pem$|\.key$|ssl\.key|token|sasl\.jaas|credentials", re.IGNORECASE)
+MASK = "********"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+# librdkafka takes every setting as text; YAML gives numbers and booleans, which it spells `true` and `false`.
+Librdkafka = dict[str, str | int | float | bool]
+
+
+def _not_blank(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_not_blank)]
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class KafkaConfig(_Section):
+    bootstrap_servers: Text = Field("localhost:9092", description="Brokers to ask first: host:port, comma-separated.")
+    group_id: Text = Field("sluice", description="Consumer group. Pods of one group share the partitions.")
+    client: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer and the producer.")
+    consumer: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer alone.")
+    producer: Librdkafka = Field({}, description="Any librdkafka setting, for the producer alone.")
+    commit_interval_ms: int = Field(
+        500, ge=10, le=60_000, description="Milliseconds between commits of what was acknowledged."
+    )
+
+    @model_validator(mode="after")
+    def _leave_ours_alone(self) -> KafkaConfig:
+        for section in ("client", "consumer", "producer"):
+            for name in getattr(self, section):
+                if name in OWN_SETTINGS:
+                    raise ValueError(f"{section}: {name!r} is not free: {OWN_SETTINGS[name]}")
+        return self
+
+
+# librdkafka settings on which a promise stands, each with what to do instead.
+OWN_SETTINGS: dict[str, str] = {
+    "bootstrap.servers": "set kafka.bootstrap_servers",
+    "metadata.broker.list": "set kafka.bootstrap_servers",
+    "group.id": "set kafka.group_id",
+    "enable.auto.commit": "Sluice commits what was acknowledged; set kafka.commit_interval_ms",
+    "auto.commit.interval.ms": "set kafka.commit_interval_ms",
+    "enable.auto.offset.store": "Sluice stores an offset only after its result was acknowledged",
+    "enable.partition.eof": "Sluice does not stop at the end of a partition",
+    "enable.idempotence": "Sluice needs the idempotent producer to keep results in order",
+    "acks": "Sluice needs acks=all to keep results",
+    "request.required.acks": "Sluice needs acks=all to keep results",
+    "transactional.id": "it comes with delivery: exactly_once",
+}
+
+
+class InputConfig(_Section):
+    topics: list[TopicName] = Field(["frames"], min_length=1, description="Topics to read frames from.")
+
+
+class OutputConfig(_Section):
+    topic: TopicName = Field("detections", description="Topic for one message per frame, keyed by source ID.")
+    format: Literal["msgpack", "json"] = Field("msgpack", description="Encoding of the messages.")
+
+
+class DeadLetterConfig(_Section):
+    topic: TopicName = Field("frames-dead", description="Topic for frames that can never become a detection.")
+    max_consecutive: int = Field(
+        1000,
+        ge=0,
+        description="Stop when so many frames in a row were rejected: then a misconfigured model or codec is likelier "
+        "than bad frames. 0: never.",
+    )
+
+
+class BatchingConfig(_Section):
+    policy: Literal["dynamic", "window", "static"] = Field(
+        "dynamic",
+        description="dynamic: an idle engine takes what is there, a busy one lets the batch grow. window: size or "
+        "delay, whichever comes first. static: full batches only, the delay counts when draining.",
+    )
+    max_batch_size: int = Field(32, ge=1, le=1024, description="Frames in a batch at most.")
+    max_queue_delay_ms: float = Field(
+        10, ge=0, le=60_000, description="Milliseconds that the first frame of a batch waits for others at most."
+    )
+    preferred_batch_sizes: list[int] = Field(
+        [],
+        description="dynamic: sizes that the engine runs best at. An idle engine waits for the next one until the "
+        "delay is over; a batch closes at the largest that is ready.",
+    )
+    max_batch_bytes: int = Field(
+        64 * 2**20, ge=1024, description="Encoded bytes in a batch at most. A single larger frame goes alone."
+    )
+    max_frame_age_ms: float | None = Field(
+        None, gt=0, description="Milliseconds since capture after which a frame is published as skipped. Unset: never."
+    )
+
+    @model_validator(mode="after")
+    def _preferred_fit(self) -> BatchingConfig:
+        for size in self.preferred_batch_sizes:
+            if not 1 <= size <= self.max_batch_size:
+                raise ValueError(
+                    f"preferred_batch_sizes: {size} is outside 1 to max_batch_size ({self.max_batch_size})"
+                )
+        return self
+
+
+class DecodeConfig(_Section):
+    threads: int | Literal["auto"] = Field("auto", description="Decoding threads. auto: one per core, 2 to 8.")
+    strict: bool = Field(
+        True, description="Reject truncated and damaged JPEGs. false: decode what can be decoded of them."
+    )
+    max_bytes: int = Field(16 * 2**20, ge=1024, description="Encoded bytes of one frame at most.")
+    max_pixels: int = Field(
+        33_177_600, ge=1024, description="Pixels of one frame at most, from its header. Default: 7680x4320."
+    )
+    max_scans: int = Field(64, ge=1, description="Scans of one progressive JPEG at most. Cameras write 1 to 10.")
+
+    @field_validator("threads")
+    @classmethod
+    def _some(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 1 <= value <= 256:
+            raise ValueError("must be auto, or 1 to 256")
+        return value
+
+    @property
+    def thread_count(self) -> int:
+        """The number of decoding threads, with `auto` resolved for this machine."""
+        if isinstance(self.threads, int):
+            return self.threads
+        return min(8, max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))
+
+
+class DetectorConfig(_Section):
+    model: str = Field(
+        "", description="Path of a .pt, .onnx or .engine file, or simulated://6.667ms@1,40ms@32. Required."
+    )
+    backend: Literal["auto", "torch", "onnx", "tensorrt", "simulated"] = Field(
+        "auto", description="What runs the model. auto: by the suffix of model."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto: cuda where there is one.")
+    image_size: int = Field(640, ge=32, le=8192, multiple_of=32, description="Longer side of the canvas, pixels.")
+    confidence: float = Field(0.25, ge=0, le=1, description="Score below which a detection is dropped.")
+    iou: float = Field(0.7, ge=0, le=1, description="Overlap above which the weaker of two boxes is dropped (NMS).")
+    max_detections: int = Field(300, ge=1, le=10_000, description="Detections per frame at most, best first.")
+    half: bool = Field(False, description="Half precision on CUDA: faster, scores differ in the third digit.")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that the model file must have. Unset: not checked."
+    )
+    allow_download: bool = Field(
+        False, description="Let Ultralytics fetch a model of its own that is not there, such as yolo26n.pt."
+    )
+
+
+class LimitsConfig(_Section):
+    drain_timeout_s: Seconds = Field(
+        25, description="Seconds for finishing work in flight: on SIGTERM in all, on a rebalance at most half of it."
+    )
+    max_in_flight_bytes: int = Field(
+        512 * 2**20, ge=2**20, description="Encoded bytes held at most: waiting, in batches, not yet acknowledged."
+    )
+    max_unacknowledged: int = Field(
+        10_000, ge=1, description="Outcomes written and not yet acknowledged at most; then polling pauses."
+    )
+    stall_timeout_s: Seconds = Field(
+        60, description="Seconds without a turn of the loop, or with one batch in the engine, before the process ends."
+    )
+
+
+class HttpConfig(_Section):
+    host: Text = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz. In a pod: 0.0.0.0.")
+    port: int = Field(8080, ge=0, le=65_535, description="Port; 0 turns the server off.")
+
+
+class LogConfig(_Section):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to print.")
+    format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json.")
+
+
+class Config(BaseSettings):
+    """The whole configuration, immutable. Build it with `load_config`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    kafka: KafkaConfig = KafkaConfig()
+    input: InputConfig = InputConfig()
+    output: OutputConfig = OutputConfig()
+    dead_letter: DeadLetterConfig = DeadLetterConfig()
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        "at_least_once", description="at_least_once: repeats after a crash. exactly_once: not in this version."
+    )
+    batching: BatchingConfig = BatchingConfig()
+    decode: DecodeConfig = DecodeConfig()
+    detector: DetectorConfig = DetectorConfig()
+    limits: LimitsConfig = LimitsConfig()
+    http: HttpConfig = HttpConfig()
+    log: LogConfig = LogConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # what the file says arrives as init settings; the environment beats it
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        topics = {"output.topic": self.output.topic, "dead_letter.topic": self.dead_letter.topic}
+        for name, topic in topics.items():
+            if topic in self.input.topics:
+                raise ValueError(f"{name}: {topic!r} is an input topic too; the program would read what it wrote")
+        if self.output.topic == self.dead_letter.topic:
+            raise ValueError(f"dead_letter.topic: {self.output.topic!r} is the output topic too")
+        if self.delivery == "exactly_once":
+            raise ValueError("delivery: exactly_once is not in this version; use at_least_once")
+        return self
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read the file (`path`, else `$SLUICE_CONFIG`, else none) and the environment.
+
+    `overrides` (nested, as in the file) beat the file, not the environment.
+    Raises ConfigError with one message that names every wrong option.
+    """
+    if path is None and (from_env := os.environ.get("SLUICE_CONFIG")):
+        path = Path(from_env)
+    values = _merge(_read(path) if path else {}, overrides or {})
+    unknown = [n for n in os.environ if n.startswith(ENV_PREFIX) and not _FOREIGN_ENV.match(n) and not _is_option(n)]
+    if unknown:
+        raise ConfigError(f"unknown environment variable {', '.join(sorted(unknown))}: no such option (sluice config)")
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from None
+    except ValueError as error:  # pydantic-settings: a list or map in the environment that is not JSON
+        raise ConfigError(f"{error}: lists and maps in the environment are written as JSON") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'YAML'}: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a map of sections at the top, got a {type(data).__name__}")
+    return data
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _is_option(variable: str) -> bool:
+    section, _, name = variable.removeprefix(ENV_PREFIX).lower().partition("__")
+    field = Config.model_fields.get(section)
+    if field is None:
+        return False
+    options = getattr(field.annotation, "model_fields", {})
+    return not name or name.partition("__")[0] in options
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if part not in ("int", "str", "float", "bool"))
+        if item["type"] == "extra_forbidden":
+            yield f"unknown option {where}"
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        given = item["input"]
+        shown = f" (got {given!r})" if where and isinstance(given, str | int | float) and not _SECRET.search(where) else ""
+        yield f"{where}: {message}{shown}" if where else message
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, with every secret replaced by `MASK`."""
+
+    def masked(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: masked(item, key) for key, item in value.items()}
+        return MASK if _SECRET.search(name) and value not in (None, "") else value
+
+    plain = masked(config.model_dump(mode="json"))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def options() -> Iterator[tuple[str, str, Any, str]]:
+    """(path, environment variable, default, meaning) of every option, in the order of this file."""
+    for section, field in Config.model_fields.items():
+        nested = getattr(field.annotation, "model_fields", None)
+        if nested is None:
+            yield section, ENV_PREFIX + section.upper(), field.default, field.description or ""
+            continue
+        for name, option in nested.items():
+            variable = f"{ENV_PREFIX}{section.upper()}__{name.upper()}"
+            yield f"{section}.{name}", variable, option.default, option.description or ""

@@ -1,0 +1,77 @@
+"""Errors that end the process, each with its policy in the class.
+
+A bad frame is not an error: it is a `types.Rejected` value that travels with its batch. An exception from here
+means that the program cannot go on as configured. `exit_code` is what the process exits with; `retriable` says
+whether a restarted pod can be expected to get further without a person changing something.
+
+The message of each error is for a person: what happened, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SluiceError(Exception):
+    """Base of all errors raised on purpose. Never raised itself."""
+
+    exit_code: ClassVar[int] = 1
+    retriable: ClassVar[bool] = False
+
+
+class ConfigError(SluiceError):
+    """An option is unknown, out of bounds, or contradicts another one. Raised before anything is opened."""
+
+    exit_code = 2
+
+
+class ModelError(SluiceError):
+    """The model file is missing, unsafe, of the wrong kind, or not the one whose SHA-256 was configured."""
+
+    exit_code = 3
+
+
+class KafkaError(SluiceError):
+    """The brokers refused us for good (authorisation, unknown topic, fenced) or a client died."""
+
+    exit_code = 4
+    retriable = True
+
+
+class PublishError(KafkaError):
+    """An outcome could not be written within `delivery.timeout.ms`. Nothing after it was committed."""
+
+    exit_code = 5
+
+
+class EngineError(SluiceError):
+    """The detector failed in a way that no retry on this device can mend. Nothing of the batch was committed."""
+
+    exit_code = 6
+    retriable = True
+
+
+class DrainError(SluiceError):
+    """Work in flight did not end within the drain deadline. It was not committed and will be repeated."""
+
+    exit_code = 7
+    retriable = True
+
+
+class RejectRateError(SluiceError):
+    """So many frames in a row were rejected that a misconfiguration is likelier than bad frames."""
+
+    exit_code = 8
+
+
+class StalledError(SluiceError):
+    """The main loop has not turned for too long; the process ends itself so that another pod takes over."""
+
+    exit_code = 9
+    retriable = True
+
+
+class OwnershipError(SluiceError):
+    """A client object was called from a thread that does not own it. This is a bug in Sluice: please report it."""
+
+    exit_code = 70
