@@ -1,0 +1,111 @@
+"""What to do when a detector fails: retry, halve, isolate the frame, or give the device up.
+
+The rule behind it: a bad frame never fails its neighbours, and a bad engine never rejects a good frame. Before a frame
+is blamed, the engine must prove on a grey canvas that it still works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from consumer.detectors.base import Detector
+from consumer.errors import EngineError
+from consumer.types import Detections, Letterbox, Rejected
+
+_log = structlog.get_logger(__name__)
+_GREY = 114
+
+
+class ResilientDetector:
+    """Wraps a detector's `detect`. Lives on the inference thread, like the detector.
+
+    `ceiling` is the largest batch that the device's memory has held since it last ran out; None until then.
+    """
+
+    def __init__(self, detector: Detector, on_retry: Callable[[], None] = lambda: None) -> None:
+        self._detector = detector
+        self._on_retry = on_retry
+        self.ceiling: int | None = None
+
+    def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections | Rejected]:
+        """N in, N out, in order, as `Detector.detect`; a frame that the engine cannot take is `Rejected`.
+
+        Raises EngineError where the device itself has failed: then nothing is known of any of these frames.
+        """
+        results: list[Detections | Rejected] = []
+        while len(results) < len(letterboxes):
+            start = len(results)
+            stop = min(len(letterboxes), start + (self.ceiling or len(letterboxes)))
+            results.extend(self._attempt(slots[start:stop], letterboxes[start:stop], retries=1))
+        return results
+
+    def _attempt(
+        self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], retries: int
+    ) -> Sequence[Detections | Rejected]:
+        count = len(letterboxes)
+        try:
+            results = self._detector.detect(slots, letterboxes)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a native library raises is judged here
+            if _is_out_of_memory(error):
+                return self._halve(slots, letterboxes, error)
+            _log.warning("engine failed", frames=count, retries_left=retries, error=_line(error))
+            self._on_retry()
+            if retries:
+                return self._attempt(slots, letterboxes, retries - 1)
+            if count == 1:
+                return [self._blame(slots, letterboxes, error)]
+            half = count // 2  # each half once: a healthy half costs one call, the bad frame log2(count)
+            return [
+                *self._attempt(slots[:half], letterboxes[:half], 0),
+                *self._attempt(slots[half:], letterboxes[half:], 0),
+            ]
+        if len(results) != count:
+            raise EngineError(f"the detector returned {len(results)} results for {count} frames; this is a bug in it")
+        return results
+
+    def _halve(
+        self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
+    ) -> Sequence[Detections | Rejected]:
+        count = len(letterboxes)
+        if count == 1:
+            raise EngineError(
+                f"out of memory on {self._detector.device} with a batch of one: {_line(error)}; "
+                "use a smaller detector.image_size or free the device"
+            ) from error
+        self.ceiling = count // 2
+        _log.warning("engine out of memory", frames=count, ceiling=self.ceiling, error=_line(error))
+        self._on_retry()
+        return self.detect(slots, letterboxes)
+
+    def _blame(
+        self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
+    ) -> Rejected:
+        """The frame is to blame only if the engine still takes a grey canvas of the same shape."""
+        try:
+            self._detector.detect(np.full_like(slots, _GREY), letterboxes)
+        except Exception as probe:
+            raise EngineError(
+                f"the engine on {self._detector.device} fails on every frame, a grey canvas too: {_line(probe)}; "
+                "nothing of this batch was committed"
+            ) from error
+        return Rejected("infer", "engine", f"the engine fails on this frame alone: {_line(error)}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch.OutOfMemoryError is no MemoryError, and onnxruntime says it only in its text.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "Failed to allocate memory" in str(error)
+    )
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
