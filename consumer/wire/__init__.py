@@ -1,0 +1,23 @@
+"""wire: bytes <-> types, following `schemas/`. Pure: no I/O, no clock, no state that outlives a call.
+
+`frames` reads input records, `results` writes and reads detection messages, `deadletters` writes and reads dead
+letters, `message` is what they share.
+"""
+
+from consumer.wire.deadletters import DeadLetter, encode_dead_letter, read_dead_letter
+from consumer.wire.frames import encode_envelope, parse_frame
+from consumer.wire.message import Message, record_id
+from consumer.wire.results import SCHEMA_VERSION, ResultEncoder, decode_result
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "DeadLetter",
+    "Message",
+    "ResultEncoder",
+    "decode_result",
+    "encode_dead_letter",
+    "encode_envelope",
+    "parse_frame",
+    "read_dead_letter",
+    "record_id",
+]

@@ -1,0 +1,205 @@
+"""Rejected frames -> dead letters, and back for tools. `schemas/dead-letter.schema.json`.
+
+A dead letter is the original record, byte for byte, and our headers behind its own. It can always be written: what
+would exceed the limit of the broker is cut, and our headers say what was cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from consumer.types import Frame, Headers, Record, Rejected
+from consumer.wire.message import HeaderList, Message, record_id, utf8
+
+ERRORS: Final = "__connect.errors."  # the names that Kafka Connect uses, so that its tools read ours
+MIN_BYTES: Final = 4096  # our own headers always fit in this
+
+_STAGES: Final = {
+    "parse": "consumer.wire",
+    "decode": "consumer.decoder",
+    "infer": "consumer.detectors",
+    "publish": "consumer.publisher",
+}
+_TRUNCATED: Final = "sluice-truncated"
+_ORIGINAL_BYTES: Final = "sluice-original-bytes"
+_ORIGINAL_SHA256: Final = "sluice-original-sha256"
+_ORIGINAL_KEY_BYTES: Final = "sluice-original-key-bytes"
+_DROPPED_HEADERS: Final = "sluice-dropped-headers"
+# What was cut is told in these, and each looks so.
+_NOTES: Final = {
+    _TRUNCATED: re.compile(rb"true"),
+    _ORIGINAL_BYTES: re.compile(rb"[0-9]{1,20}"),
+    _ORIGINAL_SHA256: re.compile(rb"[0-9a-f]{64}"),
+    _ORIGINAL_KEY_BYTES: re.compile(rb"[0-9]{1,20}"),
+    _DROPPED_HEADERS: re.compile(rb"[0-9]{1,20}"),
+}
+_REJECTED_AT: Final = "sluice-rejected-at-ms"
+_OFFSET: Final = ERRORS + "offset"
+_ERROR_NAMES: Final = tuple(
+    ERRORS + name
+    for name in (
+        "topic",
+        "partition",
+        "offset",
+        "connector.name",
+        "stage",
+        "class.name",
+        "exception.class.name",
+        "exception.message",
+    )
+)
+_OURS: Final = frozenset((*_ERROR_NAMES, _REJECTED_AT))
+
+_MAX_DETAIL: Final = 1024  # bytes
+_MAX_SOURCE: Final = 256  # bytes
+_BATCH_OVERHEAD: Final = 512  # bytes around a lone record in a produce request: batch header, varints, topic name
+_HEADER_OVERHEAD: Final = 10  # bytes around one header: two varints of at most 5
+_NOTES_BYTES: Final = sum(len(name) + 64 + _HEADER_OVERHEAD for name in _NOTES)
+
+_Parts = tuple[bytes | None, bytes | None, HeaderList, HeaderList]  # key, value, headers, notes of what was cut
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter taken apart. `record` is the original: what a replay writes back."""
+
+    id: str
+    topic: str
+    partition: int
+    offset: int
+    stage: str
+    reason: str
+    detail: str
+    truncated: bool  # then `record` is not what was sent, and a replay of it is no repair
+    record: Record
+
+
+def encode_dead_letter(frame: Frame, rejected: Rejected, *, source: str, max_bytes: int, now_ms: int) -> Message:
+    """The dead letter for one frame; always one that a broker with this `max_bytes` takes.
+
+    Fewer than 4,096 `max_bytes` count as 4,096. A dead letter that was replayed and fails again keeps its original
+    headers and gets ours anew: it does not grow.
+    """
+    record = frame.record
+    original, notes = _original_headers(record.headers)
+    ours = _our_headers(frame, rejected, source, now_ms)
+    limit = max(max_bytes, MIN_BYTES)
+    key, value, headers = record.key, record.value, original
+    if _size(key, value, [*original, *notes, *ours]) > limit:
+        key, value, headers, notes = _fit(record, original, notes, limit - _size(None, None, ours))
+    timestamp = record.timestamp_ms
+    return Message(
+        key, value, [*headers, *notes, *ours], timestamp if timestamp is not None and timestamp >= 0 else now_ms
+    )
+
+
+def read_dead_letter(record: Record) -> DeadLetter | None:
+    """What a dead letter says, or None for a record that is none of ours."""
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
+    partition, offset = headers.get(ERRORS + "partition", ""), headers.get(_OFFSET, "")
+    if not (_is_number(partition) and _is_number(offset) and _REJECTED_AT in headers):
+        return None
+    original, notes = _original_headers(record.headers)
+    return DeadLetter(
+        id=headers.get("ce_id", ""),
+        topic=headers.get(ERRORS + "topic", ""),
+        partition=int(partition),
+        offset=int(offset),
+        stage=headers.get(ERRORS + "stage", ""),
+        reason=headers.get(ERRORS + "exception.class.name", ""),
+        detail=headers.get(ERRORS + "exception.message", ""),
+        truncated=bool(notes),
+        record=Record(record.key, record.value, tuple(original), record.timestamp_ms),
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
+def _our_headers(frame: Frame, rejected: Rejected, source: str, now_ms: int) -> HeaderList:
+    (topic, partition), offset, _ = frame.receipt
+    values = (
+        topic,
+        str(partition),
+        str(offset),
+        _shorten(source, _MAX_SOURCE),
+        rejected.stage,
+        _STAGES[rejected.stage],
+        rejected.reason,
+        _shorten(rejected.detail, _MAX_DETAIL),
+    )
+    headers: HeaderList = [(name, utf8(value)) for name, value in zip(_ERROR_NAMES, values, strict=True)]
+    return [*headers, (_REJECTED_AT, b"%d" % now_ms), ("ce_id", utf8(record_id(frame.receipt)))]
+
+
+def _shorten(text: str, limit: int) -> str:
+    return utf8(text)[:limit].decode("utf-8", "ignore")
+
+
+def _original_headers(headers: Headers) -> tuple[HeaderList, HeaderList]:
+    """The headers that are not ours, and those of ours that tell of an earlier cut.
+
+    A dead letter that was replayed carries ours: they go, and with them the last `ce_id`. A `ce_id` of the producer
+    stays, in front.
+    """
+    if not any(name == _REJECTED_AT for name, _ in headers):
+        return [header for header in headers if header[0] not in _OURS], []
+    last_id = max((n for n, (name, _) in enumerate(headers) if name == "ce_id"), default=-1)
+    rest = [header for n, header in enumerate(headers) if header[0] not in _OURS and n != last_id]
+    return [h for h in rest if not _is_note(h)], [h for h in rest if _is_note(h)]
+
+
+def _is_note(header: tuple[str, bytes | None]) -> bool:
+    """One of our notes of a cut, and not what a producer wrote under the same name."""
+    name, value = header
+    return name in _NOTES and value is not None and _NOTES[name].fullmatch(value) is not None
+
+
+def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -> _Parts:
+    """Cut to `room` bytes: the value first, then the largest headers, the key last."""
+    # What an earlier cut said of the true original stays true.
+    notes = {
+        _TRUNCATED: b"true",
+        _ORIGINAL_BYTES: b"%d" % len(record.value or b""),
+        _ORIGINAL_SHA256: hashlib.sha256(record.value or b"").hexdigest().encode(),
+    } | dict(earlier)
+    room -= _NOTES_BYTES
+    headers = _drop_largest(original, room - len(record.key or b""))
+    if dropped := len(original) - len(headers):
+        notes[_DROPPED_HEADERS] = b"%d" % (dropped + int(notes.get(_DROPPED_HEADERS) or 0))
+    room -= _headers_size(headers)
+    key = record.key if record.key is None else record.key[:room]
+    if len(key or b"") < len(record.key or b""):
+        notes.setdefault(_ORIGINAL_KEY_BYTES, b"%d" % len(record.key or b""))
+    room -= len(key or b"")
+    value = record.value if record.value is None else record.value[:room]
+    return key, value, headers, list(notes.items())
+
+
+def _drop_largest(headers: HeaderList, room: int) -> HeaderList:
+    """In their order, without the largest ones that keep the rest from fitting. Linear: there may be a million."""
+    sizes = [_header_size(header) for header in headers]
+    total, dropped = sum(sizes), set()
+    for n in sorted(range(len(headers)), key=sizes.__getitem__, reverse=True):
+        if total <= room:
+            break
+        dropped.add(n)
+        total -= sizes[n]
+    return [header for n, header in enumerate(headers) if n not in dropped]
+
+
+def _header_size(header: tuple[str, bytes | None]) -> int:
+    return len(utf8(header[0])) + len(header[1] or b"") + _HEADER_OVERHEAD
+
+
+def _headers_size(headers: HeaderList) -> int:
+    return sum(map(_header_size, headers))
+
+
+def _size(key: bytes | None, value: bytes | None, headers: HeaderList) -> int:
+    """The bytes that a record takes in a produce request, or a few more."""
+    return len(key or b"") + len(value or b"") + _headers_size(headers) + _BATCH_OVERHEAD

@@ -1,0 +1,154 @@
+"""Outcomes -> detection messages, and back for readers. `schemas/detections.schema.json` and `skipped.schema.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+import msgpack
+import numpy as np
+
+from consumer.types import Detected, Detections, Frame, ModelInfo, Skipped
+from consumer.wire.message import HeaderList, Message, record_id, utf8
+
+SCHEMA_VERSION: Final = 1
+DETECTIONS_TYPE: Final = "io.sluice.detections.v1"
+SKIPPED_TYPE: Final = "io.sluice.skipped.v1"
+CONTENT_TYPES: Final = {"msgpack": "application/msgpack", "json": "application/json"}
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+# Decimals in JSON. Half of the last one moves the IoU of a box of one pixel by 0.0002 (0.01 is the promise).
+_BOX_DECIMALS: Final = 4
+_SCORE_DECIMALS: Final = 6
+
+
+class ResultEncoder:
+    """Writes one message per outcome. One model, one format, one thread: it reuses a buffer.
+
+    In msgpack, numbers with a fraction are float32, as the detector gave them. In JSON, boxes have 4 decimals and
+    scores 6. `source` is this consumer as a URI reference, "/sluice/<group>" for example.
+    """
+
+    def __init__(self, *, format: Literal["msgpack", "json"], model: ModelInfo, source: str) -> None:  # noqa: A002
+        self._json = format == "json"
+        self._packer = msgpack.Packer(use_single_float=True)
+        self._model = {"name": _clean(model.name), "digest": model.digest}
+        self._labels = {class_id: _clean(label) for class_id, label in model.labels.items()}
+        content_type = CONTENT_TYPES[format].encode()
+        shared: HeaderList = [
+            ("ce_specversion", b"1.0"),
+            ("ce_source", quote(utf8(source), safe="/:@%!$&'()*+,;=?").encode()),
+            ("content-type", content_type),
+        ]
+        self._detections_headers: HeaderList = [*shared, ("ce_type", DETECTIONS_TYPE.encode())]
+        self._skipped_headers: HeaderList = [*shared, ("ce_type", SKIPPED_TYPE.encode())]
+
+    def encode(
+        self,
+        frame: Frame,
+        outcome: Detected | Skipped,
+        *,
+        batch_size: int,
+        timings_ms: Mapping[str, float],
+        published_at_ms: int,
+    ) -> Message:
+        """The message for one frame. `timings_ms` has the keys queue, decode_wait and infer.
+
+        Raises ValueError where a number is NaN or infinite: no reader could use it. The caller makes a dead letter
+        of that frame ("unpublishable"), never an empty detection.
+        """
+        identity = record_id(frame.receipt)
+        (topic, partition), offset, _ = frame.receipt
+        body: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "id": identity,
+            "source_id": frame.source_id,
+            "frame_id": frame.frame_id,
+            "input": {"topic": topic, "partition": partition, "offset": offset},
+            "captured_at_ms": frame.captured_at_ms,
+            "published_at_ms": published_at_ms,
+        }
+        if isinstance(outcome, Detected):
+            headers = self._detections_headers.copy()
+            body |= {
+                "width": outcome.width,
+                "height": outcome.height,
+                "model": self._model,
+                "batch_size": batch_size,
+                "timings_ms": {name: _finite(timings_ms[name]) for name in ("queue", "decode_wait", "infer")},
+                "detections": self._listed(outcome.detections),
+            }
+        else:
+            headers = self._skipped_headers.copy()
+            body["model"] = self._model
+            body["timings_ms"] = {"queue": _finite(timings_ms["queue"])}  # it never saw the engine
+            body["skipped"] = {"reason": outcome.reason, "age_ms": _finite(outcome.age_ms)}
+        key = frame.source_id.encode()
+        headers += (("ce_id", identity.encode()), ("ce_time", _rfc3339(published_at_ms)), ("ce_subject", key))
+        if frame.traceparent is not None:
+            headers.append(("traceparent", frame.traceparent.encode()))
+        value = _JSON.encode(body).encode() if self._json else self._packer.pack(body)
+        return Message(key, value, headers, published_at_ms)
+
+    def _listed(self, detections: Detections) -> list[dict[str, Any]]:
+        boxes, scores = detections.boxes.ravel(), detections.scores
+        if self._json:
+            edges: list[float] = boxes.astype(np.float64).round(_BOX_DECIMALS).tolist()
+            chances: list[float] = scores.astype(np.float64).round(_SCORE_DECIMALS).tolist()
+        else:
+            edges, chances = boxes.tolist(), scores.tolist()
+        _finite(sum(edges) + sum(chances))  # one NaN or infinity in any of them shows in the sum
+        labels = self._labels
+        return [
+            {
+                "class_id": class_id,
+                "label": labels.get(class_id) or str(class_id),
+                "score": score,
+                "box": edges[4 * n : 4 * n + 4],
+            }
+            for n, (class_id, score) in enumerate(zip(detections.class_ids.tolist(), chances, strict=True))
+        ]
+
+
+def decode_result(value: bytes) -> dict[str, Any]:
+    """The fields of a detection or skipped message, in either format.
+
+    Raises ValueError where it is none, or of a later major version of the schema.
+    """
+    try:
+        body = json.loads(value, parse_constant=_not_a_number) if value[:1] == b"{" else msgpack.unpackb(value)
+    except (msgpack.UnpackException, ValueError, RecursionError) as error:
+        raise ValueError(f"neither msgpack nor JSON: {str(error) or type(error).__name__}") from None
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if type(version) is not int:
+        raise ValueError("not a Sluice message: it has no schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {version}: this reader knows version {SCHEMA_VERSION}")
+    fields: dict[str, Any] = body
+    return fields
+
+
+def _clean(text: str) -> str:
+    return utf8(text).decode()
+
+
+def _not_a_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("a number of the result is not finite")
+    return number
+
+
+@lru_cache(maxsize=64)  # the results of a batch share their time
+def _rfc3339(unix_ms: int) -> bytes:
+    time = _EPOCH + timedelta(milliseconds=unix_ms)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
