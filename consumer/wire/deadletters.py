@@ -55,6 +55,7 @@ _OURS: Final = frozenset((*_ERROR_NAMES, _REJECTED_AT))
 
 _MAX_DETAIL: Final = 1024  # bytes
 _MAX_SOURCE: Final = 256  # bytes
+_KEPT_KEY: Final = 512  # bytes; a source ID has no more
 _BATCH_OVERHEAD: Final = 512  # bytes around a lone record in a produce request: batch header, varints, topic name
 _HEADER_OVERHEAD: Final = 10  # bytes around one header: two varints of at most 5
 _NOTES_BYTES: Final = sum(len(name) + 64 + _HEADER_OVERHEAD for name in _NOTES)
@@ -160,7 +161,7 @@ def _is_note(header: tuple[str, bytes | None]) -> bool:
 
 
 def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -> _Parts:
-    """Cut to `room` bytes: the value first, then the largest headers, the key last."""
+    """Cut to `room` bytes: the value first, then a key that is too long for a source ID, then the largest headers."""
     # What an earlier cut said of the true original stays true.
     notes = {
         _TRUNCATED: b"true",
@@ -168,14 +169,14 @@ def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -
         _ORIGINAL_SHA256: hashlib.sha256(record.value or b"").hexdigest().encode(),
     } | dict(earlier)
     room -= _NOTES_BYTES
-    headers = _drop_largest(original, room - len(record.key or b""))
-    if dropped := len(original) - len(headers):
-        notes[_DROPPED_HEADERS] = b"%d" % (dropped + int(notes.get(_DROPPED_HEADERS) or 0))
-    room -= _headers_size(headers)
-    key = record.key if record.key is None else record.key[:room]
+    key = record.key if record.key is None else record.key[: max(_KEPT_KEY, room - _headers_size(original))]
     if len(key or b"") < len(record.key or b""):
         notes.setdefault(_ORIGINAL_KEY_BYTES, b"%d" % len(record.key or b""))
     room -= len(key or b"")
+    headers = _drop_largest(original, room)
+    if dropped := len(original) - len(headers):
+        notes[_DROPPED_HEADERS] = b"%d" % (dropped + int(notes.get(_DROPPED_HEADERS) or 0))
+    room -= _headers_size(headers)
     value = record.value if record.value is None else record.value[:room]
     return key, value, headers, list(notes.items())
 
