@@ -12,16 +12,16 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from consumer.config import BatchingConfig
-from consumer.types import Batch, ClosedBy, Clock, Frame, Skipped, TopicPartition
+from consumer.types import Batch, Clock, ClosedBy, Frame, Skipped, TopicPartition
 
 # Waiting frames, in batches. Enough for each source to have its turn when a fetch brings many frames of one.
 WAITING_BATCHES = 4
 
 
 class Due(NamedTuple):
-    """Close the open batch now, with its first `count` frames."""
+    """Close the open batch now, with its first `size` frames."""
 
-    count: int
+    size: int
     closed_by: ClosedBy
 
 
@@ -107,14 +107,18 @@ class Batcher:
         if not ready:
             return None
         if ready >= self._capacity or self._bytes_full:
-            return Due(self._preferred_count(ready), "bytes" if self._bytes_full else "size")
+            return Due(self._preferred_size(ready), "bytes" if self._bytes_full else "size")
         if draining:
             return Due(ready, "drain")
         if self._config.policy == "dynamic" and idle:
-            count = self._preferred_count(ready)
-            if not self._preferred or count in self._preferred:
-                return Due(count, "idle_engine")
-        if self._config.policy != "static" and (idle or self._config.policy == "window") and self._age_s() >= self._delay_s:
+            size = self._preferred_size(ready)
+            if not self._preferred or size in self._preferred:
+                return Due(size, "idle_engine")
+        if (
+            self._config.policy != "static"
+            and (idle or self._config.policy == "window")
+            and self._age_s() >= self._delay_s
+        ):
             return Due(ready, "delay")
         return None
 
@@ -125,10 +129,10 @@ class Batcher:
         return max(0.0, self._delay_s - self._age_s())
 
     def take(self, due: Due) -> Batch:
-        """Close the open batch with its first `due.count` frames. The others stay open, in order, in their slots."""
-        batch = Batch(tuple(self._open[: due.count]), due.closed_by)
-        del self._open[: due.count]
-        self._capacity -= due.count
+        """Close the open batch with its first `due.size` frames. The others stay open, in order, in their slots."""
+        batch = Batch(tuple(self._open[: due.size]), due.closed_by)
+        del self._open[: due.size]
+        self._capacity -= due.size
         self._open_bytes = sum(len(frame.payload) for frame in self._open)
         # What stays behind can take the frame that did not fit, or it goes next.
         self._bytes_full = False
@@ -152,7 +156,7 @@ class Batcher:
     def _age_s(self) -> float:
         return self._clock() - self._open[0].received_at
 
-    def _preferred_count(self, ready: int) -> int:
+    def _preferred_size(self, ready: int) -> int:
         return next((size for size in self._preferred if size <= ready), ready)
 
     def _judge(self, frame: Frame) -> Frame:

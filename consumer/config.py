@@ -111,8 +111,8 @@ class BatchingConfig(_Section):
     )
     preferred_batch_sizes: list[int] = Field(
         [],
-        description="dynamic: sizes that the engine runs best at. An idle engine waits for the next one until the "
-        "delay is over; a batch closes at the largest that is ready.",
+        description="dynamic: sizes that the engine runs best at. A batch closes at the largest that is ready; an idle "
+        "engine waits for the smallest of them until the delay is over.",
     )
     max_batch_bytes: int = Field(
         64 * 2**20, ge=1024, description="Encoded bytes in a batch at most. A single larger frame goes alone."
@@ -227,11 +227,11 @@ class Config(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature of the base, here and below
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings  # what the file says arrives as init settings; the environment beats it
 
@@ -308,7 +308,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
             continue
         message = item["msg"].removeprefix("Value error, ")
         given = item["input"]
-        shown = f" (got {given!r})" if where and isinstance(given, str | int | float) and not _SECRET.search(where) else ""
+        shown = (
+            f" (got {given!r})" if where and isinstance(given, str | int | float) and not _SECRET.search(where) else ""
+        )
         yield f"{where}: {message}{shown}" if where else message
 
 

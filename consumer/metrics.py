@@ -6,7 +6,11 @@ cardinality is bounded whatever the input says.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from consumer.types import Acknowledged, BatchResult, Lag, Rejected, Skipped
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
@@ -48,7 +52,9 @@ class Metrics:
         self.in_flight = gauge("in_flight_frames", "Frames read whose outcome is not acknowledged yet.")
         self.in_flight_bytes = gauge("in_flight_bytes", "Encoded bytes of those frames.")
         self.paused = gauge("paused", "1 while reading is paused because the engine or the output is behind.")
-        self.lag_records = gauge("lag_records", "Records between the position and the end of a partition.", "topic", "partition")
+        self.lag_records = gauge(
+            "lag_records", "Records between the position and the end of a partition.", "topic", "partition"
+        )
         self.lag_seconds = gauge(
             "lag_seconds", "Age of the last frame read from a partition; 0 at its end.", "topic", "partition"
         )
@@ -58,3 +64,43 @@ class Metrics:
         self.loop_age = gauge("loop_age_seconds", "Time since the main loop last turned.")
         self.ready = gauge("ready", "1 when /readyz answers 200.")
         self.build = gauge("build_info", "1, labelled with version and model.", "version", "model", "device")
+
+        # Looked up once: a lookup a frame costs more than the observation.
+        self._queue, self._acknowledge = self.stage.labels("queue"), self.stage.labels("acknowledge")
+        self._decode_wait, self._infer = self.stage.labels("decode_wait"), self.stage.labels("infer")
+
+    def batch(self, result: BatchResult) -> None:
+        """A batch has come out of the engine."""
+        frames = result.batch.frames
+        self.batches.labels(result.batch.closed_by).inc()
+        self.batch_size.observe(len(frames))
+        self._decode_wait.observe(result.timings.decode_wait_ms / 1000)
+        self._infer.observe(result.timings.infer_ms / 1000)
+        self.engine_busy.inc(result.timings.infer_ms / 1000)
+        for frame in frames:
+            self._queue.observe(max(0.0, result.taken_at - frame.received_at))
+
+    def acknowledged(self, done: Sequence[Acknowledged], *, now_s: float, now_ms: int) -> None:
+        """The brokers have these outcomes. `now_s` is on the clock of `published_at`, `now_ms` Unix time."""
+        kinds = {"detected": 0, "skipped": 0, "rejected": 0}
+        for item in done:
+            self._acknowledge.observe(now_s - item.published_at)
+            if item.frame.captured_at_ms is not None:
+                self.latency.observe(max(0.0, (now_ms - item.frame.captured_at_ms) / 1000))
+            if isinstance(item.outcome, Rejected):
+                kinds["rejected"] += 1
+                self.rejected.labels(item.outcome.stage, item.outcome.reason).inc()
+            else:
+                kinds["skipped" if isinstance(item.outcome, Skipped) else "detected"] += 1
+        for kind, count in kinds.items():
+            if count:
+                self.outcomes.labels(kind).inc(count)
+
+    def lag(self, behind: Iterable[Lag]) -> None:
+        """Set the lag of the assigned partitions; those that went away are removed."""
+        self.lag_records.clear()
+        self.lag_seconds.clear()
+        for partition, records, seconds in behind:
+            labels = partition.topic, str(partition.partition)
+            self.lag_records.labels(*labels).set(records)
+            self.lag_seconds.labels(*labels).set(seconds)

@@ -64,9 +64,7 @@ class OffsetTracker:
         if assignment is None:
             raise ValueError(f"{receipt.partition} offset {receipt.offset}: epoch {receipt.epoch} is not assigned")
         if receipt.offset <= assignment.last_received:
-            raise ValueError(
-                f"{receipt.partition}: offset {receipt.offset} received after {assignment.last_received}"
-            )
+            raise ValueError(f"{receipt.partition}: offset {receipt.offset} received after {assignment.last_received}")
         assignment.last_received = receipt.offset
         assignment.pending.append(receipt.offset)
 

@@ -14,6 +14,7 @@ Clock = Callable[[], float]
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
+
 ClosedBy = Literal["size", "bytes", "delay", "idle_engine", "drain"]
 CLOSED_BY: tuple[ClosedBy, ...] = ("size", "bytes", "delay", "idle_engine", "drain")
 
@@ -252,3 +253,20 @@ class ModelInfo:
     def label(self, class_id: int) -> str:
         """The model's own name of a class; its number as text where the model has none for it."""
         return self.labels.get(class_id, str(class_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The brokers have the outcome of `frame`. `published_at`: seconds on the injected clock."""
+
+    frame: Frame
+    outcome: Outcome
+    published_at: float
+
+
+class Lag(NamedTuple):
+    """How far one partition is behind. `seconds` is the age of its last frame while records wait, else 0."""
+
+    partition: TopicPartition
+    records: int
+    seconds: float

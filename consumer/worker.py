@@ -239,7 +239,7 @@ class Worker:
     def _close_batch(self, opened: _Open, due: Due) -> _Work:
         batch = self._batcher.take(due)
         work = _Work(batch, opened.lease, opened.start, tuple(opened.decoding))
-        opened.start += due.count
+        opened.start += due.size
         if not self._batcher.open_size:
             # The rest of this buffer would make a smaller batch than a fresh one can hold.
             opened.lease.filling = False
@@ -328,25 +328,22 @@ class Worker:
         decoded_at = self._clock()
         frames, stop = work.batch.frames, work.start + len(work.batch.frames)
         verdicts = work.lease.verdicts[work.start : stop]
-        rows = [i for i, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox)]
-        outcomes: list[Outcome] = [v for v in verdicts if v is not None and not isinstance(v, Letterbox)]
+        rows = [row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox)]
+        looked_at: list[Detections | Rejected] = []
         if rows:
             slots = work.lease.buffer.slots[work.start : stop]
             # Without rejected frames this is a view; with some, one copy of the others.
             looked_at = self._detector.detect(
                 slots if len(rows) == len(frames) else slots[rows],
-                [v for v in verdicts if isinstance(v, Letterbox)],
+                [verdict for verdict in verdicts if isinstance(verdict, Letterbox)],
             )
-            outcomes = _merge(verdicts, looked_at)
         done_at = self._clock()
         self._busy_since = None
         timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000)
-        return BatchResult(work.batch, outcomes, timings, taken_at)
+        return BatchResult(work.batch, _merge(verdicts, looked_at), timings, taken_at)
 
 
-def _merge(
-    verdicts: Sequence[Outcome | Letterbox | None], looked_at: Sequence[Detections | Rejected]
-) -> list[Outcome]:
+def _merge(verdicts: Sequence[Outcome | Letterbox | None], looked_at: Sequence[Detections | Rejected]) -> list[Outcome]:
     """One outcome per verdict: the detector's, in order, where the frame was decoded; else the verdict itself."""
     remaining = iter(looked_at)
     outcomes: list[Outcome] = []

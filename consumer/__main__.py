@@ -1,0 +1,177 @@
+"""The command line: builds the objects, sets the signal handlers, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+
+from consumer import __version__
+from consumer.config import Config, LogConfig, load_config, options, resolved
+from consumer.errors import ConfigError, SluiceError
+
+_log = structlog.get_logger(__name__)
+
+app = typer.Typer(
+    name="sluice",
+    help="A Kafka consumer group that turns camera frames into detections on a GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML or TOML file. Default: $SLUICE_CONFIG, else none.")
+]
+
+
+@app.command()
+def run(config: ConfigPath = None) -> None:
+    """Run the consumer until SIGTERM or SIGINT, then drain and exit 0."""
+    settings = load_config(config)
+    set_up_logging(settings.log)
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    serve(settings, stop)
+
+
+@app.command("config")
+def show_config(
+    config: ConfigPath = None,
+    *,
+    explain: Annotated[bool, typer.Option(help="List every option with its meaning instead.")] = False,
+) -> None:
+    """Print the configuration that `run` would use, with secrets masked."""
+    import yaml
+
+    if explain:
+        for path, variable, default, meaning in options():
+            typer.echo(f"{path}  [{variable}]  default: {default!r}\n    {meaning}")
+        return
+    typer.echo(yaml.safe_dump(resolved(load_config(config)), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def serve(config: Config, stop: threading.Event) -> None:
+    """Run the pipeline on this thread until `stop` is set and all is drained.
+
+    Raises a SluiceError, with its exit code, where it cannot go on.
+    """
+    from consumer.detectors.loader import load_detector
+    from consumer.health import Health, HealthServer, Watchdog
+    from consumer.metrics import Metrics
+    from consumer.pipeline import Pipeline
+    from consumer.publisher import Publisher
+    from consumer.source import Source
+    from consumer.worker import Worker
+
+    if not config.detector.model:
+        raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
+    # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
+    sys.setswitchinterval(0.0005)
+    clock, wall_clock_ms = time.monotonic, _wall_clock_ms
+    metrics = Metrics()
+    health = Health(clock=clock, stall_timeout_s=config.limits.stall_timeout_s)
+    server = HealthServer(config.http, health, metrics) if config.http.port else None
+    watchdog = Watchdog(health)
+    worker = Worker(
+        partial(load_detector, config.detector),
+        config.batching,
+        config.decode,
+        clock=clock,
+        wall_clock_ms=wall_clock_ms,
+        on_retry=metrics.engine_retries.inc,
+    )
+    try:
+        if server is not None:
+            server.start()
+        # The model is loaded before the group is joined, so that a slow load cannot cost the membership.
+        if not worker.start(stop):
+            return
+        metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
+        _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
+        publisher = Publisher(config, worker.info, clock=clock, wall_clock_ms=wall_clock_ms)
+        pipeline = Pipeline(
+            config,
+            lambda listener: Source(config, listener, clock=clock, wall_clock_ms=wall_clock_ms),
+            worker,
+            publisher,
+            health=health,
+            metrics=metrics,
+            clock=clock,
+            wall_clock_ms=wall_clock_ms,
+        )
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked at again
+        watchdog.start()
+        try:
+            pipeline.run(stop)
+        finally:
+            publisher.close(2.0)
+        _log.info("drained")
+    finally:
+        watchdog.close()
+        worker.close(2.0)
+        if server is not None:
+            server.close()
+
+
+def set_up_logging(config: LogConfig) -> None:
+    """One line per event on stderr, from structlog and from `logging` (librdkafka, Ultralytics) alike."""
+    as_json = config.format == "json" or (config.format == "auto" and not sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=config.level.upper(), force=True)
+
+
+def main() -> None:
+    """Entry point of the `sluice` script. Exits with the code of the error's class."""
+    try:
+        app(standalone_mode=True)
+    except SluiceError as error:
+        sys.stderr.write(f"sluice: {error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Health: `/healthz`, `/readyz` and `/metrics` over HTTP, and the watchdog that ends a process whose loop hangs.
+
+The threads here read a heartbeat and a state, nothing else. A consumer group member whose loop has hung can keep its
+partitions for ever (KIP-848 heartbeats go on in the background), so the program must notice it by itself.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from consumer.config import HttpConfig
+from consumer.errors import ConfigError, StalledError
+from consumer.metrics import Metrics
+from consumer.types import Clock
+
+_log = structlog.get_logger(__name__)
+
+
+class State(enum.IntEnum):
+    """What the process is doing. The numbers are exported, so they stay."""
+
+    STARTING = 0
+    RUNNING = 1
+    DRAINING = 2
+    FAILED = 3
+
+
+class Health:
+    """Written by the main thread, read by others: one state and one time, each set in one step."""
+
+    def __init__(self, *, clock: Clock, stall_timeout_s: float) -> None:
+        self._clock = clock
+        self._stall_timeout_s = stall_timeout_s
+        self._beat = clock()
+        self.state = State.STARTING
+
+    def beat(self) -> None:
+        """The main loop has turned."""
+        self._beat = self._clock()
+
+    @property
+    def loop_age_s(self) -> float:
+        """Seconds since the loop last turned."""
+        return self._clock() - self._beat
+
+    @property
+    def stalled(self) -> bool:
+        """The loop should have turned long ago. While starting it need not: loading a model takes its time."""
+        return self.state is not State.STARTING and self.loop_age_s > self._stall_timeout_s
+
+    @property
+    def ready(self) -> bool:
+        """Warm, in the loop, and the loop turns."""
+        return self.state is State.RUNNING and self.loop_age_s < min(self._stall_timeout_s, 10.0)
+
+    @property
+    def alive(self) -> bool:
+        """A restart would not help."""
+        return self.state is not State.FAILED and not self.stalled
+
+
+class Watchdog:
+    """Ends the process with StalledError's exit code once `health` says that the loop hangs."""
+
+    def __init__(self, health: Health, end: Callable[[int], object] = os._exit) -> None:
+        self._health = health
+        self._end = end
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Watch until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            if self._health.stalled:
+                _log.critical(
+                    "the main loop hangs; ending the process so that another takes over",
+                    loop_age_s=round(self._health.loop_age_s, 1),
+                    exit_code=StalledError.exit_code,
+                )
+                self._end(StalledError.exit_code)
+                return
+
+
+class _Answer(NamedTuple):
+    ok: bool
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+class HealthServer:
+    """The HTTP thread. `port` is the real one where 0 was bound for a test."""
+
+    def __init__(self, config: HttpConfig, health: Health, metrics: Metrics) -> None:
+        def answer(path: str) -> _Answer | None:
+            if path == "/healthz":
+                return _Answer(health.alive, health.state.name.lower().encode() + b"\n")
+            if path == "/readyz":
+                return _Answer(health.ready, health.state.name.lower().encode() + b"\n")
+            if path == "/metrics":
+                metrics.loop_age.set(health.loop_age_s)
+                metrics.ready.set(health.ready)
+                return _Answer(ok=True, body=generate_latest(metrics.registry), content_type=CONTENT_TYPE_LATEST)
+            return None
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 5  # a client that says nothing does not keep a thread
+
+            def do_GET(self) -> None:
+                found = answer(self.path.partition("?")[0])
+                self.send_response(404 if found is None else 200 if found.ok else 503)
+                self.send_header("Content-Type", found.content_type if found else "text/plain")
+                body = found.body if found else b"try /healthz, /readyz or /metrics\n"
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature of the base
+                """Probes every few seconds are not worth a line."""
+
+        try:
+            self._server = ThreadingHTTPServer((config.host, config.port), Handler)
+        except OSError as error:
+            raise ConfigError(f"http: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+
+    def start(self) -> None:
+        """Answer until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,309 @@
+"""READ FIRST: the loop. One turn is poll, batch, decode and infer, publish, commit.
+
+Everything here runs on the main thread, which owns the consumer, the producer and the offset tracker, so none of it
+needs a lock. The order that the promises stand on:
+
+1. A frame is `received` by the tracker before it can be admitted: from then on it holds the watermark back.
+2. An outcome is published only while its frame's epoch is current: another consumer may own the partition by now.
+3. A frame is `done` only once the brokers have acknowledged its outcome.
+4. Only watermarks go to the commit, so no committed offset is ever ahead of an acknowledged outcome.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+
+from consumer.config import Config
+from consumer.errors import DrainError, EngineError, RejectRateError
+from consumer.health import Health, State
+from consumer.metrics import Metrics
+from consumer.offsets import Committable, OffsetTracker
+from consumer.source import RebalanceListener
+from consumer.types import Acknowledged, BatchResult, Frame, Lag, Outcome, Rejected, TopicPartition
+
+_log = structlog.get_logger(__name__)
+
+# How long one turn may block, by what it waits for.
+IDLE_S = 0.2  # nothing is anywhere: only a record, a rebalance or a signal can come
+ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
+BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
+FULL_S = 0.05  # no room for frames: block on the results alone
+# With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
+PATIENCE_S = 0.5
+OBSERVE_EVERY_S = 1.0
+
+
+class SourceLike(Protocol):
+    """What the pipeline asks of `source.Source`; tests put a fake one here."""
+
+    def subscribe(self) -> None: ...
+    def poll(self, room: int, timeout_s: float) -> list[Frame]: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def store(self, offsets: Iterable[Committable]) -> None: ...
+    def commit(self, offsets: Sequence[Committable]) -> None: ...
+    def lag(self) -> list[Lag]: ...
+    def close(self, timeout_s: float) -> bool: ...
+
+
+class WorkerLike(Protocol):
+    """What the pipeline asks of `worker.Worker`."""
+
+    @property
+    def room(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def busy_since(self) -> float | None: ...
+    def admit(self, frames: Sequence[Frame]) -> None: ...
+    def results(self, timeout_s: float = 0.0) -> list[BatchResult]: ...
+    def discard(self, partitions: Sequence[TopicPartition]) -> list[Frame]: ...
+    def drain(self, *, draining: bool) -> None: ...
+
+
+class PublisherLike(Protocol):
+    """What the pipeline asks of `publisher.Publisher`."""
+
+    @property
+    def outstanding(self) -> int: ...
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None: ...
+    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
+
+
+class Deadline:
+    """One budget of time that everything inside a rebalance or a shutdown shares."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._at = clock() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self._at - self._clock())
+
+
+class Pipeline(RebalanceListener):
+    """The main loop over a source, a worker and a publisher. `run` returns once `stop` is set and all is drained."""
+
+    def __init__(
+        self,
+        config: Config,
+        make_source: Callable[[RebalanceListener], SourceLike],
+        worker: WorkerLike,
+        publisher: PublisherLike,
+        *,
+        health: Health,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        wall_clock_ms: Callable[[], int],
+    ) -> None:
+        self._limits = config.limits
+        self._max_consecutive = config.dead_letter.max_consecutive
+        self._source = make_source(self)
+        self._worker = worker
+        self._publisher = publisher
+        self._offsets = OffsetTracker()
+        self._health = health
+        self._metrics = metrics
+        self._clock = clock
+        self._wall_clock_ms = wall_clock_ms
+        self._held_bytes = 0  # encoded bytes of the frames that were received and are not finished
+        self._full_since: float | None = None
+        self._rejected_in_a_row = 0
+        self._observe_at = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Loop until `stop` is set, then drain. Raises what made it impossible to go on, after closing the source."""
+        drained = False
+        self._source.subscribe()
+        self._health.beat()
+        self._health.state = State.RUNNING
+        try:
+            while not stop.is_set():
+                self.step()
+            self._health.state = State.DRAINING
+            self._drain()
+            drained = True
+        finally:
+            self._health.state = State.DRAINING if drained else State.FAILED
+            self._source.close(5.0)
+
+    def step(self) -> None:
+        """One turn. Blocks for `IDLE_S` at most."""
+        if room := self._room():
+            self._admit(self._source.poll(room, self._poll_timeout_s()))  # 1 poll, 2 batch; decoding starts here
+            results = self._worker.results()  # 3 infer: what the inference thread has finished
+        else:
+            results = self._worker.results(FULL_S)
+        for result in results:
+            self._publish(result)  # 4 publish
+        self._acknowledge(self._publisher.poll())
+        self._source.store(self._offsets.committable())  # 5 commit
+        self._watch_over()
+
+    # The steps
+
+    def _room(self) -> int:
+        """Frames that may be polled now. 0 means: wait for results; after `PATIENCE_S` of that, reading pauses."""
+        room = self._worker.room
+        if self._held_bytes >= self._limits.max_in_flight_bytes:
+            room = 0
+        if self._publisher.outstanding >= self._limits.max_unacknowledged:
+            room = 0
+        now = self._clock()
+        if room:
+            self._full_since = None
+            self._source.resume()
+            self._metrics.paused.set(0)
+        elif self._full_since is None:
+            self._full_since = now
+        elif now - self._full_since > PATIENCE_S:
+            self._source.pause()
+            self._metrics.paused.set(1)
+            self._admit(self._source.poll(0, 0.0))  # paused, it brings no frames but keeps the membership
+        return room
+
+    def _poll_timeout_s(self) -> float:
+        if self._worker.in_flight:
+            return BUSY_S
+        return ACKNOWLEDGE_S if self._publisher.outstanding else IDLE_S
+
+    def _admit(self, frames: Sequence[Frame]) -> None:
+        # A rebalance inside the poll may have ended the epoch of frames that it returned.
+        ours = [frame for frame in frames if self._offsets.is_current(frame.receipt)]
+        for frame in ours:
+            self._offsets.received(frame.receipt)
+            self._held_bytes += _size(frame)
+        if ours:
+            self._metrics.received.inc(len(ours))
+            self._worker.admit(ours)
+
+    def _publish(self, result: BatchResult) -> None:
+        self._metrics.batch(result)
+        for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
+            if self._offsets.is_current(frame.receipt):
+                self._publisher.publish(frame, outcome, result)
+                self._count_rejections(frame, outcome)
+            else:
+                self._held_bytes -= _size(frame)
+                self._metrics.stale_outcomes.inc()
+
+    def _acknowledge(self, acknowledged: Sequence[Acknowledged]) -> None:
+        for done in acknowledged:
+            self._offsets.done(done.frame.receipt)
+            self._held_bytes -= _size(done.frame)
+        if acknowledged:
+            self._metrics.acknowledged(acknowledged, now_s=self._clock(), now_ms=self._wall_clock_ms())
+
+    def _count_rejections(self, frame: Frame, outcome: Outcome) -> None:
+        if not isinstance(outcome, Rejected):
+            self._rejected_in_a_row = 0
+            return
+        self._rejected_in_a_row += 1
+        _log.warning(
+            "frame rejected",
+            source=frame.source_id,
+            frame=frame.frame_id,
+            input=f"{frame.receipt.partition}@{frame.receipt.offset}",
+            stage=outcome.stage,
+            reason=outcome.reason,
+            detail=outcome.detail,
+        )
+        if 0 < self._max_consecutive <= self._rejected_in_a_row:
+            raise RejectRateError(
+                f"{self._rejected_in_a_row} frames in a row were rejected, the last for {outcome.reason!r} "
+                f"({outcome.detail}); a misconfigured model or codec is likelier than bad frames. They are in the "
+                "dead-letter topic; see dead_letter.max_consecutive"
+            )
+
+    # Rebalances: called inside source.poll
+
+    def assigned(self, epochs: dict[TopicPartition, int]) -> None:
+        """New partitions: frames of them come from now on."""
+        for partition, epoch in epochs.items():
+            self._offsets.assign(partition, epoch)
+        self._count_rebalance("assigned", len(epochs))
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Finish what was submitted of these partitions, publish it, commit it, and forget them."""
+        self._discard(partitions)
+        left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
+        if left:
+            _log.warning("revoked before all was done; their new owner repeats them", frames=left)
+        self._source.commit(self._offsets.watermarks(partitions))
+        self._forget(partitions)
+        self._count_rebalance("revoked", len(partitions))
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """Someone else owns them already: drop everything, commit nothing."""
+        self._discard(partitions)
+        self._forget(partitions)
+        self._count_rebalance("lost", len(partitions))
+
+    def _discard(self, partitions: Sequence[TopicPartition]) -> None:
+        for frame in self._worker.discard(partitions):
+            self._offsets.abandon(frame.receipt)
+            self._held_bytes -= _size(frame)
+
+    def _forget(self, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            self._offsets.revoke(partition)
+
+    def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
+        """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time."""
+        self._worker.drain(draining=True)
+        try:
+            while (left := self._offsets.outstanding(partitions)) and deadline.left_s:
+                self._health.beat()
+                waiting = bool(self._worker.in_flight)
+                for result in self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0):
+                    self._publish(result)
+                self._acknowledge(self._publisher.poll(0.0 if waiting else ACKNOWLEDGE_S))
+        finally:
+            self._worker.drain(draining=False)
+        return left
+
+    # Shutdown
+
+    def _drain(self) -> None:
+        """Finish what was submitted, commit it. What was only waiting is left to the next consumer."""
+        deadline = Deadline(self._limits.drain_timeout_s, self._clock)
+        partitions = self._offsets.partitions
+        self._discard(partitions)
+        left = self._settle(partitions, deadline)
+        self._source.commit(self._offsets.watermarks(partitions))
+        if left:
+            raise DrainError(
+                f"{left} frames were not done within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s); "
+                "they were not committed and will be repeated"
+            )
+
+    # Watching over it
+
+    def _watch_over(self) -> None:
+        now = self._clock()
+        self._health.beat()
+        busy_since = self._worker.busy_since
+        if busy_since is not None and now - busy_since > self._limits.stall_timeout_s:
+            raise EngineError(
+                f"the engine has not returned for {now - busy_since:.0f} s (limits.stall_timeout_s); "
+                "its batch was not committed and will be repeated"
+            )
+        if now >= self._observe_at:
+            self._observe_at = now + OBSERVE_EVERY_S
+            self._metrics.in_flight.set(self._offsets.outstanding())
+            self._metrics.in_flight_bytes.set(self._held_bytes)
+            self._metrics.lag(self._source.lag())
+
+    def _count_rebalance(self, event: str, partitions: int) -> None:
+        self._metrics.rebalances.labels(event).inc(partitions)
+        self._metrics.assigned.set(len(self._offsets.partitions))
+
+
+def _size(frame: Frame) -> int:
+    return len(frame.record.value or b"")

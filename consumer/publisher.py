@@ -1,0 +1,213 @@
+"""Publish: the sole owner of `confluent_kafka.Producer`. Results, skips and dead letters go out here.
+
+An outcome counts only once its own delivery report says so; `flush` proves nothing. The producer is idempotent, so
+outcomes of one source, which share a partition, arrive in the order in which they were published.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import confluent_kafka
+import structlog
+from confluent_kafka import KafkaException
+
+from consumer.config import Config
+from consumer.errors import KafkaError, OwnershipError, PublishError
+from consumer.types import Acknowledged, BatchResult, Clock, Frame, ModelInfo, Outcome, Rejected
+from consumer.wire import Message, ResultEncoder, encode_dead_letter
+
+_log = structlog.get_logger(__name__)
+_Code = confluent_kafka.KafkaError
+
+# A dead letter holds a whole input record. What the brokers refuse for its size is cut to these, in turn.
+_DEAD_LETTER_LIMITS = (64 * 2**20, 900_000, 60_000)
+# How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
+# unless the user made it small.
+_QUEUE_FULL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    frame: Frame
+    outcome: Outcome
+    published_at: float
+    limit: int = 0  # for a dead letter: which of the limits it was cut to
+
+
+def producer_settings(config: Config) -> dict[str, Any]:
+    """The librdkafka settings of the producer: ours, then the user's over them, then those that promises stand on."""
+    return (
+        {
+            "client.id": "sluice",
+            # Murmur2, as Java producers choose partitions; a reader may join results with other keyed topics.
+            "partitioner": "murmur2_random",
+            # The results of a batch come together; waiting for more only adds latency.
+            "linger.ms": 0,
+            "message.max.bytes": _DEAD_LETTER_LIMITS[0],
+        }
+        | {**config.kafka.client, **config.kafka.producer}
+        | {"bootstrap.servers": config.kafka.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
+    )
+
+
+class Publisher:
+    """Writes one message per outcome. The thread that makes it owns it; other threads raise."""
+
+    def __init__(self, config: Config, model: ModelInfo, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
+        self._owner = threading.get_ident()
+        self._topic = config.output.topic
+        self._dead_letter_topic = config.dead_letter.topic
+        self._source = f"/sluice/{config.kafka.group_id}"
+        self._encoder = ResultEncoder(format=config.output.format, model=model, source=self._source)
+        self._clock = clock
+        self._wall_clock_ms = wall_clock_ms
+        self._outstanding = 0
+        self._reports: list[tuple[_Pending, confluent_kafka.KafkaError | None]] = []
+        self._fatal: confluent_kafka.KafkaError | None = None
+        try:
+            self._client = confluent_kafka.Producer(
+                producer_settings(config) | {"error_cb": self._on_error},
+                logger=logging.getLogger("librdkafka.producer"),
+            )
+        except (KafkaException, ValueError, TypeError) as error:
+            raise KafkaError(f"kafka.producer: {_text(error)}") from error
+
+    @property
+    def outstanding(self) -> int:
+        """Outcomes published and not yet acknowledged."""
+        return self._outstanding
+
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+        """Send the outcome of one frame of `result`; `poll` says when it has arrived.
+
+        Raises PublishError where the local queue stays full.
+        """
+        self._check_owner()
+        now = self._clock()
+        if isinstance(outcome, Rejected):
+            self._bury(_Pending(frame, outcome, now))
+            return
+        timings = {
+            "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
+            "decode_wait": result.timings.decode_wait_ms,
+            "infer": result.timings.infer_ms,
+        }
+        try:
+            message = self._encoder.encode(
+                frame,
+                outcome,
+                batch_size=len(result.batch.frames),
+                timings_ms=timings,
+                published_at_ms=self._wall_clock_ms(),
+            )
+            self._send(self._topic, message, _Pending(frame, outcome, now))
+        except (ValueError, KafkaException) as error:
+            if isinstance(error, KafkaException) and error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
+                raise PublishError(f"cannot write to {self._topic}: {_text(error)}") from error
+            self._bury(_Pending(frame, Rejected("publish", "unpublishable", _text(error)), now))
+
+    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
+        """Serve delivery reports; blocks up to `timeout_s` for the first one.
+
+        Raises PublishError where a message did not arrive: then the process must end without committing it.
+        """
+        self._check_owner()
+        self._client.poll(timeout_s)
+        reports, self._reports = self._reports, []
+        acknowledged: list[Acknowledged] = []
+        for pending, error in reports:
+            self._outstanding -= 1
+            if error is None:
+                acknowledged.append(Acknowledged(pending.frame, pending.outcome, pending.published_at))
+            else:
+                self._failed(pending, error)
+        if self._fatal is not None:
+            raise PublishError(f"the producer died: {self._fatal.str()}; nothing unacknowledged was committed")
+        return acknowledged
+
+    def close(self, timeout_s: float) -> bool:
+        """Give up what is not acknowledged and close. False where the client did not close in time."""
+        self._check_owner()
+        self._client.purge()
+        return bool(self._client.flush(timeout_s) == 0)
+
+    def _bury(self, pending: _Pending) -> None:
+        assert isinstance(pending.outcome, Rejected)
+        message = encode_dead_letter(
+            pending.frame,
+            pending.outcome,
+            source=self._source,
+            max_bytes=_DEAD_LETTER_LIMITS[pending.limit],
+            now_ms=self._wall_clock_ms(),
+        )
+        try:
+            self._send(self._dead_letter_topic, message, pending)
+        except KafkaException as error:
+            self._bury_smaller(pending, error.args[0])
+
+    def _bury_smaller(self, pending: _Pending, error: confluent_kafka.KafkaError) -> None:
+        if error.code() != _Code.MSG_SIZE_TOO_LARGE or pending.limit + 1 == len(_DEAD_LETTER_LIMITS):
+            raise PublishError(f"cannot write to {self._dead_letter_topic}: {error.str()}")
+        self._bury(_Pending(pending.frame, pending.outcome, pending.published_at, pending.limit + 1))
+
+    def _send(self, topic: str, message: Message, pending: _Pending) -> None:
+        deadline = self._clock() + _QUEUE_FULL_S
+        while True:
+            try:
+                self._client.produce(
+                    topic,
+                    message.value,
+                    message.key,
+                    on_delivery=partial(self._on_delivery, pending),
+                    timestamp=message.timestamp_ms or 0,
+                    headers=message.headers,  # type: ignore[arg-type] # the stubs' list is invariant
+                )
+            except BufferError:
+                if self._clock() > deadline:
+                    raise PublishError(
+                        f"the producer's queue has been full for {_QUEUE_FULL_S:.0f} s: the brokers take nothing"
+                    ) from None
+                self._client.poll(0.05)
+            else:
+                self._outstanding += 1
+                return
+
+    def _failed(self, pending: _Pending, error: confluent_kafka.KafkaError) -> None:
+        if isinstance(pending.outcome, Rejected):
+            self._bury_smaller(pending, error)
+            return
+        advice = {
+            _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
+            _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on it",
+            _Code.UNKNOWN_TOPIC_OR_PART: "create it",
+            _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001
+        }.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
+        raise PublishError(f"cannot write to {self._topic}: {error.str()}; {advice}")
+
+    # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
+
+    def _on_delivery(
+        self, pending: _Pending, error: confluent_kafka.KafkaError | None, _message: confluent_kafka.Message
+    ) -> None:
+        self._reports.append((pending, error))
+
+    def _on_error(self, error: confluent_kafka.KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error
+        else:
+            _log.warning("kafka", error=error.name(), text=error.str())
+
+    def _check_owner(self) -> None:
+        if threading.get_ident() != self._owner:
+            raise OwnershipError("Publisher belongs to the thread that made it; call it there")
+
+
+def _text(error: BaseException) -> str:
+    inner = error.args[0] if error.args else error
+    return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

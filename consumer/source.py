@@ -1,0 +1,333 @@
+"""Poll: the sole owner of `confluent_kafka.Consumer`, of the assignment's epochs, and of pause and resume.
+
+All calls and callbacks happen on the thread that called `subscribe`: librdkafka runs rebalance callbacks inside
+`poll`, on the thread that polls. A partition's epoch rises with every assignment, revocation and loss, and is stamped
+on each frame, because a consumer that has lost its partitions does not know it until its next poll.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import confluent_kafka
+import structlog
+from confluent_kafka import KafkaException
+
+from consumer.config import Config
+from consumer.errors import KafkaError, OwnershipError
+from consumer.offsets import Committable
+from consumer.types import Clock, Frame, Lag, Receipt, Record, TopicPartition
+from consumer.wire import parse_frame
+
+_log = structlog.get_logger(__name__)
+
+# Frames handed out by one `poll`: enough to share the cost of a turn, few enough that decoding starts soon.
+BURST = 32
+# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
+_LOOKUP_S, _LOOKUP_TRIES = 10.0, 3
+
+_Code = confluent_kafka.KafkaError
+# No retry of the client mends these: a person must change a right, a setting or a topic.
+_FATAL = {
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant READ on the input topics",
+    _Code.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
+    _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
+    _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001 - the library's own name
+    _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
+    _Code.UNSUPPORTED_SASL_MECHANISM: "the brokers do not offer this sasl.mechanism",
+    _Code.INVALID_GROUP_ID: "kafka.group_id is not valid",
+    _Code.FENCED_INSTANCE_ID: "another process runs with the same group.instance.id",
+    _Code.UNSUPPORTED_VERSION: "the brokers are too old for this setting",
+}
+
+
+class RebalanceListener(Protocol):
+    """Called inside `Source.poll`, on its thread. An exception ends the poll with it, after the rebalance."""
+
+    def assigned(self, epochs: dict[TopicPartition, int]) -> None:
+        """These partitions are ours now; frames of them come with these epochs."""
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """We own these for as long as this call lasts: finish, publish, `commit`. After it, they are someone else's."""
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """Someone else owns these already: publish nothing and commit nothing of them."""
+
+
+@dataclass(slots=True)
+class _Position:
+    epoch: int
+    next_offset: int | None = None
+    timestamp_ms: int | None = None
+
+
+def consumer_settings(config: Config) -> dict[str, Any]:
+    """The librdkafka settings of the consumer: ours, then the user's over them, then those that promises stand on."""
+    settings: dict[str, Any] = {
+        "client.id": "sluice",
+        "partition.assignment.strategy": "cooperative-sticky",
+        # Stop, rather than skip what was deleted or start at the end: see `_start_offsets` for the first start.
+        "auto.offset.reset": "error",
+        # The default of 1000 ms starves a consumer of large messages once its queue was full.
+        "fetch.queue.backoff.ms": 10,
+        "queued.max.messages.kbytes": 32 * 1024,
+        "fetch.wait.max.ms": 100,
+    } | {**config.kafka.client, **config.kafka.consumer}
+    if settings.get("group.protocol") == "consumer":
+        settings.pop("partition.assignment.strategy")  # KIP-848: the brokers assign, and refuse the setting
+    return settings | {
+        "bootstrap.servers": config.kafka.bootstrap_servers,
+        "group.id": config.kafka.group_id,
+        "enable.auto.commit": True,
+        "auto.commit.interval.ms": config.kafka.commit_interval_ms,
+        "enable.auto.offset.store": False,
+    }
+
+
+class Source:
+    """Frames of the assigned partitions. `subscribe` makes the calling thread the owner; other threads raise."""
+
+    def __init__(
+        self, config: Config, listener: RebalanceListener, *, clock: Clock, wall_clock_ms: Callable[[], int]
+    ) -> None:
+        self._topics = config.input.topics
+        self._listener = listener
+        self._clock = clock
+        self._wall_clock_ms = wall_clock_ms
+        settings = consumer_settings(config)
+        self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
+            settings["partition.assignment.strategy"]
+        )
+        self._look_up_offsets = settings["auto.offset.reset"] == "error"
+        self._positions: dict[TopicPartition, _Position] = {}
+        self._known: dict[tuple[str, int], TopicPartition] = {}  # one object a partition, not one a frame
+        self._last_epoch = 0
+        self._paused = False
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._owner: int | None = None
+        try:
+            self._client = confluent_kafka.Consumer(
+                settings | {"error_cb": self._on_error, "on_commit": self._on_commit},
+                logger=logging.getLogger("librdkafka.consumer"),
+            )
+        except (KafkaException, ValueError, TypeError) as error:
+            raise KafkaError(f"kafka.consumer: {_text(error)}") from error
+
+    def subscribe(self) -> None:
+        """Join the group. From now on this thread must `poll` at least every `max.poll.interval.ms`."""
+        self._owner = threading.get_ident()
+        self._client.subscribe(
+            list(self._topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def poll(self, room: int, timeout_s: float) -> list[Frame]:
+        """Up to `room` frames (`BURST` at most); blocks up to `timeout_s` for the first. Serves rebalances.
+
+        With no room nothing is taken, so call it only while paused: then it keeps the membership alive.
+        Raises KafkaError where no retry helps, and whatever the listener raised.
+        """
+        self._check_owner()
+        frames: list[Frame] = []
+        poll = self._client.poll
+        message = poll(timeout_s)
+        while message is not None:
+            if (error := message.error()) is not None:
+                self._judge(error)
+            else:
+                frames.append(self._frame(message))
+                if len(frames) >= min(room, BURST):
+                    break
+            if self._failure is not None:
+                break
+            message = poll(0)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return frames
+
+    def pause(self) -> None:
+        """Stop fetching; `poll` goes on. librdkafka drops what it had prefetched and reads it again on resume."""
+        self._check_owner()
+        if not self._paused:
+            self._paused = True
+            self._client.pause(self._assignment())
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._check_owner()
+        if self._paused:
+            self._paused = False
+            self._client.resume(self._assignment())
+
+    def store(self, offsets: Iterable[Committable]) -> None:
+        """Hand these offsets to the commit that librdkafka makes every `commit_interval_ms`."""
+        self._check_owner()
+        if stored := [_topic_partition(item.partition, item.next_offset) for item in offsets]:
+            try:
+                self._client.store_offsets(offsets=stored)
+            except KafkaException as error:
+                # The assignment has gone and the callback that says so has not run yet; its new owner repeats.
+                _log.warning("offsets not stored", error=_text(error))
+
+    def commit(self, offsets: Sequence[Committable]) -> None:
+        """Commit these offsets and wait for the answer. A refusal is logged: the frames will be repeated, not lost."""
+        self._check_owner()
+        if not offsets:
+            return
+        try:
+            self._client.commit(
+                offsets=[_topic_partition(item.partition, item.next_offset) for item in offsets], asynchronous=False
+            )
+        except KafkaException as error:
+            _log.warning("commit refused; these frames will be repeated", error=_text(error))
+
+    def lag(self) -> list[Lag]:
+        """How far each assigned partition is behind, from what the last fetches said. Asks nobody."""
+        self._check_owner()
+        behind = []
+        for partition, position in self._positions.items():
+            if position.next_offset is None:
+                continue
+            _, high = self._client.get_watermark_offsets(_topic_partition(partition), cached=True)
+            records = max(0, high - position.next_offset)
+            age_ms = self._wall_clock_ms() - position.timestamp_ms if position.timestamp_ms is not None else 0
+            behind.append(Lag(partition, records, max(0.0, age_ms / 1000) if records else 0.0))
+        return behind
+
+    def close(self, timeout_s: float) -> bool:
+        """Leave the group. False where the client did not close in time: it can hang while brokers are away.
+
+        The listener is not told of the revocation that this brings: settle and `commit` before.
+        """
+        self._check_owner()
+        self._closing = True
+        closing = threading.Thread(target=self._client.close, name="consumer-close", daemon=True)
+        closing.start()
+        closing.join(timeout_s)
+        return not closing.is_alive()
+
+    # Frames
+
+    def _frame(self, message: Any) -> Frame:  # Any: the stubs make every part of a message optional
+        partition = self._known[message.topic(), message.partition()]
+        position = self._positions[partition]
+        offset, (kind, timestamp_ms) = message.offset(), message.timestamp()
+        position.next_offset = offset + 1
+        position.timestamp_ms = timestamp_ms if kind != confluent_kafka.TIMESTAMP_NOT_AVAILABLE else None
+        record = Record(message.key(), message.value(), tuple(message.headers() or ()), position.timestamp_ms)
+        return parse_frame(record, Receipt(partition, offset, position.epoch), self._clock())
+
+    def _judge(self, error: confluent_kafka.KafkaError) -> None:
+        code = error.code()
+        if code == _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
+            raise KafkaError(
+                f"the committed offset is no longer in the topic: {error.str()}. Frames were deleted before they were "
+                "read. To go on with what is there, set kafka.consumer auto.offset.reset to earliest (or latest)"
+            )
+        if error.fatal() or code in _FATAL:
+            raise KafkaError(f"{error.name()}: {error.str()}; {_FATAL.get(code, 'restart this process')}")
+        _log.warning("kafka", error=error.name(), text=error.str())
+
+    # Callbacks: they run inside poll, on its thread, and never raise
+
+    def _on_assign(self, _client: confluent_kafka.Consumer, assigned: list[confluent_kafka.TopicPartition]) -> None:
+        try:
+            starts = self._start_offsets(assigned)
+            if self._incremental:
+                self._client.incremental_assign(starts)
+            else:
+                self._client.assign(starts)
+            epochs = {}
+            for item in assigned:
+                self._last_epoch += 1
+                partition = TopicPartition(item.topic, item.partition)
+                self._known[partition] = partition
+                self._positions[partition] = _Position(self._last_epoch)
+                epochs[partition] = self._last_epoch
+            # A pause can survive revoke and re-assign, so both states are set, not only one.
+            (self._client.pause if self._paused else self._client.resume)(assigned)
+            _log.info("assigned", partitions=[str(partition) for partition in epochs])
+            self._listener.assigned(epochs)
+        except BaseException as error:  # noqa: BLE001 - raised again by poll
+            self._failure = error if not isinstance(error, KafkaException) else KafkaError(_text(error))
+
+    def _on_revoke(self, _client: confluent_kafka.Consumer, revoked: list[confluent_kafka.TopicPartition]) -> None:
+        self._end(revoked, self._listener.revoked, "revoked")
+
+    def _on_lost(self, _client: confluent_kafka.Consumer, lost: list[confluent_kafka.TopicPartition]) -> None:
+        self._end(lost, self._listener.lost, "lost")
+
+    def _end(
+        self,
+        ended: list[confluent_kafka.TopicPartition],
+        tell: Callable[[Sequence[TopicPartition]], None],
+        event: str,
+    ) -> None:
+        partitions = [TopicPartition(item.topic, item.partition) for item in ended]
+        _log.info(event, partitions=[str(partition) for partition in partitions])
+        try:
+            if not self._closing:
+                tell(partitions)
+        except BaseException as error:  # noqa: BLE001 - raised again by poll
+            self._failure = error
+        finally:
+            for partition in partitions:
+                self._positions.pop(partition, None)
+            if self._incremental:
+                self._client.incremental_unassign(ended)
+            else:
+                self._client.unassign()
+
+    def _start_offsets(self, assigned: list[confluent_kafka.TopicPartition]) -> list[confluent_kafka.TopicPartition]:
+        """A partition without a committed offset starts at its beginning: nothing is skipped on a first start."""
+        if not self._look_up_offsets:
+            return assigned
+        for tries_left in reversed(range(_LOOKUP_TRIES)):
+            try:
+                committed = self._client.committed(assigned, timeout=_LOOKUP_S)
+                break
+            except KafkaException as error:
+                if not tries_left:
+                    raise KafkaError(f"cannot read the committed offsets of the group: {_text(error)}") from error
+        for item in committed:
+            if item.error is not None:
+                raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
+            if item.offset < 0:
+                item.offset = confluent_kafka.OFFSET_BEGINNING
+        return committed
+
+    def _on_error(self, error: confluent_kafka.KafkaError) -> None:
+        if error.fatal() or error.code() in _FATAL:
+            advice = _FATAL.get(error.code(), "restart this process")
+            self._failure = KafkaError(f"{error.name()}: {error.str()}; {advice}")
+        else:
+            _log.warning("kafka", error=error.name(), text=error.str())
+
+    def _on_commit(
+        self, error: confluent_kafka.KafkaError | None, _partitions: list[confluent_kafka.TopicPartition]
+    ) -> None:
+        if error is not None and error.code() != _Code._NO_OFFSET:  # noqa: SLF001
+            _log.warning("commit failed; librdkafka tries again", error=error.name(), text=error.str())
+
+    def _assignment(self) -> list[confluent_kafka.TopicPartition]:
+        return [_topic_partition(partition) for partition in self._positions]
+
+    def _check_owner(self) -> None:
+        if threading.get_ident() != self._owner:
+            raise OwnershipError("Source belongs to the thread that subscribed; call it there")
+
+
+def _topic_partition(partition: TopicPartition, offset: int | None = None) -> confluent_kafka.TopicPartition:
+    if offset is None:
+        return confluent_kafka.TopicPartition(partition.topic, partition.partition)
+    return confluent_kafka.TopicPartition(partition.topic, partition.partition, offset)
+
+
+def _text(error: BaseException) -> str:
+    inner = error.args[0] if error.args else error
+    return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)
