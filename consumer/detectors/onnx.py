@@ -1,0 +1,194 @@
+"""`.onnx` models through onnxruntime; torch is not imported, so that a CPU pod can do without it.
+
+Batch and canvas sides may be dynamic or fixed. A fixed batch of N is filled in chunks of N, the last one padded with
+zeros. On CUDA, frames cross the bus as floats and NMS runs on the CPU: for a GPU the `.pt` file is the better choice.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumer.config import DetectorConfig
+from consumer.detectors.canvas import CHANNELS, canvases, group_by_shape, policy_for
+from consumer.detectors.device import parse_device
+from consumer.detectors.postprocess import is_end_to_end, select, to_detections
+from consumer.errors import EngineError, ModelError
+from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
+
+_MIN_STRIDE = 32
+_DTYPES: dict[str, type[np.floating]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_LOST = ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")
+_NO_MEMORY = ("Failed to allocate memory", "out of memory")
+
+
+class OnnxDetector:
+    """Results equal Ultralytics' `YOLO(path).predict(frame)` for each frame alone, at the same settings.
+
+    `MemoryError` from `detect` means that fewer frames may fit. The number of threads is onnxruntime's own default.
+    """
+
+    def __init__(self, path: Path, digest: str, config: DetectorConfig) -> None:
+        self._config = config
+        self._session: Any = _session(path, config.device)
+        metadata = _metadata(path, self._session.get_modelmeta().custom_metadata_map)
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
+            raise ModelError(f"{path}: expected one float input (batch, 3, height, width), got {_described(inputs)}")
+        self._input: str = inputs[0].name
+        self._dtype = _DTYPES[inputs[0].type]
+        # By value: 0 / 255 to 255 / 255, divided once and in the model's own precision.
+        self._scaled = (np.arange(256, dtype=np.float32) / 255).astype(self._dtype)
+        batch, channels, height, width = (side if isinstance(side, int) else None for side in inputs[0].shape)
+        if channels not in (None, CHANNELS):
+            raise ModelError(f"{path} takes images of {channels} channels; Sluice has {CHANNELS} (RGB)")
+        size = config.image_size
+        if height not in (None, size) or width not in (None, size):
+            raise ModelError(_wrong_size(path, height, width, size))
+        self._batch = batch
+        self.info = ModelInfo(name=path.name, digest=digest, labels=_labels(path, metadata))
+        provider = self._session.get_providers()[0]
+        self.device = f"cuda:{parse_device(config.device).ordinal}" if provider.startswith("CUDA") else "cpu"
+        stride = max(_stride(path, metadata), _MIN_STRIDE)
+        self.policy: LetterboxPolicy = policy_for(size, stride, rect=height is None and width is None)
+        self.max_batch_size: int | None = None
+        self._check_output(path)
+
+    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        return np.zeros(shape, np.uint8)
+
+    def warm_up(self, batch_size: int) -> None:
+        side = self.policy.size
+        letterbox = Letterbox.fit(side, side, self.policy)
+        slots = self.allocate((batch_size, side * side * CHANNELS))
+        for n in (batch_size, 1):
+            self.detect(slots[:n], [letterbox] * n)
+
+    def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
+        results = [Detections.none()] * len(letterboxes)
+        for group in group_by_shape(slots, letterboxes):
+            frames = canvases(slots, group)
+            step = self._batch or len(frames)
+            for first in range(0, len(frames), step):
+                rows = group.rows[first : first + step]
+                prediction = self._run(frames[first : first + step])[: len(rows)]
+                for row, found in zip(rows, select(prediction, self._config), strict=True):
+                    results[row] = to_detections(found, letterboxes[row])
+        return results
+
+    def close(self) -> None:
+        self._session = None
+
+    def _run(self, frames: NDArray[np.uint8]) -> NDArray[np.floating]:
+        """One forward pass of at most a fixed batch: uint8 (n, height, width, 3) to the raw output."""
+        n, height, width, _ = frames.shape
+        tensor = np.zeros((self._batch or n, CHANNELS, height, width), self._dtype)
+        for channel in range(CHANNELS):
+            np.take(self._scaled, frames[..., channel], out=tensor[:n, channel], mode="clip")
+        with _faults_explained():
+            output: NDArray[np.floating] = self._session.run(None, {self._input: tensor})[0]
+        return output
+
+    def _check_output(self, path: Path) -> None:
+        """Run once on an empty canvas, so that a model of another kind is found out here and not by its results."""
+        side = self.policy.size
+        try:
+            shape = self._run(np.zeros((1, side, side, CHANNELS), np.uint8)).shape
+        except EngineError:
+            raise
+        except Exception as error:  # onnxruntime's own types; whatever it is, the model does not run
+            raise ModelError(f"{path} does not run on a {side}x{side} canvas: {error}") from error
+        labels = len(self.info.labels)
+        if len(shape) == 3 and is_end_to_end(shape):
+            return
+        # Without labels, more classes than anchors give away a transposed output, that of YOLOv5 for example.
+        if len(shape) != 3 or (labels and shape[1] != 4 + labels) or shape[1] > shape[2] > labels:
+            raise ModelError(
+                f"{path}: expected an output (batch, 4 + {labels or 'classes'}, anchors) or (batch, boxes, 6), got "
+                f"{tuple(shape)}; export the model with Ultralytics (sluice export)"
+            )
+
+
+def _session(path: Path, device: str) -> Any:
+    """Open the model on the device that was asked for, and on no other. Raises ModelError."""
+    wanted = parse_device(device)
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ModelError(f"{path} needs onnxruntime: pip install 'sluice[onnx]'") from None
+    cuda_built = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if wanted.kind == "cuda" and not cuda_built:
+        raise ModelError(
+            f"detector.device is {device}, but this onnxruntime cannot use CUDA: install onnxruntime-gpu in its place, "
+            "or set detector.device: auto or cpu"
+        )
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if wanted.kind != "cpu" and cuda_built:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": wanted.ordinal}))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=providers)
+    except Exception as error:  # onnxruntime's own types share no base below it
+        raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {error}") from error
+    if wanted.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise ModelError(f"detector.device is {device}, but onnxruntime fell back to {session.get_providers()[0]}")
+    return session
+
+
+def _metadata(path: Path, raw: Mapping[str, str]) -> dict[str, str]:
+    """What Ultralytics wrote into the file; empty for a model exported by something else. Raises ModelError."""
+    task, head = raw.get("task", "detect"), raw.get("head", "Detect")
+    if task != "detect":
+        raise ModelError(f"{path} is a {task} model; Sluice needs one for detection (task detect)")
+    if head.startswith("RTDETR"):
+        raise ModelError(f"{path} is an RT-DETR model, which Sluice does not decode; use a YOLO model")
+    return dict(raw)
+
+
+def _labels(path: Path, metadata: Mapping[str, str]) -> dict[int, str]:
+    """Class names, written by Ultralytics as a Python literal, {0: 'person', ...}."""
+    if "names" not in metadata:
+        return {}
+    try:
+        names = ast.literal_eval(metadata["names"])
+        pairs = names.items() if isinstance(names, dict) else enumerate(names)
+        return {int(number): str(name) for number, name in pairs}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ModelError(f"{path}: its metadata has class names that are not a map of numbers to names") from None
+
+
+def _stride(path: Path, metadata: Mapping[str, str]) -> int:
+    stride = metadata.get("stride", str(_MIN_STRIDE))
+    if not stride.isdecimal():
+        raise ModelError(f"{path}: its metadata has a stride of {stride!r}, expected a number of pixels")
+    return int(stride)
+
+
+def _wrong_size(path: Path, height: int | None, width: int | None, size: int) -> str:
+    found = f"{path} takes canvases of {width or 'any'}x{height or 'any'} pixels, detector.image_size is {size}"
+    if height == width:
+        return f"{found}: set it to {height}, or export the model again with imgsz={size}"
+    return f"{found}, and canvases are square at most: export the model again with imgsz={size}"
+
+
+def _described(values: Sequence[Any]) -> str:
+    return ", ".join(f"{value.name}: {value.type} {value.shape}" for value in values) or "none"
+
+
+@contextlib.contextmanager
+def _faults_explained() -> Iterator[None]:
+    """Tell what a caller must act upon apart: out of memory, and a device that is lost."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if any(sign in text for sign in _NO_MEMORY):
+            raise MemoryError(text) from error
+        if any(sign in text for sign in _LOST):
+            raise EngineError(f"the GPU failed and is lost to this process: {text}") from error
+        raise

@@ -1,0 +1,115 @@
+"""A detector that sees nothing and takes as long as it is told: for benchmarks, capacity planning and fault tests.
+
+`simulated://6.667ms@1,40ms@32` takes 6.667 ms for a batch of one and 40 ms for a batch of 32, and in between and
+beyond what the straight line through both says: a fixed cost per batch plus a cost per frame, which is how a GPU
+behaves. With one point, `simulated://5ms@1`, every batch takes that long, whatever its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumer.config import DetectorConfig
+from consumer.detectors.canvas import group_by_shape, policy_for
+from consumer.errors import ModelError
+from consumer.types import Clock, Detections, Letterbox, LetterboxPolicy, ModelInfo
+
+SCHEME = "simulated://"
+LABELS = {0: "simulated"}
+SCORE = 0.5
+MAX_MS = 60_000.0
+MAX_FRAMES = 1024
+
+_POINT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)ms@(\d{1,9})")
+_STRIDE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTime:
+    """Milliseconds that a batch of n frames takes: `fixed_ms + n * per_frame_ms`."""
+
+    fixed_ms: float
+    per_frame_ms: float
+
+    def seconds(self, frames: int) -> float:
+        return (self.fixed_ms + frames * self.per_frame_ms) / 1000
+
+    @classmethod
+    def parse(cls, url: str) -> ServiceTime:
+        """Read `simulated://A@n` or `simulated://A@n,B@m`. Raises ModelError that shows the right form."""
+
+        def wrong(why: str) -> ModelError:
+            return ModelError(f"detector.model {url!r}: {why}. The form is {SCHEME}6.667ms@1,40ms@32")
+
+        matches = [_POINT.fullmatch(text) for text in url.removeprefix(SCHEME).split(",")]
+        points = sorted((int(match[2]), float(match[1])) for match in matches if match)
+        if len(points) != len(matches) or len(points) > 2:
+            raise wrong("expected one or two service times, each as TIMEms@FRAMES")
+        for frames, ms in points:
+            if not 1 <= frames <= MAX_FRAMES:
+                raise wrong(f"a batch of {frames} frames is outside 1 to {MAX_FRAMES}")
+            if ms > MAX_MS:
+                raise wrong(f"{ms:g} ms for a batch is above {MAX_MS:g} ms")
+        if len(points) == 1:
+            return cls(points[0][1], 0.0)
+        (few, few_ms), (many, many_ms) = points
+        if few == many:
+            raise wrong(f"both times are for a batch of {few}")
+        per_frame = (many_ms - few_ms) / (many - few)
+        curve = cls(few_ms - few * per_frame, per_frame)
+        if per_frame < 0:
+            raise wrong("a larger batch would take less time than a smaller one")
+        if curve.seconds(1) < -1e-9:
+            raise wrong("a batch of 1 would take less than no time")
+        return curve
+
+
+class SimulatedDetector:
+    """Sleeps for the service time and reports one box, the middle half of the image, in every frame."""
+
+    def __init__(
+        self, config: DetectorConfig, *, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._service_time = ServiceTime.parse(config.model)
+        self._sees = config.confidence < SCORE
+        self._clock = clock
+        self._sleep = sleep
+        digest = hashlib.sha256(config.model.encode()).hexdigest()
+        self.info = ModelInfo(name=config.model, digest=f"sha256:{digest}", labels=LABELS)
+        self.device = "simulated"
+        self.policy: LetterboxPolicy = policy_for(config.image_size, _STRIDE, rect=True)
+        self.max_batch_size: int | None = None
+
+    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        return np.zeros(shape, np.uint8)
+
+    def warm_up(self, batch_size: int) -> None:
+        """Nothing is lazy here."""
+
+    def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
+        """Takes the service time in all: what is spent on the results is taken off the sleep."""
+        if not letterboxes:
+            return []
+        ends_at = self._clock() + self._service_time.seconds(len(letterboxes))
+        group_by_shape(slots, letterboxes)  # the same checks as in a real backend
+        results = [self._result(letterbox) for letterbox in letterboxes]
+        if (left := ends_at - self._clock()) > 0:
+            self._sleep(left)
+        return results
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def _result(self, letterbox: Letterbox) -> Detections:
+        if not self._sees:
+            return Detections.none()
+        middle = np.array([[0.25, 0.25, 0.75, 0.75]], np.float32)
+        size = np.array([letterbox.width, letterbox.height] * 2, np.float32)
+        return Detections(middle * size, np.array([SCORE], np.float32), np.zeros(1, np.int32))

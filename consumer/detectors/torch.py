@@ -1,0 +1,265 @@
+"""Ultralytics `.pt` models through torch.
+
+On a GPU, frames cross the bus as uint8 from pinned memory on a stream of their own; layout, scale and precision
+happen on the device, one NMS serves a whole forward pass, and only final boxes come back, in one transfer.
+The CUDA paths (`_upload`, `_arrived`, `half`, the fault translation) have not been run on a GPU yet: the machine that
+this was written on has none. There are no CUDA graphs yet for the same reason.
+
+A `.pt` file is a pickle. It is loaded with `torch.load(weights_only=True)` and Ultralytics' list of known classes
+alone, so that a file which asks for anything else is refused before any of its code runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor
+
+from consumer.config import DetectorConfig
+from consumer.detectors.canvas import CHANNELS, Group, canvases, group_by_shape, policy_for
+from consumer.detectors.device import parse_device
+from consumer.detectors.postprocess import CLASS_SPAN, MAX_CANDIDATES, Rows, is_end_to_end, to_detections
+from consumer.errors import EngineError, ModelError
+from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
+
+# Above so many candidates in a forward pass, each image has its own NMS: its cost grows with their square.
+_POOLED_CANDIDATES = 4096
+# Ultralytics lets an end-to-end head propose at least so many boxes, whatever max_detections says.
+_MIN_PROPOSALS = 300
+_MIN_STRIDE = 32
+
+
+class TorchDetector:
+    """Results equal Ultralytics' `YOLO(path).predict(frame)` for each frame alone, at the same settings.
+
+    That includes which head of a model with two (YOLO26, YOLOv10) is used: the one that `predict` would use.
+    `torch.OutOfMemoryError` passes through `detect`. `half` counts on CUDA only, as in Ultralytics. The number of
+    threads is torch's own default.
+    """
+
+    def __init__(self, path: Path, digest: str, config: DetectorConfig) -> None:
+        self._config = config
+        self._device = _device(config.device)
+        self._cuda = self._device.type == "cuda"
+        self._dtype = torch.float16 if config.half and self._cuda else torch.float32
+        if self._cuda:
+            torch.cuda.set_device(self._device)  # for this thread, which owns the detector
+        self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
+        model = _load(path, config)
+        self._model: Any = model.to(self._device, self._dtype, memory_format=torch.channels_last)
+        stride = max(int(model.stride.max()), _MIN_STRIDE)
+        self.info = ModelInfo(name=path.name, digest=digest, labels={int(k): str(v) for k, v in model.names.items()})
+        self.device = str(self._device)
+        self.policy: LetterboxPolicy = policy_for(config.image_size, stride, rect=True)
+        self.max_batch_size: int | None = None
+
+    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        memory: NDArray[np.uint8] = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._cuda).numpy()
+        return memory
+
+    def warm_up(self, batch_size: int) -> None:
+        side = self.policy.size
+        letterbox = Letterbox.fit(side, side, self.policy)
+        slots = self.allocate((batch_size, side * side * CHANNELS))
+        for n in (batch_size, 1):
+            self.detect(slots[:n], [letterbox] * n)
+        # An empty canvas gives NMS nothing to do, and the first real frame would pay for loading its kernel.
+        boxes = torch.rand(16, 4, device=self._device)
+        torchvision.ops.nms(boxes, boxes[:, 0], self._config.iou).cpu()
+
+    def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
+        results = [Detections.none()] * len(letterboxes)
+        groups = group_by_shape(slots, letterboxes)
+        with _faults_explained(), torch.inference_mode():
+            # All copies are queued first, so that those of later groups run beside the first group's forward pass.
+            uploads = [self._upload(slots, group) for group in groups]
+            for group, upload in zip(groups, uploads, strict=True):
+                frames = self._arrived(upload).permute(0, 3, 1, 2)
+                frames = frames.to(self._dtype, memory_format=torch.channels_last).div_(255)
+                output = self._model(frames)
+                prediction = output[0] if isinstance(output, (list, tuple)) else output
+                for row, found in zip(group.rows, self._select(prediction), strict=True):
+                    results[row] = to_detections(found, letterboxes[row])
+        return results
+
+    def close(self) -> None:
+        self._model = None
+        if self._cuda:
+            torch.cuda.empty_cache()
+
+    def _upload(self, slots: NDArray[np.uint8], group: Group) -> _Upload:
+        """Queue the group's canvases for the device, (n, height, width, 3); on a CPU they stay where they are."""
+        if self._copies is None:
+            return _Upload(torch.from_numpy(canvases(slots, group)), None)
+        host = torch.from_numpy(slots)
+        with torch.cuda.stream(self._copies):
+            staged = torch.empty((len(group.rows), group.canvas_bytes), dtype=torch.uint8, device=self._device)
+            # Row by row: each canvas is contiguous, the rows together are not, and torch would gather them into
+            # pageable memory first.
+            for place, row in enumerate(group.rows):
+                staged[place].copy_(host[row, : group.canvas_bytes], non_blocking=True)
+            copied = self._copies.record_event()
+        return _Upload(staged.view(-1, group.height, group.width, CHANNELS), copied)
+
+    def _arrived(self, upload: _Upload) -> Tensor:
+        """The uploaded canvases, for the stream that computes; it waits on the device, this thread does not."""
+        if upload.copied is not None:
+            compute = torch.cuda.current_stream(self._device)
+            compute.wait_event(upload.copied)
+            upload.canvases.record_stream(compute)  # its memory is not reused before the forward pass has read it
+        return upload.canvases
+
+    def _select(self, prediction: Tensor) -> list[Rows]:
+        """The rows of each image of a forward pass. What was kept crosses back in one transfer."""
+        prediction = prediction.float()
+        kept = self._final(prediction) if is_end_to_end(prediction.shape) else self._from_candidates(prediction)
+        table: NDArray[np.float32] = kept.cpu().numpy()
+        return [table[table[:, 0] == image, 1:][: self._config.max_detections] for image in range(len(prediction))]
+
+    def _final(self, prediction: Tensor) -> Tensor:
+        """(n, k, 6) -> (m, 7): image, x1 y1 x2 y2, score, class."""
+        above = prediction[..., 4] > self._config.confidence
+        image = above.nonzero()[:, 0]
+        return torch.cat((image[:, None].float(), prediction[above]), 1)
+
+    def _from_candidates(self, prediction: Tensor) -> Tensor:
+        """(n, 4 + classes, anchors) -> (m, 7) as in `_final`, without what NMS suppresses."""
+        best, label = prediction[:, 4:].max(1)
+        image, anchor = (best > self._config.confidence).nonzero(as_tuple=True)
+        centre, half = prediction[image, :2, anchor], prediction[image, 2:4, anchor] / 2
+        columns = (image[:, None], centre - half, centre + half, best[image, anchor, None], label[image, anchor, None])
+        table = torch.cat([column.float() for column in columns], 1)
+        if len(table) <= _POOLED_CANDIDATES:
+            return self._suppressed(table)
+        return torch.cat([self._suppressed(table[image == i]) for i in range(len(prediction))])
+
+    def _suppressed(self, table: Tensor) -> Tensor:
+        """One NMS over the images in `table`, best score first; only boxes of one image and class compete.
+
+        Classes lie apart in x and images in y. One common offset for both would reach 2e7 at 32 images and 80
+        classes, where float32 knows only every second pixel; so it stays as exact as Ultralytics' own.
+        """
+        if len(table) > MAX_CANDIDATES:
+            table = table[table[:, 5].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
+        image, boxes, scores, label = table[:, :1], table[:, 1:5], table[:, 5], table[:, 6:]
+        offset = torch.cat((label, image), 1).mul_(CLASS_SPAN).repeat(1, 2)
+        return table[torchvision.ops.nms(boxes + offset, scores, self._config.iou)]
+
+
+class _Upload(NamedTuple):
+    canvases: Tensor
+    copied: torch.cuda.Event | None  # None: they were there already
+
+
+def download(name: str) -> Path:
+    """Fetch one of Ultralytics' own models by its bare name into the working directory. Raises ModelError."""
+    _quiet_ultralytics()
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+    if name not in GITHUB_ASSETS_NAMES:
+        raise ModelError(f"{name} is neither here nor one of Ultralytics' own models")
+    try:
+        path = Path(attempt_download_asset(name))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"could not download {name}: {error}") from error
+    if not path.is_file():
+        raise ModelError(f"could not download {name}: see the log, or fetch it elsewhere and mount it")
+    return path.resolve()
+
+
+def _quiet_ultralytics() -> None:
+    """Keep Ultralytics from installing packages and from asking the network whether it is there.
+
+    It reads these variables once, when it is first imported; the attribute covers a process that had imported it.
+    Safe loading needs no variable: `_load` asks for it by argument, and fails where that is not understood.
+    """
+    os.environ["YOLO_AUTOINSTALL"] = "false"
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    from ultralytics.utils import checks
+
+    checks.AUTOINSTALL = False  # type: ignore[attr-defined]
+
+
+def _device(wanted: str) -> torch.device:
+    kind, index = parse_device(wanted)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == "auto" and not there):
+        return torch.device("cpu")
+    if index >= there:
+        raise ModelError(
+            f"detector.device is {wanted}, but torch {torch.__version__} finds {there} CUDA devices here. "
+            "Give the pod a GPU (nvidia.com/gpu), or set detector.device: auto or cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def _load(path: Path, config: DetectorConfig) -> Any:
+    """The model in the checkpoint: safe, a detector, fused, in evaluation mode, on the CPU."""
+    _quiet_ultralytics()
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    checkpoint = _checkpoint(path)
+    model: Any = checkpoint.get("ema") or checkpoint.get("model")
+    _check_kind(path, model)
+    head = model.model[-1]
+    # A model may have two heads: one that needs NMS and one that does not. `predict` takes the second one only with
+    # nms=False, or where a fused model has no other.
+    model.end2end = DEFAULT_CFG_DICT.get("nms") is False and hasattr(head, "one2one_cv2")
+    head.max_det = max(config.max_detections, _MIN_PROPOSALS)
+    return model.float().fuse(verbose=False).eval()
+
+
+def _check_kind(path: Path, model: object) -> None:
+    """Raise ModelError where the model is not a YOLO detector of RGB images."""
+    from ultralytics.nn.modules.head import Detect
+    from ultralytics.nn.tasks import DetectionModel, guess_model_task
+
+    task = getattr(model, "task", None) or guess_model_task(model)  # type: ignore[no-untyped-call]
+    if task != "detect":
+        raise ModelError(f"{path} is a {task} model; Sluice needs one for detection (task detect)")
+    layers: Any = getattr(model, "model", [None])
+    if not isinstance(model, DetectionModel) or not isinstance(layers[-1], Detect):
+        raise ModelError(f"{path} holds a {type(model).__name__}, not an Ultralytics YOLO detection model")
+    settings: Any = model.yaml
+    if (channels := settings.get("channels", CHANNELS)) != CHANNELS:
+        raise ModelError(f"{path} takes images of {channels} channels; Sluice has {CHANNELS} (RGB)")
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from ultralytics.nn.tasks import torch_safe_load
+    from ultralytics.utils.checks import check_yolov5u_filename
+
+    # Ultralytics opens another file than it is asked for where the name has a quote or is that of an old YOLOv5,
+    # and would look for that one on the network.
+    opened = check_yolov5u_filename(str(path).strip().replace("'", ""), verbose=False)
+    if opened != str(path):
+        raise ModelError(f"{path}: Ultralytics would open {opened} instead; rename the file")
+    try:
+        checkpoint, _ = torch_safe_load(path, safe_only=True)  # type: ignore[no-untyped-call]
+    except Exception as error:  # a broken or hostile file may raise anything; all of it means "refused"
+        raise ModelError(
+            f"{path} was refused by safe loading, and none of its code was run: it is damaged, not an Ultralytics "
+            f"checkpoint, or needs classes that Ultralytics does not know ({type(error).__name__}: {error})"
+        ) from error
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+@contextlib.contextmanager
+def _faults_explained() -> Iterator[None]:
+    """Out of memory passes through, for the caller to take fewer frames; a lost device becomes EngineError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # torch.AcceleratorError is one
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            raise EngineError(f"the GPU failed and is lost to this process: {error}") from error
+        raise
