@@ -60,7 +60,7 @@ class Metrics:
         )
         self.rebalances = counter("rebalances_total", "Partitions assigned, revoked and lost.", "event")
         self.assigned = gauge("assigned_partitions", "Partitions assigned to this process.")
-        self.committed = counter("commits_total", "Offsets handed to the commit, by partition and turn.")
+        self.stored = counter("offsets_stored_total", "Watermarks handed to the commit.")
         self.loop_age = gauge("loop_age_seconds", "Time since the main loop last turned.")
         self.ready = gauge("ready", "1 when /readyz answers 200.")
         self.build = gauge("build_info", "1, labelled with version and model.", "version", "model", "device")

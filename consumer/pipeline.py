@@ -143,7 +143,7 @@ class Pipeline(RebalanceListener):
         for result in results:
             self._publish(result)  # 4 publish
         self._acknowledge(self._publisher.poll())
-        self._source.store(self._offsets.committable())  # 5 commit
+        self._commit(self._offsets.committable())  # 5 commit
         self._watch_over()
 
     # The steps
@@ -199,6 +199,11 @@ class Pipeline(RebalanceListener):
             self._held_bytes -= _size(done.frame)
         if acknowledged:
             self._metrics.acknowledged(acknowledged, now_s=self._clock(), now_ms=self._wall_clock_ms())
+
+    def _commit(self, risen: Sequence[Committable]) -> None:
+        if risen:
+            self._source.store(risen)
+            self._metrics.stored.inc(len(risen))
 
     def _count_rejections(self, frame: Frame, outcome: Outcome) -> None:
         if not isinstance(outcome, Rejected):
