@@ -1,0 +1,194 @@
+"""Rejected frames -> dead letters: the original byte for byte, and always small enough to be written."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_records import JPEG, RECEIPT, parse
+
+from consumer import wire
+from consumer.types import Frame, Receipt, Record, Rejected, TopicPartition
+
+DAMAGED = Rejected("decode", "damaged", "the JPEG ends too early")
+HEADERS = st.lists(st.tuples(st.text(max_size=30), st.none() | st.binary(max_size=2000)), max_size=12)
+
+
+def dead(frame: Frame, rejected: Rejected = DAMAGED, limit: int = 1_000_000) -> wire.Message:
+    return wire.encode_dead_letter(frame, rejected, source="/sluice/g", max_bytes=limit, now_ms=99)
+
+
+def replayed(message: wire.Message, offset: int = 7) -> Frame:
+    """The frame that a dead letter becomes when someone copies it, headers and all, back to the input."""
+    record = Record(message.key, message.value, tuple(message.headers), message.timestamp_ms)
+    return wire.parse_frame(record, Receipt(TopicPartition("frames", 0), offset, 1), 0.0)
+
+
+def wire_size(message: wire.Message) -> int:
+    """What librdkafka and the broker count, with every varint at its longest."""
+    headers = chain.from_iterable((name.encode(), value or b"") for name, value in message.headers)
+    parts = [message.key or b"", message.value or b"", *headers]
+    return 61 + 30 + sum(5 + len(part) for part in parts)
+
+
+class TestDeadLetters:
+    @settings(max_examples=100, deadline=None)
+    @given(key=st.none() | st.binary(), value=st.none() | st.binary(), headers=HEADERS, at=st.integers(0, 2**60))
+    def test_key_value_headers_and_timestamp_stay_byte_for_byte(
+        self, key: bytes | None, value: bytes | None, headers: Any, at: int
+    ) -> None:
+        """Catches the decoded, re-encoded or sorted copy that a replay can no longer trust."""
+        message = dead(parse(value, key=key, headers=tuple(headers), at=at))
+        assert (message.key, message.value, message.timestamp_ms) == (key, value, at)
+        assert message.headers[: len(headers)] == headers
+
+    def test_our_headers_say_where_why_and_which(self) -> None:
+        message = dead(parse(headers=(("ce_id", b"theirs"),)))
+        assert message.headers == [
+            ("ce_id", b"theirs"),
+            ("__connect.errors.topic", b"frames"),
+            ("__connect.errors.partition", b"3"),
+            ("__connect.errors.offset", b"42"),
+            ("__connect.errors.connector.name", b"/sluice/g"),
+            ("__connect.errors.stage", b"decode"),
+            ("__connect.errors.class.name", b"consumer.decoder"),
+            ("__connect.errors.exception.class.name", b"damaged"),
+            ("__connect.errors.exception.message", b"the JPEG ends too early"),
+            ("sluice-rejected-at-ms", b"99"),
+            ("ce_id", b"frames/3/42"),
+        ]
+
+    @pytest.mark.parametrize("at", [None, -1])
+    def test_a_record_without_timestamp_gets_the_time_of_rejection(self, at: int | None) -> None:
+        assert dead(parse(at=at)).timestamp_ms == 99
+
+    @pytest.mark.parametrize("limit", [1_000_000, 4096])
+    def test_a_dead_letter_that_is_replayed_and_fails_again_does_not_grow(self, limit: int) -> None:
+        """Catches headers piling up with each replay until the dead letter itself is too large."""
+        first = dead(parse(JPEG * 100, headers=(("ce_id", b"theirs"), ("a", b"b"))), limit=limit)
+        again = dead(replayed(first), DAMAGED, limit)
+        third = dead(replayed(again), DAMAGED, limit)
+        assert third == again
+        assert len(again.headers) == len(first.headers)
+        headers = dict(again.headers)
+        assert headers["ce_id"] == b"frames/0/7"  # ours is new
+        assert headers["__connect.errors.offset"] == b"7"
+        assert again.headers[:2] == [("ce_id", b"theirs"), ("a", b"b")]
+
+    def test_a_dead_letter_of_kafka_connect_keeps_what_we_do_not_write(self) -> None:
+        connect = (("__connect.errors.topic", b"t"), ("__connect.errors.exception.stacktrace", b"at x"))
+        headers = dead(parse(headers=connect)).headers
+        assert headers[0] == connect[1]
+        assert [value for name, value in headers if name == "__connect.errors.topic"] == [b"frames"]
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        key=st.none() | st.binary(max_size=20) | st.integers(0, 9000).map(bytes),
+        value=st.none() | st.integers(0, 20_000).map(bytes),
+        headers=HEADERS,
+        detail=st.text(max_size=2000),
+        limit=st.integers(0, 15_000),
+    )
+    def test_a_dead_letter_can_always_be_written(
+        self, key: bytes | None, value: bytes | None, headers: Any, detail: str, limit: int
+    ) -> None:
+        """Catches a cut that forgets the headers, the key, or the headers that tell of the cut."""
+        frame = parse(value, key=key, headers=tuple(headers))
+        message = dead(frame, replace(DAMAGED, detail=detail), limit)
+        assert wire_size(message) <= max(limit, 4096)
+        told, record = dict(message.headers), frame.record
+        kept = [header for header in headers if header in message.headers]
+        if (message.key, message.value, len(kept)) != (record.key, record.value, len(headers)):
+            assert told["sluice-truncated"] == b"true"
+            assert told["sluice-original-bytes"] == b"%d" % len(value or b"")
+            assert told["sluice-original-sha256"] == hashlib.sha256(value or b"").hexdigest().encode()
+        if value is not None:
+            assert message.value is not None
+            assert value.startswith(message.value)
+        if key is not None and len(key) <= 512:
+            assert message.key == key
+
+    def test_a_dead_letter_that_fits_is_not_cut_and_one_byte_more_is(self) -> None:
+        """Catches a generous margin: frames close to the limit would lose their end for nothing."""
+        limit = 100_000
+        fits = [
+            size
+            for size in range(98_000, limit)
+            if len(dead(parse(bytes([1]) * size), limit=limit).value or b"") == size
+        ]
+        largest = fits[-1]
+        assert fits == list(range(98_000, largest + 1))
+        assert largest > limit - 1500
+        cut = dead(parse(bytes([1]) * (largest + 1)), limit=limit)
+        assert ("sluice-truncated", b"true") in cut.headers
+
+    def test_the_value_goes_first_then_a_huge_key_then_the_largest_headers(self) -> None:
+        """Catches losing the small headers, which say which frame it was, for the sake of a large blob."""
+        headers = (("small", b"s"), ("huge", bytes(50_000)), ("small-too", b"t"))
+        message = dead(parse(JPEG, key=bytes(9000), headers=headers), limit=10_000)
+        told = dict(message.headers)
+        assert (told["small"], told["small-too"], "huge" in told) == (b"s", b"t", False)
+        assert (told["sluice-dropped-headers"], told["sluice-original-key-bytes"]) == (b"1", b"9000")
+        assert len(message.key or b"") == 512
+        message = dead(parse(JPEG * 1000, headers=headers), limit=60_000)
+        told = dict(message.headers)
+        assert told["huge"] == headers[1][1]
+        assert "sluice-dropped-headers" not in told
+
+    def test_a_cut_dead_letter_keeps_the_first_truth_when_it_is_cut_again(self) -> None:
+        """Catches size and digest of a fragment being passed off as those of the original."""
+        value = JPEG * 1000
+        first = dead(parse(value), limit=50_000)
+        told = dict(dead(replayed(first), limit=5000).headers)
+        assert told["sluice-original-bytes"] == b"%d" % len(value)
+        assert told["sluice-original-sha256"] == hashlib.sha256(value).hexdigest().encode()
+
+    def test_forged_notes_of_a_cut_cannot_break_the_next_dead_letter(self) -> None:
+        """Catches `int(header)` on what anybody can write into a header."""
+        forged = (
+            ("sluice-rejected-at-ms", b"x"),
+            ("sluice-truncated", bytes(9000)),
+            ("sluice-dropped-headers", b"not a number"),
+            ("sluice-original-sha256", b"\xff" * 64),
+            *[("sluice-dropped-headers", b"9" * 20)] * 300,
+        )
+        message = dead(parse(JPEG * 100, headers=forged), limit=4096)
+        assert wire_size(message) <= 4096
+
+    def test_a_hundred_thousand_headers_cost_seconds_at_most(self) -> None:
+        """Catches a quadratic search for the largest header: a legal 1 MB record would stall the loop for minutes."""
+        frame = parse(headers=tuple((f"h{n % 7}", bytes(n % 5)) for n in range(100_000)))
+        started = time.perf_counter()
+        message = dead(frame, limit=50_000)
+        assert time.perf_counter() - started < 2
+        assert wire_size(message) <= 50_000
+
+    def test_read_dead_letter_gives_back_the_original_record(self) -> None:
+        record = parse(headers=(("ce_id", b"theirs"), ("frame-id", b"5"))).record
+        message = dead(wire.parse_frame(record, RECEIPT, 0.0))
+        letter = wire.read_dead_letter(Record(message.key, message.value, tuple(message.headers), message.timestamp_ms))
+        assert letter == wire.DeadLetter(
+            id="frames/3/42",
+            topic="frames",
+            partition=3,
+            offset=42,
+            stage="decode",
+            reason="damaged",
+            detail="the JPEG ends too early",
+            truncated=False,
+            record=record,
+        )
+
+    def test_read_dead_letter_knows_what_is_none_and_what_was_cut(self) -> None:
+        assert wire.read_dead_letter(parse().record) is None
+        assert wire.read_dead_letter(parse(headers=(("__connect.errors.offset", b"5"),)).record) is None
+        cut = dead(parse(JPEG * 1000), limit=5000)
+        letter = wire.read_dead_letter(Record(cut.key, cut.value, tuple(cut.headers), cut.timestamp_ms))
+        assert letter is not None
+        assert letter.truncated
