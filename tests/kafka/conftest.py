@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from apache_kafka import KafkaCluster
 from brokers import APACHE, Broker
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka
-import images
 import msgpack
 import pytest
-from brokers import Broker
 from jsonschema import Draft202012Validator
+
+import images
+from brokers import Broker
 from sluice_process import Reader, Topics, produce, reading, running
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import confluent_kafka
+
 from brokers import Broker, unique_name
 from consumer.tools.embedded import dies_with_parent, free_port
 from consumer.wire import decode_result
