@@ -26,12 +26,11 @@ from torch import Tensor
 from consumer.config import DetectorConfig
 from consumer.detectors.canvas import CHANNELS, Group, canvases, group_by_shape, policy_for
 from consumer.detectors.device import parse_device
-from consumer.detectors.postprocess import CLASS_SPAN, MAX_CANDIDATES, Rows, is_end_to_end, to_detections
+from consumer.detectors.postprocess import to_detections
+from consumer.detectors.postprocess_torch import select
 from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
 
-# Above so many candidates in a forward pass, each image has its own NMS: its cost grows with their square.
-_POOLED_CANDIDATES = 4096
 # Ultralytics lets an end-to-end head propose at least so many boxes, whatever max_detections says.
 _MIN_PROPOSALS = 300
 _MIN_STRIDE = 32
@@ -86,7 +85,7 @@ class TorchDetector:
                 frames = frames.to(self._dtype, memory_format=torch.channels_last).div_(255)
                 output = self._model(frames)
                 prediction = output[0] if isinstance(output, (list, tuple)) else output
-                for row, found in zip(group.rows, self._select(prediction), strict=True):
+                for row, found in zip(group.rows, select(prediction, self._config), strict=True):
                     results[row] = to_detections(found, letterboxes[row])
         return results
 
@@ -116,42 +115,6 @@ class TorchDetector:
             compute.wait_event(upload.copied)
             upload.canvases.record_stream(compute)  # its memory is not reused before the forward pass has read it
         return upload.canvases
-
-    def _select(self, prediction: Tensor) -> list[Rows]:
-        """The rows of each image of a forward pass. What was kept crosses back in one transfer."""
-        prediction = prediction.float()
-        kept = self._final(prediction) if is_end_to_end(prediction.shape) else self._from_candidates(prediction)
-        table: NDArray[np.float32] = kept.cpu().numpy()
-        return [table[table[:, 0] == image, 1:][: self._config.max_detections] for image in range(len(prediction))]
-
-    def _final(self, prediction: Tensor) -> Tensor:
-        """(n, k, 6) -> (m, 7): image, x1 y1 x2 y2, score, class."""
-        above = prediction[..., 4] > self._config.confidence
-        image = above.nonzero()[:, 0]
-        return torch.cat((image[:, None].float(), prediction[above]), 1)
-
-    def _from_candidates(self, prediction: Tensor) -> Tensor:
-        """(n, 4 + classes, anchors) -> (m, 7) as in `_final`, without what NMS suppresses."""
-        best, label = prediction[:, 4:].max(1)
-        image, anchor = (best > self._config.confidence).nonzero(as_tuple=True)
-        centre, half = prediction[image, :2, anchor], prediction[image, 2:4, anchor] / 2
-        columns = (image[:, None], centre - half, centre + half, best[image, anchor, None], label[image, anchor, None])
-        table = torch.cat([column.float() for column in columns], 1)
-        if len(table) <= _POOLED_CANDIDATES:
-            return self._suppressed(table)
-        return torch.cat([self._suppressed(table[image == i]) for i in range(len(prediction))])
-
-    def _suppressed(self, table: Tensor) -> Tensor:
-        """One NMS over the images in `table`, best score first; only boxes of one image and class compete.
-
-        Classes lie apart in x and images in y. One common offset for both would reach 2e7 at 32 images and 80
-        classes, where float32 knows only every second pixel; so it stays as exact as Ultralytics' own.
-        """
-        if len(table) > MAX_CANDIDATES:
-            table = table[table[:, 5].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
-        image, boxes, scores, label = table[:, :1], table[:, 1:5], table[:, 5], table[:, 6:]
-        offset = torch.cat((label, image), 1).mul_(CLASS_SPAN).repeat(1, 2)
-        return table[torchvision.ops.nms(boxes + offset, scores, self._config.iou)]
 
 
 class _Upload(NamedTuple):

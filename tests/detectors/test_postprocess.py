@@ -1,0 +1,165 @@
+"""Selection and suppression against torchvision and Ultralytics, on made-up model outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from consumer.config import DetectorConfig
+from consumer.detectors import postprocess
+from consumer.detectors.postprocess import Rows, suppress, to_detections, to_original
+from consumer.types import Letterbox, LetterboxPolicy
+
+torch = pytest.importorskip("torch")
+
+
+def in_numpy(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
+    return postprocess.select(prediction, config)
+
+
+def in_torch(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
+    from consumer.detectors import postprocess_torch
+
+    return postprocess_torch.select(torch.from_numpy(prediction), config)
+
+
+both = pytest.mark.parametrize("select", [in_numpy, in_torch])
+Select = Callable[[np.ndarray, DetectorConfig], list[Rows]]
+
+
+def candidates(images: int, classes: int, anchors: int, seed: int = 0) -> np.ndarray:
+    """Clustered boxes, so that many suppress each other, with scores on both sides of the threshold."""
+    random = np.random.default_rng(seed)
+    centres = random.uniform(50, 590, (images, 2, 12))[:, :, random.integers(0, 12, anchors)]
+    boxes = np.concatenate([centres, np.full((images, 2, anchors), 60.0)], 1)
+    boxes += random.normal(0, 6, boxes.shape)
+    scores = random.beta(0.5, 6, (images, classes, anchors))
+    return np.concatenate([boxes, scores], 1).astype(np.float32)
+
+
+def ultralytics(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
+    import torchvision  # noqa: F401 - Ultralytics takes its NMS where it has been imported
+    from ultralytics.utils.nms import non_max_suppression
+
+    found: Any = non_max_suppression(
+        torch.from_numpy(prediction.copy()), config.confidence, config.iou, max_det=config.max_detections
+    )
+    return [rows.numpy() for rows in found]
+
+
+@both
+@pytest.mark.parametrize(
+    ("images", "classes", "anchors", "confidence"),
+    [(1, 1, 300, 0.1), (3, 4, 300, 0.25), (32, 80, 120, 0.25), (3, 80, 3000, 0.01)],
+    ids=["one class", "few", "32 images of 80 classes", "more than are pooled"],
+)
+def test_selection_equals_ultralytics(
+    select: Select, images: int, classes: int, anchors: int, confidence: float
+) -> None:
+    """Catches: offsets so large that float32 rounds boxes together, competition between images or classes."""
+    config = DetectorConfig(confidence=confidence, iou=0.6)
+    prediction = candidates(images, classes, anchors)
+    expected = ultralytics(prediction, config)
+    assert sum(map(len, expected)) > 10
+    for actual, wanted in zip(select(prediction, config), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6)
+
+
+@both
+def test_far_images_of_a_batch_are_suppressed_as_exactly_as_the_first(select: Select) -> None:
+    """Catches: one offset of (image * classes + class) * 7680, at whose end float32 has a spacing of 2 pixels."""
+    one = candidates(1, 80, 120)
+    first, *_, last = select(np.repeat(one, 32, axis=0), DetectorConfig(confidence=0.25))
+    np.testing.assert_array_equal(first, last)
+
+
+@both
+def test_final_boxes_are_only_filtered(select: Select) -> None:
+    """Catches: NMS after a head that has done it, `>=` at the threshold, more boxes than allowed."""
+    boxes = np.array([[10, 10, 50, 50]] * 5, np.float32)
+    scores = np.array([[0.9], [0.8], [0.7], [0.25], [0.1]], np.float32)
+    prediction = np.concatenate([boxes, scores, np.zeros((5, 1), np.float32)], 1)[None].repeat(2, axis=0)
+    for rows in select(prediction, DetectorConfig(confidence=0.25)):
+        np.testing.assert_allclose(rows[:, 4], [0.9, 0.8, 0.7])
+    assert [len(rows) for rows in select(prediction, DetectorConfig(confidence=0.25, max_detections=2))] == [2, 2]
+
+
+@both
+def test_nothing_above_the_threshold_is_an_empty_result(select: Select) -> None:
+    """Catches: an empty selection that loses its six columns, or an image that loses its place."""
+    prediction = candidates(3, 4, 50)
+    prediction[1, 4:] = 0
+    counts = [len(rows) for rows in select(prediction, DetectorConfig(confidence=0.25))]
+    assert counts[1] == 0
+    assert counts[0] > 0
+    assert counts[2] > 0
+    assert [rows.shape for rows in select(prediction, DetectorConfig(confidence=1))] == [(0, 6)] * 3
+
+
+@both
+def test_only_the_best_candidates_of_a_flood_take_part(select: Select, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a limit on candidates that keeps the first ones instead of the best."""
+    from consumer.detectors import postprocess_torch
+
+    monkeypatch.setattr(postprocess, "MAX_CANDIDATES", 5)
+    monkeypatch.setattr(postprocess_torch, "MAX_CANDIDATES", 5)
+    prediction = candidates(1, 1, 50)
+    prediction[0, :2] = np.arange(50) * 1000  # nothing overlaps
+    (rows,) = select(prediction, DetectorConfig(confidence=0.001))
+    np.testing.assert_allclose(rows[:, 4], np.sort(prediction[0, 4])[::-1][:5])
+
+
+# Whole pixels and a coarse grid of scores make equal overlaps, equal scores and empty boxes likely.
+_boxes = st.integers(0, 40).flatmap(lambda n: arrays.arrays(np.int16, (n, 4), elements=st.integers(0, 12)))
+
+
+@given(corners=_boxes, data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_suppression_equals_torchvision(corners: np.ndarray, data: st.DataObject) -> None:
+    """Catches: another order of equal scores, `>=` for `>`, a threshold compared in float32, boxes without area."""
+    import torchvision
+
+    boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1).astype(np.float32)
+    levels = st.sampled_from([0.25, 0.5, 0.75])
+    scores = np.array(data.draw(st.lists(levels, min_size=len(boxes), max_size=len(boxes))), np.float32)
+    iou = data.draw(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 1.0]))
+    expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), iou).tolist()
+    assert suppress(boxes, scores, iou, 1000).tolist() == expected
+    assert suppress(boxes, scores, iou, 3).tolist() == expected[:3]
+
+
+@given(
+    width=st.integers(1, 4000),
+    height=st.integers(1, 4000),
+    size=st.sampled_from([320, 640, 1280]),
+    rect=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=200, deadline=None)
+def test_boxes_return_to_the_image_as_ultralytics_returns_them(
+    width: int, height: int, size: int, rect: bool, data: st.DataObject
+) -> None:
+    """Catches: one gain for both axes, a padding of half a pixel, clipping to the canvas instead of the image."""
+    from ultralytics.utils.ops import scale_boxes
+
+    letterbox = Letterbox.fit(width, height, LetterboxPolicy(size, 32, rect))
+    boxes = data.draw(arrays.arrays(np.float32, (5, 4), elements=st.floats(-100, 1400, width=32)))
+    expected = scale_boxes(letterbox.canvas_shape, torch.from_numpy(boxes.copy()), (height, width)).numpy()
+    # A side that was scaled to very few pixels has a gain that is only roughly that of the whole image.
+    np.testing.assert_allclose(to_original(boxes, letterbox), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_result_is_sorted_and_keeps_nothing_of_the_output() -> None:
+    """Catches: trust in the order of a head that promises none, and views of memory that the engine reuses."""
+    rows = np.array([[0, 0, 10, 10, 0.3, 1], [5, 5, 20, 20, 0.9, 2]], np.float32)
+    result = to_detections(rows, Letterbox.fit(640, 640, LetterboxPolicy()))
+    rows[:] = 0
+    np.testing.assert_allclose(result.scores, [0.9, 0.3])
+    assert result.class_ids.tolist() == [2, 1]
+    np.testing.assert_allclose(result.boxes, [[5, 5, 20, 20], [0, 0, 10, 10]])
