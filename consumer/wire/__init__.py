@@ -5,7 +5,7 @@ letters, `message` is what they share.
 """
 
 from consumer.wire.deadletters import DeadLetter, encode_dead_letter, read_dead_letter
-from consumer.wire.frames import encode_envelope, parse_frame
+from consumer.wire.frames import encode_envelope, is_source_id, parse_frame
 from consumer.wire.message import Message, record_id
 from consumer.wire.results import SCHEMA_VERSION, ResultEncoder, decode_result
 
@@ -17,6 +17,7 @@ __all__ = [
     "decode_result",
     "encode_dead_letter",
     "encode_envelope",
+    "is_source_id",
     "parse_frame",
     "read_dead_letter",
     "record_id",

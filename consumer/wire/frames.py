@@ -105,6 +105,11 @@ def encode_envelope(
     return packed
 
 
+def is_source_id(text: str) -> bool:
+    """Whether frames may carry this source ID: 1 to 128 printable characters without a space at either end."""
+    return _text(text, MAX_SOURCE_ID) is not None
+
+
 def _read_headers(record: Record, given: dict[str, Any]) -> bytes | None:
     """The headers that mean something to us; of several with one name the last counts, one without a value does not."""
     content_type = None

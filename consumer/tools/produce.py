@@ -1,0 +1,130 @@
+"""`sluice produce`: frames from files, folders, cameras and streams to a topic."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
+
+import typer
+
+from consumer.errors import ConfigError, KafkaError
+from consumer.tools import clients
+from consumer.tools.images import Encoding, ImageSource, parse_source
+from consumer.tools.stream import Summary, stream
+
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+
+def produce(
+    *,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--source", metavar="NAME=PLACE", help="Video or image file, folder, URL or camera number. Can be repeated."
+        ),
+    ],
+    bootstrap_servers: clients.BootstrapServers = "localhost:9092",
+    topic: Annotated[str, typer.Option(help="Topic to write to.")] = "frames",
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0, max=100_000, help="Frames per second and source; 0: no limit. Default: its own."),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames per source. Default: all.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end of a source.")] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of what is encoded here.")] = 90,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Resize to so many pixels. Default: as it is.")
+    ] = None,
+    envelope: Annotated[
+        bool, typer.Option("--envelope", help="Send msgpack maps instead of images with headers.")
+    ] = False,
+    setting: clients.Settings = None,
+) -> None:
+    """Send frames to a topic, each acknowledged by all replicas, keyed by the name of its source.
+
+    Image files are sent as they are; videos, cameras and streams are encoded as JPEG. Ctrl-C ends it with a summary.
+    Exits with 0 where every frame was acknowledged.
+    """
+    settings = clients.settings_from(setting or ())
+    encoding = Encoding(quality, _parse_size(size))
+    sources = [parse_source(text, encoding) for text in source]
+    stop = _stop_on_signals()
+    with _progress(sources, frames) as show:
+        summary = stream(
+            [each.looped() for each in sources] if loop else sources,
+            bootstrap_servers=bootstrap_servers,
+            topic=topic,
+            fps=fps,
+            frames=frames,
+            envelope=envelope,
+            settings=settings,
+            stop=stop,
+            on_progress=show,
+        )
+    typer.echo(str(summary))
+    if summary.missing:
+        reason = next((tally.error for tally in summary.tallies if tally.error), "no answer in time")
+        raise KafkaError(f"{summary.missing} of {summary.total('sent')} frames were not acknowledged: {reason}")
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if (match := _SIZE.fullmatch(text)) is None:
+        raise ConfigError(f"--size {clients.printable(text)}: expected WIDTHxHEIGHT, for example 640x480")
+    return int(match[1]), int(match[2])
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return stop
+
+
+def _progress(
+    sources: Sequence[ImageSource], frames: int | None
+) -> AbstractContextManager[Callable[[Summary], None] | None]:
+    """A bar per source on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return _Bars(sources, frames)
+
+
+class _Bars:
+    def __init__(self, sources: Sequence[ImageSource], frames: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks = [self._progress.add_task(source.name, total=frames, rate="") for source in sources]
+
+    def __enter__(self) -> Callable[[Summary], None]:
+        self._progress.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _show(self, summary: Summary) -> None:
+        for task, tally in zip(self._tasks, summary.tallies, strict=True):
+            rate = f"{tally.acknowledged / max(summary.seconds, 1e-9):.1f}/s"
+            self._progress.update(task, completed=tally.acknowledged, rate=rate)

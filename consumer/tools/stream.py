@@ -1,0 +1,268 @@
+"""Pushes frames to a topic as real producers do: several sources at once, each at its pace, every frame accounted for.
+
+One thread per source reads, encodes, keeps the pace and produces; the caller's thread polls for delivery reports.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from confluent_kafka import KafkaException
+
+from consumer.errors import ConfigError, KafkaError, SluiceError
+from consumer.tools import clients
+from consumer.tools.images import Image, ImageSource
+from consumer.types import Clock
+from consumer.wire import Message, encode_envelope
+
+DEFAULTS: Final = {
+    "enable.idempotence": "true",
+    "acks": "all",
+    "partitioner": "murmur2_random",  # as Java clients place keys
+    "linger.ms": "5",
+    "compression.type": "none",  # images are compressed
+    "message.max.bytes": str(64 * 2**20),  # the broker's own limit decides
+    "queue.buffering.max.kbytes": str(64 * 1024),
+    "delivery.timeout.ms": "30000",
+}
+_QUEUE_FULL_S: Final = 30.0
+_FLUSH_S: Final = 35.0  # a little more than delivery.timeout.ms, so that every message has its report
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of one source's frames. Sending thread: `sent`, `bytes`, `late_s`; polling thread: the others."""
+
+    name: str
+    sent: int = 0
+    bytes: int = 0
+    late_s: float = 0.0  # how far behind the pace the latest frame was
+    acknowledged: int = 0
+    error: str = ""  # the latest reason for a frame that did not arrive; either thread
+
+    def report(self, error: Any, _message: Any) -> None:
+        """Delivery report of one frame."""
+        if error is None:
+            self.acknowledged += 1
+        else:
+            self.error = clients.printable(error.str())
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was sent, and how long it took."""
+
+    tallies: tuple[Tally, ...]
+    seconds: float
+
+    def total(self, name: str) -> int:
+        """The sum of one count over all sources."""
+        return sum(getattr(tally, name) for tally in self.tallies)
+
+    @property
+    def missing(self) -> int:
+        """Frames that no broker has acknowledged."""
+        return self.total("sent") - self.total("acknowledged")
+
+    def __str__(self) -> str:
+        sent, seconds = self.total("sent"), max(self.seconds, 1e-9)
+        line = (
+            f"sent {sent} frames of {len(self.tallies)} source{'s' * (len(self.tallies) != 1)} in {self.seconds:.1f} s "
+            f"({sent / seconds:.1f}/s, {self.total('bytes') / seconds / 1e6:.1f} MB/s); "
+            f"{self.total('acknowledged')} acknowledged, {self.missing} not"
+        )
+        late = max(self.tallies, key=lambda tally: tally.late_s, default=None)
+        if late is not None and late.late_s > 1:
+            line += f"; could not keep the pace: {late.name} is {late.late_s:.1f} s behind"
+        return line
+
+
+class Pace:
+    """Frame n is due `n / fps` seconds after the first: from the start, so that small delays never add up.
+
+    `fps` 0 is as fast as possible. `wait` sleeps so many seconds, or less where it should stop.
+    """
+
+    def __init__(self, fps: float, *, clock: Clock, wait: Callable[[float], object]) -> None:
+        self._interval = 1 / fps if fps else 0.0
+        self._clock = clock
+        self._wait = wait
+        self._start: float | None = None
+
+    def keep(self, n: int) -> float:
+        """Wait until frame n is due. Returns how late it is, in seconds."""
+        ahead = self.ahead(n)
+        if ahead > 0:
+            self._wait(ahead)
+        return max(0.0, -ahead)
+
+    def ahead(self, n: int) -> float:
+        """Seconds until frame n is due; negative when it is late."""
+        now = self._clock()
+        if self._start is None:
+            self._start = now
+        return self._start + n * self._interval - now if self._interval else 0.0
+
+
+def message_for(source_id: str, number: int, image: Image, *, captured_at_ms: int, envelope: bool) -> Message:
+    """One frame in either of the two input forms."""
+    key = source_id.encode()
+    if envelope:
+        value = encode_envelope(
+            image.data,
+            source_id=source_id,
+            frame_id=number,
+            captured_at_ms=captured_at_ms,
+            content_type=image.content_type,
+        )
+        return Message(key, value, [("content-type", b"application/msgpack")], captured_at_ms)
+    headers: list[tuple[str, bytes | None]] = [
+        ("source-id", key),
+        ("frame-id", b"%d" % number),
+        ("captured-at-ms", b"%d" % captured_at_ms),
+        ("content-type", image.content_type.encode()),
+    ]
+    return Message(key, image.data, headers, captured_at_ms)
+
+
+def feed(
+    source: ImageSource,
+    send: Callable[[Message], bool],
+    tally: Tally,
+    *,
+    pace: Pace,
+    frames: int | None,
+    envelope: bool,
+    stopped: Callable[[], bool],
+    wall_clock_ms: Callable[[], int],
+) -> None:
+    """Send the frames of one source at its pace, until it ends, `frames` are sent, or `send` or `stopped` says stop."""
+    if frames is not None and frames <= 0:
+        return
+    for image in source.open():
+        if source.live and pace.ahead(tally.sent) > 0:
+            continue  # a camera does not wait: the next frame that is due goes out fresh
+        tally.late_s = 0.0 if source.live else pace.keep(tally.sent)
+        if stopped():
+            return
+        now = wall_clock_ms()
+        if not send(message_for(source.name, tally.sent, image, captured_at_ms=now, envelope=envelope)):
+            return
+        tally.sent += 1
+        tally.bytes += len(image.data)
+        if tally.sent == frames:
+            return
+
+
+@dataclass(slots=True)
+class _Feeders:
+    """The threads of the sources, and the first error that one of them met."""
+
+    producer: Any
+    topic: str
+    stop: threading.Event
+    error: SluiceError | None = None
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def start(self, source: ImageSource, tally: Tally, **options: Any) -> None:
+        def run() -> None:
+            try:
+                feed(
+                    source,
+                    lambda message: self._send(message, tally),
+                    tally,
+                    stopped=self.stop.is_set,
+                    wall_clock_ms=lambda: time.time_ns() // 1_000_000,
+                    **options,
+                )
+            except SluiceError as error:
+                self._fail(error)
+            except Exception as error:  # noqa: BLE001 - a thread must not die in silence; the caller raises it
+                self._fail(ConfigError(f"--source {source.name}: {clients.text_of(error)}"))
+
+        thread = threading.Thread(target=run, name=f"produce {source.name}", daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _fail(self, error: SluiceError) -> None:
+        self.error = self.error or error
+        self.stop.set()
+
+    def _send(self, message: Message, tally: Tally) -> bool:
+        """False where it was stopped while the local queue was full: then the frame was not sent."""
+        deadline = time.monotonic() + _QUEUE_FULL_S
+        while True:
+            try:
+                self.producer.produce(
+                    self.topic,
+                    message.value,
+                    message.key,
+                    headers=message.headers,
+                    timestamp=message.timestamp_ms,
+                    on_delivery=tally.report,
+                )
+            except BufferError:  # the polling thread makes room
+                if time.monotonic() > deadline:
+                    raise KafkaError(f"the brokers took nothing for {_QUEUE_FULL_S:.0f} s") from None
+                if self.stop.wait(0.005):
+                    return False
+            except KafkaException as error:  # refused on the spot, for its size: counted as not acknowledged
+                tally.error = clients.text_of(error)
+                return True
+            else:
+                return True
+
+    def alive(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads)
+
+
+def stream(
+    sources: Sequence[ImageSource],
+    *,
+    bootstrap_servers: str,
+    topic: str,
+    fps: float | None = None,
+    frames: int | None = None,
+    envelope: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Summary], None] | None = None,
+) -> Summary:
+    """Send all sources at once; returns when all have ended, or `stop` was set, and every frame has its report.
+
+    `fps` and `frames` are per source; `fps` None is the source's own rate, 0 as fast as possible. The caller's thread
+    serves delivery reports and calls `on_progress` a few times a second.
+    Raises ConfigError where a source or a setting is wrong, KafkaError where the brokers cannot be reached.
+    """
+    if doubled := {s.name for s in sources if sum(s.name == other.name for other in sources) > 1}:
+        raise ConfigError(f"--source: each name once; more than once: {', '.join(sorted(doubled))}")
+    stop = stop or threading.Event()
+    producer = clients.producer(bootstrap_servers, DEFAULTS | dict(settings or {}))
+    clients.partitions_of(producer, topic)
+    tallies = tuple(Tally(source.name) for source in sources)
+    feeders = _Feeders(producer, topic, stop)
+    started = time.monotonic()
+    for source, tally in zip(sources, tallies, strict=True):
+        rate = (0.0 if source.live else source.fps) if fps is None else fps
+        pace = Pace(rate, clock=time.monotonic, wait=stop.wait)
+        feeders.start(source, tally, pace=pace, frames=frames, envelope=envelope)
+    told = started
+    while feeders.alive() and not stop.is_set():
+        producer.poll(0.1)
+        if on_progress is not None and time.monotonic() - told > 0.2:
+            told = time.monotonic()
+            on_progress(Summary(tallies, told - started))
+    sent_in = time.monotonic() - started
+    for thread in feeders.threads:
+        thread.join(2)  # a camera that hangs is left behind
+    producer.flush(_FLUSH_S)
+    summary = Summary(tallies, sent_in)
+    if on_progress is not None:
+        on_progress(summary)
+    if feeders.error is not None:
+        raise feeders.error
+    return summary
