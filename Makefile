@@ -4,18 +4,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# TORCH=cpu: the small CPU build of torch from PyTorch's own index (200 MB) instead of the CUDA build (5.7 GB).
+TORCH ?=
+GPU_ONLY := '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)=='
+UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: setup demo test check unit lock clean
 
 setup: $(VENV)/.installed
 
-# uv installs the locked set (with torch) in about 20 s; it comes from the same hash-locked file set.
+# uv installs the locked set (with torch) in about 20 s. All of it is locked by hash, uv too.
 $(VENV)/.installed: requirements.txt requirements-uv.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sluice needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+ifeq ($(TORCH),)
+	$(UV_INSTALL) --require-hashes -r requirements.txt
+else
+	grep -oE $(GPU_ONLY) requirements.txt | tr -d = > $(VENV)/not-locked.txt
+	$(UV_INSTALL) --torch-backend $(TORCH) $$(grep -oE '^(torch|torchvision)==[0-9.]+' requirements.txt)
+	$(UV_INSTALL) --require-hashes --excludes $(VENV)/not-locked.txt -r requirements.txt
+endif
+	$(UV_INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: setup
