@@ -24,6 +24,7 @@ from consumer.types import Record
 from consumer.wire import decode_result, read_dead_letter
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _SCORES_SHOWN: Final = 5  # of one class in one frame
 Place = tuple[str, int | None, int | None]  # topic, partition, offset
 
@@ -195,6 +196,6 @@ def _plain(value: Any) -> Any:
 def _shortest(number: float) -> float:
     if not math.isfinite(number):
         raise ValueError("not a Sluice message: a number of it is not finite")
-    if abs(number) > np.finfo(np.float32).max or float(np.float32(number)) != number:
+    if abs(number) > _FLOAT32_MAX or float(np.float32(number)) != number:
         return number
     return float(str(np.float32(number)))

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_records import JPEG, RECEIPT, parse
 
 from consumer import wire
 from consumer.types import Frame, Receipt, Record, Rejected, TopicPartition
+from wire_records import JPEG, RECEIPT, parse
 
 DAMAGED = Rejected("decode", "damaged", "the JPEG ends too early")
 HEADERS = st.lists(st.tuples(st.text(max_size=30), st.none() | st.binary(max_size=2000)), max_size=12)

@@ -7,11 +7,11 @@ import tracemalloc
 
 import msgpack
 import pytest
-from wire_records import JPEG, RECEIPT, TRACE, parse, reason
 
 from consumer import wire
 from consumer.types import Headers, Rejected
 from consumer.wire import frames as wire_frames
+from wire_records import JPEG, RECEIPT, TRACE, parse, reason
 
 SIGNATURES = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF\x10\x00\x00\x00WEBP"}
 

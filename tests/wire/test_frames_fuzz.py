@@ -8,10 +8,10 @@ from typing import Any
 import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_records import JPEG, RECEIPT, TRACE
 
 from consumer import wire
 from consumer.types import REASONS, Record, Rejected
+from wire_records import JPEG, RECEIPT, TRACE
 
 
 def check_invariants(record: Record) -> None:

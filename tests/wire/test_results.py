@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_records import JPEG, RECEIPT, TRACE, parse
 
 from consumer import wire
 from consumer.types import Detected, Detections, Frame, ModelInfo, Skipped
+from wire_records import JPEG, RECEIPT, TRACE, parse
 
 MODEL = ModelInfo("yolo26n.pt", "sha256:" + "ab" * 32, {0: "person", 2: "car"})
 TIMINGS = {"queue": 1.5, "decode_wait": 0.25, "infer": 6.0}
