@@ -18,6 +18,8 @@ import typer
 from consumer import __version__
 from consumer.config import Config, LogConfig, load_config, options, resolved
 from consumer.errors import ConfigError, SluiceError
+from consumer.tools.produce import produce
+from consumer.tools.tail import tail
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +61,10 @@ def show_config(
             typer.echo(f"{path}  [{variable}]  default: {default!r}\n    {meaning}")
         return
     typer.echo(yaml.safe_dump(resolved(load_config(config)), sort_keys=False, allow_unicode=True), nl=False)
+
+
+app.command()(produce)
+app.command()(tail)
 
 
 @app.command()
