@@ -67,7 +67,7 @@ class Rejected:
 # Why a frame was rejected. A closed set, because it is a metric label; `schemas/README.md` explains each.
 REASONS: tuple[str, ...] = (
     "empty",  # tombstone, or a value or image of zero bytes
-    "bad_envelope",  # looks like a msgpack envelope and is not a valid one
+    "bad_envelope",  # a msgpack envelope that is not a valid one, or a header that stands for one of its fields
     "bad_source_id",  # missing, too long, not UTF-8 or not printable
     "too_large",  # more encoded bytes than decode.max_bytes
     "unsupported_format",  # the magic bytes are not those of JPEG, PNG or WebP
