@@ -1,0 +1,107 @@
+"""The bench itself: what it refuses to believe, what it computes, and one small run of all its parts."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from consumer.tools.bench import outcome, report
+from consumer.tools.bench.command import Settings, planned
+from consumer.tools.bench.feeder import Fed
+from consumer.tools.bench.figures import Run, median
+from consumer.tools.bench.outcome import Ran, Result
+from consumer.tools.bench.processes import BenchError
+
+FED = [Fed(0, offset, 1000 + offset, f"cam-{offset % 2}") for offset in range(6)]
+
+
+def result(offset: int, produced_ms: int = 2000, infer_ms: float = 1.0) -> Result:
+    return Result(produced_ms, f"cam-{offset % 2}", 0, offset, (2, infer_ms, 0.5))
+
+
+RESULTS = [result(offset) for offset in range(6)]
+
+
+def test_one_result_for_each_frame_in_order_of_its_source_is_sound() -> None:
+    """Sources may overtake each other; frames of one source may not."""
+    assert outcome.check(FED, RESULTS, 0).sound
+    assert outcome.check(FED, [RESULTS[n] for n in (1, 0, 2, 4, 3, 5)], 0).sound
+
+
+@pytest.mark.parametrize(
+    ("field", "results", "dead_letters"),
+    [
+        ("lost", RESULTS[:-1], 0),
+        ("duplicates", [*RESULTS, RESULTS[-1]], 0),
+        ("unknown", [*RESULTS, result(77)], 0),
+        ("unknown", [*RESULTS[:-1], RESULTS[-1]._replace(source_id="cam-9")], 0),
+        ("out_of_order", [RESULTS[n] for n in (2, 0, 1, 3, 4, 5)], 0),
+        ("dead_letters", RESULTS, 1),
+    ],
+)
+def test_a_run_that_lost_doubled_or_disordered_a_frame_is_not_sound(
+    field: str, results: list[Result], dead_letters: int
+) -> None:
+    """Catches: a fast figure from a program that drops frames."""
+    found = outcome.check(FED, results, dead_letters)
+    assert not found.sound
+    assert getattr(found, field) == 1
+
+
+def test_throughput_counts_whole_batches_only() -> None:
+    """Catches: frames of a batch that lies across the end of the window, which is 0.5% in ten seconds."""
+    ran = [Ran(40 * n, 32, 39.0) for n in range(100)]
+    for until_ms in (2000, 2015, 2039):
+        steady = outcome.window(ran, 30, until_ms)
+        assert steady.frames_per_second == pytest.approx(800)
+        assert steady.engine_busy_share == pytest.approx(0.975)
+    assert outcome.middle(ran).frames == pytest.approx(0.8 * 3200, abs=64)
+    with pytest.raises(BenchError, match="too few"):
+        outcome.window(ran, 30, 90)
+
+
+def test_results_of_one_batch_are_found_across_partitions() -> None:
+    """Catches: batches told apart by the time of their results, which spans milliseconds."""
+    results = [result(0, 2000, 1.5), result(1, 2001, 1.5), result(2, 2001, 1.75), result(3, 2003, 1.75)]
+    assert outcome.batches(results[::-1]) == [Ran(2000, 2, 1.5), Ran(2001, 2, 1.75)]
+
+
+def test_repeats_give_medians_and_one_bad_repeat_spoils_all() -> None:
+    """Catches: an unsound run hidden behind two sound ones."""
+    run = Run("x", "none", "none", 6, 1.0, 10.0, latency_ms={"p50": 3.0}, integrity=outcome.check(FED, RESULTS, 0))
+    slow = replace(run, frames_per_second=2.0, latency_ms={"p50": 9.0})
+    worst = replace(run, frames_per_second=1.0, integrity=outcome.check(FED, RESULTS[:-1], 0))
+    assert (median([run, slow, run]).frames_per_second, median([run, slow, slow]).latency_ms) == (10.0, {"p50": 9.0})
+    assert median([run, slow, run]).sound
+    assert not median([run, slow, worst]).sound
+
+
+def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
+    """Catches: a bench that works on paper. No figure is judged here: the machine may be busy."""
+    settings = replace(Settings.quick(), seconds=1.0, only=("saturated", "plain_loop", "zero_cost", "latency_80"))
+    runs: dict[str, Run] = {}
+    with planned(settings, Console(file=io.StringIO())) as (plan, about):
+        for run in plan.runs():
+            runs[run.name] = run
+    written = json.loads(json.dumps(report.as_json(runs, report.machine(), about)))
+    assert [run["name"] for run in written["runs"]] == [
+        "saturated", "plain_loop", "plain_loop_commit_each", "zero_cost", "latency_80",
+    ]  # fmt: skip
+    for run in written["runs"]:
+        name = run["name"]
+        assert run["integrity"]["frames_in"] == run["integrity"]["results_out"] == run["frames"] > 0, name
+        assert runs[name].sound
+        assert run["engine"].startswith("simulated://")
+        assert min(run["frames_per_second"], run["cpu_ms_per_frame"], *run["decode_only"].values()) > 0, name
+        assert (run["share_of_engine_limit"] is None) == (name == "zero_cost")
+        assert (run["latency_ms"] is None) == (name != "latency_80")
+        assert run["batch_sizes"], name
+    assert list(written["runs"][4]["latency_ms"]) == ["p50", "p95", "p99"]
+    assert written["machine"]["cores"] >= 1
+    assert 8_000 < written["frames"]["mean_bytes"] < 24_000
+    assert {verdict["run"] for verdict in written["requirements"]} == {"saturated", "zero_cost", "latency_80"}
+    Console(file=io.StringIO()).print(report.tables(runs))
