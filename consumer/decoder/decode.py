@@ -1,0 +1,164 @@
+"""One frame: guards, decoding, turning, letterboxing. Numbered in the order that keeps them safe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from consumer.config import DecodeConfig
+from consumer.decoder.headers import Header, Refused, read_header
+from consumer.decoder.png import essential
+from consumer.types import Letterbox, LetterboxPolicy, Rejected
+
+Image = NDArray[np.uint8]  # (height, width, 3), RGB
+
+# What Ultralytics' LetterBox pads with.
+PADDING = 114
+
+# Exif orientation: what makes the stored picture upright.
+_UPRIGHT: dict[int, Callable[[Image], Any]] = {
+    2: lambda image: cv2.flip(image, 1),
+    3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
+    4: lambda image: cv2.flip(image, 0),
+    5: cv2.transpose,
+    6: lambda image: cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda image: cv2.rotate(cv2.transpose(image), cv2.ROTATE_180),
+    8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+
+
+class Decoder:
+    """Encoded bytes to a letterboxed canvas in the batch's slot. Any thread may call it, on different slots at once.
+
+    The pixels equal those of Ultralytics' `LetterBox` over `cv2.imdecode(payload, IMREAD_COLOR)`, in RGB: Exif
+    orientation is applied, so width, height and boxes are those of the upright picture.
+    """
+
+    def __init__(self, config: DecodeConfig, policy: LetterboxPolicy) -> None:
+        self._config = config
+        self._policy = policy
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that a slot must have: the largest canvas."""
+        return self._policy.size * self._policy.size * 3
+
+    def decode(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
+        """Fill the first canvas_height * canvas_width * 3 bytes of `slot`, contiguous uint8, `slot_bytes` long.
+
+        A bad frame is a `Rejected`, and leaves the slot with unspecified contents. Raises ValueError for a slot of
+        another shape, and lets MemoryError through: want of memory is the machine's fault, not the frame's.
+        """
+        if slot.shape != (self.slot_bytes,) or slot.dtype != np.uint8 or not slot.flags.c_contiguous:
+            raise ValueError(f"slot: expected contiguous uint8 ({self.slot_bytes},), got {slot.dtype} {slot.shape}")
+        try:
+            header = self._admit(payload)
+            if header.format == "JPEG":
+                return self._decode_jpeg(payload, header, slot)
+            return self._decode_other(payload, header, slot)
+        except Refused as refused:
+            return Rejected("decode", refused.reason, refused.detail)
+
+    def _admit(self, payload: bytes) -> Header:
+        """1. Everything that can be refused before a byte is decoded or allocated."""
+        config = self._config
+        if not payload:
+            raise Refused("empty", "the frame has no bytes")
+        if len(payload) > config.max_bytes:
+            raise Refused("too_large", f"{len(payload)} bytes; decode.max_bytes is {config.max_bytes}")
+        header = read_header(payload)
+        pixels = header.width * header.height
+        if pixels > config.max_pixels:
+            raise Refused(
+                "too_many_pixels",
+                f"the {header.format} header claims {header.width}x{header.height} = {pixels} pixels; "
+                f"decode.max_pixels is {config.max_pixels}",
+            )
+        if header.scans > config.max_scans:
+            raise Refused(
+                "too_many_scans", f"the JPEG has {header.scans} scans; decode.max_scans is {config.max_scans}"
+            )
+        return header
+
+    def _decode_jpeg(self, payload: bytes, header: Header, slot: NDArray[np.uint8]) -> Letterbox:
+        """2a. Straight into the slot where the picture is upright, needs no scaling and spans the canvas."""
+        stored = header.height, header.width, 3
+        upright = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
+        box = Letterbox.fit(*upright, self._policy)
+        region = _lay_out(slot, box)
+        if header.orientation == 1 and region.shape == stored and region.flags.c_contiguous:
+            self._run_libjpeg(payload, header, region)
+            return box
+        # Memory that is new for each frame costs nothing measurable beside the decoding of it.
+        image: Image = np.empty(stored, np.uint8)
+        self._run_libjpeg(payload, header, image)
+        turn = _UPRIGHT.get(header.orientation)
+        _place(turn(image) if turn else image, region)
+        return box
+
+    def _run_libjpeg(self, payload: bytes, header: Header, out: Image) -> None:
+        """libjpeg-turbo into `out`, whose size comes from the header that was checked: a larger picture raises."""
+        cmyk = header.components == 4
+        buffer = np.empty((header.height, header.width, 4), np.uint8) if cmyk else out
+        try:
+            decoded = simplejpeg.decode_jpeg(
+                payload, "CMYK" if cmyk else "RGB", buffer=buffer, strict=self._config.strict
+            )
+        except (ValueError, RuntimeError) as error:
+            if "memory" in str(error).lower():
+                raise MemoryError(str(error)) from error
+            raise Refused("damaged", f"libjpeg, on {header.width}x{header.height} pixels: {error}") from None
+        if decoded.shape != buffer.shape:
+            raise Refused(
+                "bad_header",
+                f"libjpeg found {decoded.shape[1]}x{decoded.shape[0]} pixels where {header.width}x{header.height} "
+                "were claimed",
+            )
+        if cmyk:
+            _cmyk_to_rgb(buffer, out)
+
+    def _decode_other(self, payload: bytes, header: Header, slot: NDArray[np.uint8]) -> Letterbox:
+        """2b. PNG and WebP, by OpenCV, which applies the orientation itself."""
+        if header.format == "PNG":
+            payload = essential(payload, header)
+        try:
+            image: Any = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError(error.err) from error
+            image = None
+        if image is None:
+            raise Refused("damaged", f"OpenCV cannot decode this {header.format} of {header.width}x{header.height}")
+        box = Letterbox.fit(image.shape[1], image.shape[0], self._policy)
+        _place(image, _lay_out(slot, box))
+        return box
+
+
+def _lay_out(slot: NDArray[np.uint8], box: Letterbox) -> Image:
+    """3. Pad the canvas at the head of the slot; the part of it that the picture fills is left to the caller."""
+    canvas = slot[: box.canvas_height * box.canvas_width * 3].reshape(box.canvas_height, box.canvas_width, 3)
+    bottom, right = box.pad_y + box.scaled_height, box.pad_x + box.scaled_width
+    canvas[: box.pad_y] = PADDING
+    canvas[bottom:] = PADDING
+    canvas[box.pad_y : bottom, : box.pad_x] = PADDING
+    canvas[box.pad_y : bottom, right:] = PADDING
+    return canvas[box.pad_y : bottom, box.pad_x : right]
+
+
+def _place(image: Image, region: Image) -> None:
+    """4. Scale into the slot. OpenCV writes in place where rows are strided, as long as pixels are packed."""
+    if image.shape == region.shape:
+        region[...] = image
+    else:
+        cv2.resize(image, (region.shape[1], region.shape[0]), dst=region, interpolation=cv2.INTER_LINEAR)
+
+
+def _cmyk_to_rgb(cmyk: NDArray[np.uint8], out: Image) -> None:
+    """As OpenCV does it (`icvCvt_CMYK2BGR_8u_C4C3R`), with its rounding. No camera writes CMYK."""
+    ink, black = cmyk[..., :3].astype(np.uint16), cmyk[..., 3:]
+    np.subtract(black, (255 - ink) * black >> 8, out=out, casting="unsafe")
