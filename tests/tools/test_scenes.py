@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from consumer.tools.scenes import CLASS_NAMES, Label, Street
-
-DEMO_SEEDS = (24, 22, 12)
-"""One street by day, one at dusk and one at night: what the demo shows unless told otherwise."""
+from consumer.tools.scenes import CLASS_NAMES, DEMO_SEEDS, Label, Street
 
 
 @pytest.fixture(scope="module")

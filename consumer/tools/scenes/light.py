@@ -104,7 +104,7 @@ def make_light(name: TimeOfDay, rng: np.random.Generator) -> Light:
         )
     return Light(
         name,
-        (0.25, 0.195, 0.17),
+        (0.30, 0.235, 0.205),
         (0.05, 0.04, 0.03),
         _unit(np.array([0.3 * side, 1.0, -0.4])),
         0.66,

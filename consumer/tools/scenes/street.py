@@ -18,6 +18,9 @@ from .traffic import PEDESTRIAN, Actor, make_actors
 CLASS_NAMES: tuple[str, ...] = ("car", "truck", "cyclist", "pedestrian")
 """The model's classes; an object's class_id is its place here."""
 
+DEMO_SEEDS: tuple[int, ...] = (24, 18, 20)
+"""A street by day, one at dusk and one by night: the streams that the demo shows unless told otherwise."""
+
 MIN_HEIGHT_SHARE = 10 / 360
 """An object lower than this share of the picture's height (10 px of 360) gets no label."""
 MIN_VISIBLE = 0.42
@@ -28,7 +31,7 @@ MIN_INSIDE = 0.20
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One object in a picture: `class_id` indexes CLASS_NAMES, `box` is x1, y1, x2, y2 in pixels."""
+    """One object in a picture: `class_id` indexes CLASS_NAMES; `box` is x1, y1, x2, y2 in pixels round what is seen."""
 
     class_id: int
     box: tuple[float, float, float, float]
@@ -181,10 +184,13 @@ class Street:
                 continue
             x1, y1 = np.maximum(outline.min(axis=0), 0.0)
             x2, y2 = np.minimum(outline.max(axis=0), [self.width, self.height])
-            if p.pose.z > self._plan.corner_houses:
-                # A corner house cuts cleanly, so the box ends where it does.
-                columns = np.flatnonzero((ids[int(y1) : int(y2) + 1] == number).any(axis=0))
-                x1, x2 = max(x1, float(columns[0])), min(x2, float(columns[-1] + 1))
+            if seen[number] < 0.97 * inside:
+                # Partly hidden: the box goes round what can be seen, as a person would draw it.
+                rows, columns = np.nonzero(ids[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] == number)
+                if rows.size == 0:
+                    continue
+                x1, x2 = max(x1, int(x1) + float(columns.min())), min(x2, int(x1) + float(columns.max()) + 1)
+                y1, y2 = max(y1, int(y1) + float(rows.min())), min(y2, int(y1) + float(rows.max()) + 1)
             if y2 - y1 >= MIN_HEIGHT_SHARE * self.height and x2 - x1 >= 3:
                 labels.append(Label(p.actor.class_id, (float(x1), float(y1), float(x2), float(y2))))
         return labels
