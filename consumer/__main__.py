@@ -78,6 +78,7 @@ def serve(config: Config, stop: threading.Event) -> None:
 
     Raises a SluiceError, with its exit code, where it cannot go on.
     """
+    from consumer.decoder import configure_opencv
     from consumer.detectors.loader import load_detector
     from consumer.health import Health, HealthServer, Watchdog
     from consumer.metrics import Metrics
@@ -90,6 +91,7 @@ def serve(config: Config, stop: threading.Event) -> None:
         raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
     # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
     sys.setswitchinterval(0.0005)
+    configure_opencv()
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     metrics = Metrics()
     health = Health(clock=clock, stall_timeout_s=config.limits.stall_timeout_s)

@@ -140,7 +140,7 @@ class DecodeConfig(_Section):
     max_pixels: int = Field(
         33_177_600, ge=1024, description="Pixels of one frame at most, from its header. Default: 7680x4320."
     )
-    max_scans: int = Field(64, ge=1, description="Scans of one progressive JPEG at most. Cameras write 1 to 10.")
+    max_scans: int = Field(16, ge=1, description="Scans of one progressive JPEG at most. Cameras write 1 to 10.")
 
     @field_validator("threads")
     @classmethod

@@ -32,6 +32,16 @@ _UPRIGHT: dict[int, Callable[[Image], Any]] = {
 }
 
 
+def configure_opencv() -> None:
+    """Settings of the whole process, so only the program's entry calls this, not an import.
+
+    The decode pool has a thread per core already: a resize that spreads over all cores again only gets in its way.
+    What OpenCV would print about a damaged picture is in its dead letter.
+    """
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 class Decoder:
     """Encoded bytes to a letterboxed canvas in the batch's slot. Any thread may call it, on different slots at once.
 
