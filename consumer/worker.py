@@ -105,6 +105,7 @@ class Worker:
         self._draining = False
         self._stopping = False
         self._results: queue.SimpleQueue[BatchResult | BaseException] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._pool = ThreadPoolExecutor(decode.thread_count, thread_name_prefix="decode")
@@ -183,19 +184,24 @@ class Worker:
     def results(self, timeout_s: float = 0.0) -> list[BatchResult]:
         """Finished batches, oldest first; blocks up to `timeout_s` for the first one.
 
-        Raises what ended the inference thread: then nothing more will come.
+        Raises what ended the inference thread, once what was finished before it has been handed out, and every time
+        from then on: nothing more will come.
         """
         finished: list[BatchResult] = []
         try:
-            item = self._results.get(timeout_s > 0, timeout_s or None)
-            while True:
-                if not isinstance(item, BatchResult):
-                    raise item
-                self._in_flight -= len(item.batch.frames)
-                finished.append(item)
-                item = self._results.get_nowait()
+            while self._failure is None:
+                # Blocks for the first one alone.
+                item = self._results.get(timeout_s > 0 and not finished, timeout_s or None)
+                if isinstance(item, BatchResult):
+                    self._in_flight -= len(item.batch.frames)
+                    finished.append(item)
+                else:
+                    self._failure = item
         except queue.Empty:
             return finished
+        if finished:
+            return finished
+        raise self._failure
 
     def discard(self, partitions: Collection[TopicPartition]) -> list[Frame]:
         """Drop the frames of these partitions that were not submitted yet, and return them."""
