@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from detector_models import ModelShop
 
 # Ultralytics would ask the network on import whether it is there, and install what a test does without.

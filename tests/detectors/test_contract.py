@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detector_frames import SIZES, detect, draw, fill, grey
-from detector_models import LABELS, STATIC_SIZE, ModelShop
 
 from consumer.config import DetectorConfig
 from consumer.detectors.base import Detector
 from consumer.detectors.loader import load_detector
 from consumer.types import Detections
+from detector_frames import SIZES, detect, draw, fill, grey
+from detector_models import LABELS, STATIC_SIZE, ModelShop
 
 CONFIDENCE = 0.25
 IMAGES = [draw(width, height, seed) for seed, (width, height) in enumerate(SIZES)]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detector_models import ModelShop
 
 from consumer.config import DetectorConfig
 from consumer.detectors.loader import load_detector
 from consumer.errors import ModelError
+from detector_models import ModelShop
 
 ROOT = Path(__file__).resolve().parents[2]
 

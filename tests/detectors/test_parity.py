@@ -9,12 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from detector_frames import SIZES, Agreement, Image, agreement, detect, draw
-from detector_models import STATIC_SIZE, ModelShop, export_onnx
 
 from consumer.config import DetectorConfig
 from consumer.detectors.loader import load_detector
 from consumer.types import Detections
+from detector_frames import SIZES, Agreement, Image, agreement, detect, draw
+from detector_models import STATIC_SIZE, ModelShop, export_onnx
 
 # Name of the model -> image_size.
 CASES = {

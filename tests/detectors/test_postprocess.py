@@ -115,6 +115,13 @@ def test_only_the_best_candidates_of_a_flood_take_part(select: Select, monkeypat
     np.testing.assert_allclose(rows[:, 4], np.sort(prediction[0, 4])[::-1][:5])
 
 
+# (width, height) of common cameras, and some upright ones.
+CAMERAS = [
+    (352, 288), (640, 360), (640, 480), (704, 576), (768, 432), (800, 600), (854, 480), (960, 540), (1024, 768),
+    (1280, 720), (1280, 960), (1366, 768), (1440, 1080), (1920, 1080), (1920, 1200), (2048, 1536), (2560, 1440),
+    (2592, 1944), (2688, 1520), (3072, 2048), (3840, 2160), (4000, 3000), (1080, 1920), (720, 1280), (480, 640),
+]  # fmt: skip
+
 # Whole pixels and a coarse grid of scores make equal overlaps, equal scores and empty boxes likely.
 _boxes = st.integers(0, 40).flatmap(lambda n: arrays.arrays(np.int16, (n, 4), elements=st.integers(0, 12)))
 
@@ -142,17 +149,30 @@ def test_suppression_equals_torchvision(corners: np.ndarray, data: st.DataObject
     data=st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_boxes_return_to_the_image_as_ultralytics_returns_them(
+def test_boxes_return_to_the_image_by_the_letterbox_that_they_came_by(
     width: int, height: int, size: int, rect: bool, data: st.DataObject
 ) -> None:
     """Catches: one gain for both axes, a padding of half a pixel, clipping to the canvas instead of the image."""
     from ultralytics.utils.ops import scale_boxes
 
-    letterbox = Letterbox.fit(width, height, LetterboxPolicy(size, 32, rect))
+    lb = Letterbox.fit(width, height, LetterboxPolicy(size, 32, rect))
     boxes = data.draw(arrays.arrays(np.float32, (5, 4), elements=st.floats(-100, 1400, width=32)))
-    expected = scale_boxes(letterbox.canvas_shape, torch.from_numpy(boxes.copy()), (height, width)).numpy()
-    # A side that was scaled to very few pixels has a gain that is only roughly that of the whole image.
-    np.testing.assert_allclose(to_original(boxes, letterbox), expected, rtol=1e-4, atol=1e-3)
+    gains, pads = (lb.scaled_height / height, lb.scaled_width / width), (lb.pad_x, lb.pad_y)
+    expected = scale_boxes(lb.canvas_shape, torch.from_numpy(boxes.copy()), (height, width), (gains, pads))
+    np.testing.assert_allclose(to_original(boxes, lb), expected.numpy(), rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [320, 640, 1280])
+@pytest.mark.parametrize("rect", [True, False])
+def test_boxes_of_camera_images_return_as_predict_returns_them(size: int, rect: bool) -> None:
+    """Catches: a letterbox that differs from the one which Ultralytics works out again from the sizes alone."""
+    from ultralytics.utils.ops import scale_boxes
+
+    boxes = np.random.default_rng(0).uniform(0, size, (20, 4)).astype(np.float32)
+    for width, height in CAMERAS:
+        lb = Letterbox.fit(width, height, LetterboxPolicy(size, 32, rect))
+        expected = scale_boxes(lb.canvas_shape, torch.from_numpy(boxes.copy()), (height, width)).numpy()
+        np.testing.assert_allclose(to_original(boxes, lb), expected, rtol=1e-5, err_msg=f"{width}x{height}")
 
 
 def test_a_result_is_sorted_and_keeps_nothing_of_the_output() -> None:

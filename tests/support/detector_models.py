@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from detector_frames import draw
 
 LABELS = {0: "car", 1: "truck", 2: "cyclist", 3: "pedestrian"}
