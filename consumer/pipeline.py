@@ -236,12 +236,15 @@ class Pipeline(RebalanceListener):
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Finish what was submitted of these partitions, publish it, commit it, and forget them."""
-        self._discard(partitions)
-        left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
-        if left:
-            _log.warning("revoked before all was done; their new owner repeats them", frames=left)
-        self._source.commit(self._offsets.watermarks(partitions))
-        self._forget(partitions)
+        try:
+            self._discard(partitions)
+            left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
+            if left:
+                _log.warning("revoked before all was done; their new owner repeats them", frames=left)
+            self._source.commit(self._offsets.watermarks(partitions))
+        finally:
+            # Also where settling fails: one poll can bring more than one rebalance before it raises.
+            self._forget(partitions)
         self._count_rebalance("revoked", len(partitions))
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
