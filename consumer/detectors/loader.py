@@ -55,7 +55,7 @@ def _backend(config: DetectorConfig) -> Backend:
     if named == "tensorrt":
         raise ModelError(
             f"{model}: TensorRT engines are not in this version. Use the .pt file that it was built from, "
-            "or export that to .onnx (sluice export)"
+            "or export that to .onnx (yolo export format=onnx)"
         )
     return named
 

@@ -109,7 +109,7 @@ class OnnxDetector:
         if len(shape) != 3 or (labels and shape[1] != 4 + labels) or shape[1] > shape[2] > labels:
             raise ModelError(
                 f"{path}: expected an output (batch, 4 + {labels or 'classes'}, anchors) or (batch, boxes, 6), got "
-                f"{tuple(shape)}; export the model with Ultralytics (sluice export)"
+                f"{tuple(shape)}; export the model with Ultralytics (yolo export format=onnx)"
             )
 
 

@@ -83,9 +83,7 @@ class ResilientDetector:
         self._on_retry()
         return self.detect(slots, letterboxes)
 
-    def _blame(
-        self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
-    ) -> Rejected:
+    def _blame(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException) -> Rejected:
         """The frame is to blame only if the engine still takes a grey canvas of the same shape."""
         try:
             self._detector.detect(np.full_like(slots, _GREY), letterboxes)
