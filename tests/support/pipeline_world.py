@@ -1,0 +1,357 @@
+"""A world for the pipeline: a log, a group, an engine and brokers, in virtual time, with a history checker.
+
+Everything that may go either way is decided by `Chance`, which reads a string of bytes: Hypothesis finds the string,
+and shrinks it, because an empty one means that nothing unusual happens. Each promise is checked at the very call that
+would break it, by an AssertionError out of that call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from consumer.batcher import Batcher
+from consumer.config import Config
+from consumer.errors import PublishError
+from consumer.health import Health
+from consumer.metrics import Metrics
+from consumer.offsets import Committable
+from consumer.pipeline import Pipeline
+from consumer.source import BURST, RebalanceListener
+from consumer.types import Acknowledged, BatchResult, Detected, Frame, Lag, Outcome, Receipt, Rejected, TopicPartition
+from made_frames import REJECTED, VirtualClock, detected, frame, result
+
+T = TypeVar("T")
+BAD = b"bad"  # how the payload of a frame begins that the engine rejects
+UNPUBLISHABLE = b"nan"  # ... whose result the publisher cannot write
+
+
+class Chance:
+    """Decisions from bytes; when they run out, the first alternative of everything."""
+
+    def __init__(self, entropy: bytes = b"") -> None:
+        self._left = iter(entropy)
+
+    def of(self, count: int) -> int:
+        """One of 0 to `count` - 1."""
+        return next(self._left, 0) % count
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.of(len(options))]
+
+
+@dataclass
+class Log:
+    """What outlives a consumer: records, acknowledged outcomes, committed offsets."""
+
+    records: dict[TopicPartition, list[tuple[int, str, bytes]]]  # offset, source, payload
+    acknowledged: set[tuple[TopicPartition, int]] = field(default_factory=set)
+    committed: dict[TopicPartition, int] = field(default_factory=dict)
+
+    def append(self, partition: TopicPartition, source_id: str, payload: bytes, gap: int = 0) -> None:
+        line = self.records[partition]
+        line.append((line[-1][0] + 1 + gap if line else gap, source_id, payload))
+
+    def check_commit(self, partition: TopicPartition, next_offset: int) -> None:
+        ahead = [
+            o for o, _, _ in self.records[partition] if o < next_offset and (partition, o) not in self.acknowledged
+        ]
+        assert not ahead, f"{partition}: {next_offset} committed, but {ahead} have no acknowledged outcome"
+        assert next_offset >= self.committed.get(partition, 0), f"{partition}: the commit went back to {next_offset}"
+
+    @property
+    def finished(self) -> bool:
+        """Every record has its outcome, and is committed."""
+        return all(not line or self.committed.get(p, 0) == line[-1][0] + 1 for p, line in self.records.items())
+
+    def check_complete(self) -> None:
+        lost = [(p, o) for p, line in self.records.items() for o, _, _ in line if (p, o) not in self.acknowledged]
+        assert not lost, f"no outcome: {lost}"
+        assert self.finished, f"not committed to the end: {self.committed}"
+
+
+class FakeSource:
+    """As `source.Source`. `rebalances` come in the next polls, before the frame of that index in a burst."""
+
+    def __init__(self, log: Log, clock: VirtualClock, listener: RebalanceListener) -> None:
+        self.log, self.clock, self.listener = log, clock, listener
+        self.owned: dict[TopicPartition, int] = {}  # with its epoch
+        self.positions: dict[TopicPartition, int] = {}
+        self.stored: dict[TopicPartition, int] = {}
+        self.rebalances: list[tuple[int, Callable[[], None]]] = []
+        self.paused = False
+        self.subscribed = self.closed = False
+        self.longest_rebalance_s = 0.0
+        self._epoch = 0
+        self._failure: BaseException | None = None
+
+    def subscribe(self) -> None:
+        self.subscribed = True
+
+    def poll(self, room: int, timeout_s: float) -> list[Frame]:
+        assert self.subscribed
+        assert room > 0 or self.paused, "polled without room, so frames are prefetched that nobody can take"
+        due, self.rebalances = self.rebalances, []
+        frames: list[Frame] = []
+        for index in range(min(max(room, 1), BURST)):
+            for _, event in [item for item in due if item[0] == index]:
+                event()
+            if self._failure is not None or (item := self._next()) is None:
+                break
+            frames.append(item)
+        for _, event in [item for item in due if item[0] > len(frames)]:
+            event()
+        if self._failure is not None:
+            raise self._failure
+        if not frames:
+            self.clock.advance(timeout_s)
+        return frames
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def store(self, offsets: Iterable[Committable]) -> None:
+        for partition, next_offset in offsets:
+            assert partition in self.owned, f"stored for {partition}, which is not ours"
+            self.log.check_commit(partition, next_offset)
+            self.stored[partition] = next_offset
+
+    def commit(self, offsets: Sequence[Committable]) -> None:
+        self.store(offsets)
+        self.commit_stored([partition for partition, _ in offsets])
+
+    def lag(self) -> list[Lag]:
+        return []
+
+    def close(self, timeout_s: float) -> bool:
+        assert not self.closed
+        self.commit_stored()
+        self.closed = True
+        return True
+
+    # What the group and the client library do
+
+    def commit_stored(self, partitions: Iterable[TopicPartition] | None = None) -> None:
+        for partition in list(self.stored if partitions is None else partitions):
+            if partition in self.stored:
+                self.log.committed[partition] = max(self.log.committed.get(partition, 0), self.stored.pop(partition))
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        epochs = {}
+        for partition in partitions:
+            self._epoch += 1
+            epochs[partition] = self.owned[partition] = self._epoch
+            self.positions[partition] = self.log.committed.get(partition, 0)
+        self._tell(lambda: self.listener.assigned(epochs))
+
+    def revoke(self, partitions: Sequence[TopicPartition]) -> None:
+        before = self.clock.now
+        self._tell(lambda: self.listener.revoked(partitions))
+        self.longest_rebalance_s = max(self.longest_rebalance_s, self.clock.now - before)
+        self.commit_stored(partitions)
+        self._end(partitions)
+
+    def lose(self, partitions: Sequence[TopicPartition]) -> None:
+        self._end(partitions)
+        self._tell(lambda: self.listener.lost(partitions))
+
+    def _end(self, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            self.owned.pop(partition, None)
+            self.stored.pop(partition, None)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - raised again by poll, as Source does
+            self._failure = error
+
+    def _next(self) -> Frame | None:
+        if self.paused:
+            return None
+        for partition, epoch in self.owned.items():
+            for offset, source_id, payload in self.log.records[partition]:
+                if offset >= self.positions[partition]:
+                    self.positions[partition] = offset + 1
+                    # The next poll looks at another partition first.
+                    self.owned[partition] = self.owned.pop(partition)
+                    return frame(offset, source_id, partition, epoch, payload=payload, at=self.clock.now)
+        return None
+
+
+class FakeWorker:
+    """The real batcher before an engine that takes `service_s()` a batch."""
+
+    def __init__(self, config: Config, clock: VirtualClock, service_s: Callable[[], float]) -> None:
+        self.clock, self.service_s = clock, service_s
+        self.batcher = Batcher(config.batching, clock=clock, wall_clock_ms=clock.unix_ms)
+        self.size = config.batching.max_batch_size
+        self.draining = False
+        self.busy: tuple[float, float, BatchResult] | None = None  # since, until, what
+        self.in_flight = 0
+        self.held_bytes = 0
+
+    @property
+    def room(self) -> int:
+        return self.batcher.room
+
+    @property
+    def busy_since(self) -> float | None:
+        return self.busy[0] if self.busy else None
+
+    def admit(self, frames: Sequence[Frame]) -> None:
+        for item in frames:
+            self.batcher.offer(item)
+            self.held_bytes += len(item.payload)
+        self.in_flight += len(frames)
+        self._take()
+
+    def results(self, timeout_s: float = 0.0) -> list[BatchResult]:
+        until = self.clock.now + timeout_s
+        finished: list[BatchResult] = []
+        self._take()
+        while self.busy is not None and self.busy[1] <= (self.clock.now if finished else until):
+            self.clock.now = max(self.clock.now, self.busy[1])
+            finished.append(self.busy[2])
+            self.busy = None
+            self._take()
+        if not finished:
+            self.clock.now = until
+        for item in finished:
+            self.in_flight -= len(item.outcomes)
+            self.held_bytes -= sum(len(f.payload) for f in item.batch.frames)
+        return finished
+
+    def discard(self, partitions: Sequence[TopicPartition]) -> list[Frame]:
+        dropped = self.batcher.discard(partitions)
+        self.in_flight -= len(dropped)
+        self.held_bytes -= sum(len(f.payload) for f in dropped)
+        return dropped
+
+    def drain(self, *, draining: bool) -> None:
+        self.draining = draining
+
+    def _take(self) -> None:
+        if not self.batcher.open_size:
+            self.batcher.open(self.size)
+        self.batcher.admit()
+        due = self.batcher.due(idle=True, draining=self.draining) if self.busy is None else None
+        if due is not None:
+            batch = self.batcher.take(due)
+            outcomes: list[Outcome] = [REJECTED if f.payload.startswith(BAD) else detected() for f in batch.frames]
+            done = result(batch.frames, outcomes, self.clock.now)
+            self.busy = (self.clock.now, self.clock.now + self.service_s(), done)
+
+
+class FakePublisher:
+    """Each source has a lane in which acknowledgements come in order; between lanes they do not. `fail` breaks one."""
+
+    def __init__(self, source: FakeSource, clock: VirtualClock, delay_s: Callable[[], float]) -> None:
+        self.source, self.clock, self.delay_s = source, clock, delay_s
+        self.published: list[tuple[Frame, Outcome]] = []
+        self.lanes: dict[str, list[tuple[float, Acknowledged]]] = {}
+        self.held_bytes = 0
+        self.fail = False
+        self._seen: set[Receipt] = set()
+        self._last: dict[tuple[str, TopicPartition, int], int] = {}
+
+    @property
+    def outstanding(self) -> int:
+        return sum(map(len, self.lanes.values()))
+
+    def publish(self, item: Frame, outcome: Outcome, of: BatchResult) -> Outcome:
+        partition, offset, epoch = item.receipt
+        assert self.source.owned.get(partition) == epoch, f"published for an epoch that has ended: {item.receipt}"
+        assert item.receipt not in self._seen, f"published twice: {item.receipt}"
+        self._seen.add(item.receipt)
+        lane = item.source_id, partition, epoch
+        assert offset > self._last.get(lane, -1), f"{item.source_id}: {offset} after {self._last[lane]}"
+        self._last[lane] = offset
+        if isinstance(outcome, Detected) and item.payload.startswith(UNPUBLISHABLE):
+            outcome = Rejected("publish", "unpublishable", "a number of the result is not finite")
+        self.published.append((item, outcome))
+        line = self.lanes.setdefault(item.source_id, [])
+        line.append((self.clock.now + self.delay_s(), Acknowledged(item, outcome, self.clock.now)))
+        self.held_bytes += len(item.payload)
+        return outcome
+
+    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
+        heads = [line[0][0] for line in self.lanes.values() if line]
+        self.clock.now = max(self.clock.now, min([*heads, self.clock.now + timeout_s]))
+        done: list[Acknowledged] = []
+        for line in self.lanes.values():
+            while line and line[0][0] <= self.clock.now:
+                done.append(line.pop(0)[1])
+        if self.fail and done:
+            raise PublishError("the brokers refuse it")
+        for item in done:
+            self.held_bytes -= len(item.frame.payload)
+            self.source.log.acknowledged.add((item.frame.receipt.partition, item.frame.receipt.offset))
+        return done
+
+
+class World:
+    """A pipeline among fakes. `service_s` and `delay_s` may be replaced at any time."""
+
+    def __init__(self, log: Log, config: Config, metrics: Metrics | None = None) -> None:
+        self.log = log
+        self.clock = VirtualClock()
+        self.service_s: Callable[[], float] = lambda: 0.001
+        self.delay_s: Callable[[], float] = lambda: 0.001
+        self.worker = FakeWorker(config, self.clock, self._service_s)
+        self.health = Health(clock=self.clock, stall_timeout_s=config.limits.stall_timeout_s)
+        self.metrics = metrics or Metrics()
+        self.source: FakeSource
+
+        def make_source(listener: RebalanceListener) -> FakeSource:
+            self.source = FakeSource(log, self.clock, listener)
+            self.publisher = FakePublisher(self.source, self.clock, self._delay_s)
+            return self.source
+
+        # The publisher needs the source that the pipeline makes.
+        self.pipeline = Pipeline(
+            config,
+            make_source,
+            self.worker,
+            _Late(lambda: self.publisher),
+            health=self.health,
+            metrics=self.metrics,
+            clock=self.clock,
+            wall_clock_ms=self.clock.unix_ms,
+        )
+
+    def steps(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.pipeline.step()
+            self.check()
+
+    def _service_s(self) -> float:
+        return self.service_s()
+
+    def _delay_s(self) -> float:
+        return self.delay_s()
+
+    def check(self) -> None:
+        held = self.worker.held_bytes + self.publisher.held_bytes
+        assert self.pipeline._held_bytes == held, f"{self.pipeline._held_bytes} bytes counted, {held} held"
+
+
+class _Late:
+    """The publisher, looked up when it is needed."""
+
+    def __init__(self, publisher: Callable[[], FakePublisher]) -> None:
+        self._publisher = publisher
+
+    @property
+    def outstanding(self) -> int:
+        return self._publisher().outstanding
+
+    def publish(self, item: Frame, outcome: Outcome, of: BatchResult) -> Outcome:
+        return self._publisher().publish(item, outcome, of)
+
+    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
+        return self._publisher().poll(timeout_s)
