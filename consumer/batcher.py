@@ -47,7 +47,7 @@ class Batcher:
     @property
     def room(self) -> int:
         """Frames that may be offered now."""
-        return WAITING_BATCHES * self._config.max_batch_size - self._waiting
+        return max(0, WAITING_BATCHES * self._config.max_batch_size - self._waiting)
 
     @property
     def waiting(self) -> int:

@@ -70,7 +70,7 @@ class PublisherLike(Protocol):
 
     @property
     def outstanding(self) -> int: ...
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None: ...
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> Outcome: ...
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
 
 
@@ -157,6 +157,8 @@ class Pipeline(RebalanceListener):
             room = 0
         now = self._clock()
         if room:
+            if self._full_since is not None:
+                self._worker.drain(draining=False)
             self._full_since = None
             self._source.resume()
             self._metrics.paused.set(0)
@@ -164,6 +166,7 @@ class Pipeline(RebalanceListener):
             self._full_since = now
         elif now - self._full_since > PATIENCE_S:
             self._source.pause()
+            self._worker.drain(draining=True)  # a static batch would wait for frames that cannot come
             self._metrics.paused.set(1)
             self._admit(self._source.poll(0, 0.0))  # paused, it brings no frames but keeps the membership
         return room
@@ -187,8 +190,7 @@ class Pipeline(RebalanceListener):
         self._metrics.batch(result)
         for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
             if self._offsets.is_current(frame.receipt):
-                self._publisher.publish(frame, outcome, result)
-                self._count_rejections(frame, outcome)
+                self._count_rejections(frame, self._publisher.publish(frame, outcome, result))
             else:
                 self._held_bytes -= _size(frame)
                 self._metrics.stale_outcomes.inc()

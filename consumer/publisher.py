@@ -83,16 +83,17 @@ class Publisher:
         """Outcomes published and not yet acknowledged."""
         return self._outstanding
 
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> Outcome:
         """Send the outcome of one frame of `result`; `poll` says when it has arrived.
 
+        Returns what was sent: a result that cannot be written becomes a rejection.
         Raises PublishError where the local queue stays full.
         """
         self._check_owner()
         now = self._clock()
         if isinstance(outcome, Rejected):
             self._bury(_Pending(frame, outcome, now))
-            return
+            return outcome
         timings = {
             "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
             "decode_wait": result.timings.decode_wait_ms,
@@ -110,7 +111,10 @@ class Publisher:
         except (ValueError, KafkaException) as error:
             if isinstance(error, KafkaException) and error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
                 raise PublishError(f"cannot write to {self._topic}: {_text(error)}") from error
-            self._bury(_Pending(frame, Rejected("publish", "unpublishable", _text(error)), now))
+            rejected = Rejected("publish", "unpublishable", _text(error))
+            self._bury(_Pending(frame, rejected, now))
+            return rejected
+        return outcome
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
         """Serve delivery reports; blocks up to `timeout_s` for the first one.
