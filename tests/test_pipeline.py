@@ -1,0 +1,342 @@
+"""The loop, one promise at a time, in virtual time. `test_pipeline_schedules.py` mixes all of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from consumer.config import Config
+from consumer.errors import DrainError, EngineError, PublishError, RejectRateError
+from consumer.health import State
+from consumer.pipeline import PATIENCE_S
+from consumer.types import Rejected, TopicPartition
+from made_frames import P0, P1, frame
+from pipeline_world import BAD, UNPUBLISHABLE, Log, World
+
+NEVER = 1e9
+
+
+def world(records: int = 0, payload: bytes = b"good", **sections: Any) -> World:
+    """A pipeline that owns P0 and P1, with so many records in P0, one of each of two cameras in turn."""
+    log = Log({P0: [], P1: []})
+    made = World(log, Config(**{"batching": {"max_batch_size": 4}, **sections}))
+    for n in range(records):
+        log.append(P0, f"cam-{n % 2}", payload)
+    made.source.subscribe()
+    made.source.rebalances.append((0, lambda: made.source.assign([P0, P1])))
+    return made
+
+
+def until(made: World, state: Callable[[], object], turns: int = 2000) -> None:
+    for _ in range(turns):
+        if state():
+            return
+        made.steps()
+    raise AssertionError(f"not within {turns} turns")
+
+
+class _After:
+    """A stop event that is set after so many turns."""
+
+    def __init__(self, turns: int, then: Callable[[], None] = lambda: None) -> None:
+        self.left, self.then = turns, then
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        if self.left < 0:
+            self.then()
+        return self.left < 0
+
+
+def run(made: World, turns: int, then: Callable[[], None] = lambda: None) -> None:
+    made.pipeline.run(_After(turns, then))  # type: ignore[arg-type] # all that is asked of it is is_set()
+
+
+def published(made: World) -> list[tuple[TopicPartition, int]]:
+    return [(item.receipt.partition, item.receipt.offset) for item, _ in made.publisher.published]
+
+
+class TestCommit:
+    def test_comes_after_the_acknowledgement(self) -> None:
+        """Catches storing an offset when its outcome was handed to the producer."""
+        made = world(4)
+        made.delay_s = lambda: NEVER
+        made.steps(20)
+        assert len(made.publisher.published) == 4
+        assert made.source.stored == {}
+
+    def test_reaches_the_end_once_all_is_acknowledged(self) -> None:
+        made = world(100)
+        until(made, lambda: made.source.stored.get(P0) == 100)
+        made.check()
+        assert made.pipeline._held_bytes == 0
+
+    def test_waits_for_a_slow_source_in_the_same_partition(self) -> None:
+        """Catches a commit that follows the fastest lane: acknowledgements of two cameras overtake each other."""
+        made = world(8)
+        made.delay_s = lambda: NEVER if made.publisher.published[-1][0].source_id == "cam-0" else 0.001
+        made.steps(20)
+        assert made.publisher.outstanding == 4
+        assert made.source.stored == {}
+
+    def test_a_failed_write_ends_the_run_without_a_commit(self) -> None:
+        """Catches skipping over an outcome that was not written."""
+        made = world(4)
+        made.publisher.fail = True
+        with pytest.raises(PublishError):
+            run(made, 50)
+        assert made.log.committed == {}
+        assert made.source.closed
+        assert made.health.state is State.FAILED
+
+
+class TestRebalance:
+    @pytest.mark.parametrize("at", [0, 1, 3, 7])
+    def test_in_the_middle_of_a_burst_drops_the_frames_before_it_and_keeps_the_other_partition(self, at: int) -> None:
+        """Catches admitting frames that the poll returned although it also ended their epoch."""
+        made = world(8)
+        for _ in range(8):
+            made.log.append(P1, "cam-9", b"good")
+        made.steps()  # assigned
+        before = len(published(made))
+
+        def away() -> None:
+            made.source.revoke([P0])
+
+        made.source.rebalances.append((at, away))
+        made.steps(50)
+        assert [offset for partition, offset in published(made)[before:] if partition == P1][-1] == 7
+        assert made.source.stored[P1] == 8
+
+    def test_away_and_back_within_one_poll_reads_again_what_was_not_committed(self) -> None:
+        """Catches a frame of the first epoch that is taken for one of the second."""
+        made = world(3)
+        made.source.rebalances.append((2, lambda: made.source.revoke([P0])))
+        made.source.rebalances.append((2, lambda: made.source.assign([P0])))
+        until(made, lambda: made.source.stored.get(P0) == 3)
+        assert published(made) == [(P0, 0), (P0, 1), (P0, 2)]
+
+    def test_revoked_finishes_publishes_and_commits_what_was_submitted(self) -> None:
+        """Catches repeating whole batches at every scaling of the deployment."""
+        made = world(4)
+        made.service_s = made.delay_s = lambda: 2.0
+        made.steps(2)
+        assert made.publisher.published == []
+        made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+        made.steps()
+        assert made.log.committed == {P0: 4}
+
+    def test_revoked_leaves_what_only_waited_to_the_new_owner(self) -> None:
+        """Catches spending the deadline of the rebalance on frames that nobody has begun with."""
+        made = world(20)
+        made.service_s = lambda: 1.0
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+        made.steps()
+        assert made.log.committed == {P0: 8}
+        assert made.worker.in_flight == 0
+        made.check()
+
+    def test_revoked_returns_by_its_deadline_and_what_comes_later_is_dropped(self) -> None:
+        """Catches a group that waits for one hung member, and a publish for a partition of someone else."""
+        made = world(4, limits={"drain_timeout_s": 6})
+        made.service_s = lambda: 30.0
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+        made.steps()
+        assert made.source.longest_rebalance_s == pytest.approx(3, abs=0.1)
+        assert made.log.committed == {}
+        made.clock.advance(30)
+        made.steps(3)
+        assert made.publisher.published == []
+        assert made.metrics.registry.get_sample_value("sluice_stale_outcomes_total") == 4
+        assert made.pipeline._held_bytes == 0
+
+    def test_lost_publishes_nothing_and_commits_nothing(self) -> None:
+        """Catches treating a loss as a revocation: the new owner has started already."""
+        made = world(4)
+        made.service_s = lambda: 1.0
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.lose([P0])))
+        before = made.clock.now
+        made.steps()
+        assert made.clock.now - before < 0.1
+        made.clock.advance(5)
+        made.steps(5)
+        assert (made.publisher.published, made.log.committed) == ([], {})
+        assert made.pipeline._held_bytes == 0
+
+    def test_an_error_while_settling_ends_the_run_and_forgets_the_partition(self) -> None:
+        """Catches publishing for it in a second rebalance of the same poll."""
+        made = world(8)
+        made.log.append(P1, "cam-9", b"good")
+        made.service_s = lambda: 1.0
+        made.steps(2)
+        made.publisher.fail = True
+        made.source.rebalances += [
+            (0, lambda: made.source.revoke([P0])),
+            (0, lambda: made.source.revoke([P1])),
+        ]
+        with pytest.raises(PublishError):
+            made.steps()
+        assert made.pipeline._offsets.partitions == []
+        assert made.log.committed == {}
+
+
+class TestBackpressure:
+    @pytest.mark.parametrize("limits", [{"max_unacknowledged": 10}, {"max_in_flight_bytes": 2**20}])
+    def test_pauses_after_patience_goes_on_polling_and_resumes(self, limits: dict[str, int]) -> None:
+        """Catches reading without bound, a pause at every hiccup, and a member that is thrown out while it waits."""
+        made = world(40, payload=bytes(100_000), limits=limits)
+        made.delay_s = lambda: 30.0
+        until(made, lambda: made.pipeline._full_since is not None)
+        full_since = made.clock.now
+        assert not made.source.paused
+        until(made, lambda: made.source.paused)
+        assert PATIENCE_S < made.clock.now - full_since < PATIENCE_S + 0.2
+        seen: list[float] = []
+        made.source.rebalances.append((0, lambda: seen.append(made.clock.now)))
+        made.steps(2)
+        assert seen, "paused, it no longer polls"
+        made.delay_s = lambda: 0.001
+        until(made, lambda: made.source.stored.get(P0) == 40, turns=5000)
+        assert not made.source.paused
+        made.check()
+
+    def test_holds_no_more_than_the_limit_and_one_burst(self) -> None:
+        made = world(200, limits={"max_unacknowledged": 10})
+        made.delay_s = lambda: NEVER
+        made.steps(500)
+        assert made.publisher.outstanding <= 10 + 32
+
+    def test_full_of_bytes_a_static_batch_goes_although_it_is_not_full(self) -> None:
+        """Catches the deadlock of two limits: no room for the frames that would fill the batch."""
+        static = {"policy": "static", "max_batch_size": 16}
+        made = world(batching=static, limits={"max_in_flight_bytes": 2**20})
+        for _ in range(20):
+            made.log.append(P0, "cam-1", bytes(300_000))
+            made.steps()
+        until(made, lambda: made.source.stored.get(P0, 0) >= 18)
+
+    def test_a_poll_without_room_that_brings_a_frame_all_the_same_loses_nothing(self) -> None:
+        """Catches taking a negative room for room."""
+        made = world(100)
+        made.service_s = lambda: NEVER
+        made.steps(10)
+        made.worker.admit([frame(n, epoch=99) for n in range(5)])
+        assert made.worker.room == 0
+
+
+class TestShutdown:
+    def test_finishes_what_was_submitted_commits_and_closes(self) -> None:
+        made = world(4)
+        made.service_s = made.delay_s = lambda: 2.0
+        run(made, 2)
+        assert made.log.committed == {P0: 4}
+        assert made.source.closed
+        assert made.health.state is State.DRAINING
+
+    def test_leaves_what_only_waited_uncommitted(self) -> None:
+        """Catches a commit of the position instead of the watermark."""
+        made = world(30)
+        made.service_s = lambda: 1.0
+        run(made, 2)
+        assert made.log.committed == {P0: 8}
+
+    def test_ends_by_its_deadline_commits_what_was_acknowledged_and_says_what_was_not(self) -> None:
+        """Catches a pod that is killed in the middle of its drain, and one that exits 0 with work undone."""
+        made = world(8, limits={"drain_timeout_s": 6})
+        services = iter([0.5])
+        made.service_s = lambda: next(services, NEVER)
+        at: list[float] = []
+        with pytest.raises(DrainError, match=r"4 frames .*6 s"):
+            run(made, 2, lambda: at.append(made.clock.now))
+        assert made.clock.now - at[0] == pytest.approx(6, abs=0.1)
+        assert made.log.committed == {P0: 4}
+        assert made.source.closed
+        assert made.health.state is State.FAILED
+
+    def test_before_anything_was_assigned_is_at_once(self) -> None:
+        made = world()
+        before = made.clock.now
+        run(made, 0)
+        assert made.clock.now == before
+        assert made.source.closed
+
+    def test_is_seen_within_an_idle_turn(self) -> None:
+        made = world()
+        stop = threading.Event()
+        made.source.rebalances.append((0, stop.set))
+        before = made.clock.now
+        made.pipeline.run(stop)
+        assert made.clock.now - before <= 0.5
+
+
+class TestTheBreaker:
+    LIMIT = {"max_consecutive": 5}
+
+    def test_stops_when_frame_after_frame_is_rejected(self) -> None:
+        """Catches draining a topic into the dead letters because a codec is missing."""
+        made = world(20, payload=BAD, dead_letter=self.LIMIT)
+        with pytest.raises(RejectRateError, match=r"5 frames in a row.*'damaged'"):
+            made.steps(100)
+        assert len(made.publisher.published) == 5
+
+    def test_counts_what_cannot_be_written_too(self) -> None:
+        """Catches a breaker that looks at the engine alone: a model in half precision that sees only NaN."""
+        made = world(20, payload=UNPUBLISHABLE, dead_letter=self.LIMIT)
+        with pytest.raises(RejectRateError, match="'unpublishable'"):
+            made.steps(100)
+
+    def test_one_good_frame_starts_the_count_anew(self) -> None:
+        made = world(dead_letter=self.LIMIT)
+        for n in range(50):
+            made.log.append(P0, "cam-1", BAD if n % 5 else b"good")
+        until(made, lambda: made.source.stored.get(P0) == 50)
+        assert sum(isinstance(outcome, Rejected) for _, outcome in made.publisher.published) == 40
+
+    def test_is_off_at_zero(self) -> None:
+        made = world(50, payload=BAD, dead_letter={"max_consecutive": 0})
+        until(made, lambda: made.source.stored.get(P0) == 50)
+
+
+class TestWatchingOver:
+    def test_an_engine_that_does_not_return_ends_the_run(self) -> None:
+        """Catches a consumer that keeps its partitions for ever with a hung GPU."""
+        made = world(4, limits={"stall_timeout_s": 7})
+        made.service_s = lambda: NEVER
+        with pytest.raises(EngineError, match="stall_timeout_s"):
+            made.steps(1_000_000)
+        assert made.clock.now - 1000 == pytest.approx(7, abs=0.5)
+        assert made.log.committed == {}
+
+    def test_the_loop_beats_in_every_turn_and_while_it_settles(self) -> None:
+        """Catches a watchdog that ends a process in the middle of an orderly drain."""
+        made = world(4, limits={"drain_timeout_s": 40, "stall_timeout_s": 1})
+        made.service_s = lambda: 15.0
+        ages: list[float] = []
+        results = made.worker.results
+
+        def watched(timeout_s: float = 0.0) -> Any:
+            ages.append(made.health.loop_age_s)
+            return results(timeout_s)
+
+        made.worker.results = watched  # type: ignore[method-assign]
+        made.pipeline._limits = made.pipeline._limits.model_copy(update={"stall_timeout_s": 100})
+        run(made, 2)
+        assert max(ages) < 1
+        assert made.log.committed == {P0: 4}
+
+    def test_what_is_held_is_measured(self) -> None:
+        made = world(4, payload=bytes(100))
+        made.service_s = lambda: NEVER
+        made.steps(5)
+        made.clock.advance(1)
+        made.steps(2)
+        sample = made.metrics.registry.get_sample_value
+        assert sample("sluice_in_flight_frames") == 4
+        assert sample("sluice_in_flight_bytes") == 400
+        assert sample("sluice_assigned_partitions") == 2
