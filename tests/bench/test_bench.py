@@ -89,7 +89,7 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
             runs[run.name] = run
     written = json.loads(json.dumps(report.as_json(runs, report.machine(), about)))
     assert [run["name"] for run in written["runs"]] == [
-        "saturated", "plain_loop", "plain_loop_commit_each", "zero_cost", "latency_80",
+        "saturated", "plain_loop", "plain_loop_each", "zero_cost", "latency_80",
     ]  # fmt: skip
     for run in written["runs"]:
         name = run["name"]

@@ -61,7 +61,7 @@ class Plan:
         yield "decode_only", self._decode_only
         yield "saturated", lambda: self._against_limit(partial(live, rate=self._limit * OVERLOAD), "saturated")
         yield "preloaded", lambda: self._against_limit(partial(preloaded, count=self._frames(self._limit)), "preloaded")
-        for name, each in (("plain_loop", "rarely"), ("plain_loop_commit_each", "each")):
+        for name, each in (("plain_loop", "rarely"), ("plain_loop_each", "each")):
             yield name, partial(self._plain_loop, name, each)
         yield "zero_cost", lambda: median([self._zero_cost() for _ in range(self._repeat)])
         for load in LOADS:

@@ -14,10 +14,8 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from consumer.detectors.simulated import SCHEME
 from consumer.tools.bench.figures import Run
 from consumer.tools.bench.plan import DEFAULT_ENGINE, MEMORY_FRAMES
-from consumer.tools.bench.trial import ZERO_COST
 
 Runs = Mapping[str, Run]
 
@@ -137,31 +135,29 @@ def tables(runs: Runs) -> RenderableType:
     return Group(*parts)
 
 
-def engine_name(engine: str) -> str:
-    """A simulated engine is named so wherever it is shown."""
-    if not engine.startswith(SCHEME):
-        return Path(engine).name
-    return "simulated, free" if engine == ZERO_COST else "simulated"
+def engines(runs: Runs) -> str:
+    """Which engine each run had. A simulated one shows as such: its name begins so."""
+    names: dict[str, list[str]] = {}
+    for run in runs.values():
+        names.setdefault(run.engine, []).append(run.name)
+    return "\n".join(f"{engine}: {', '.join(of)}" for engine, of in names.items() if engine != "none")
 
 
 def _figures(runs: Runs) -> Table:
-    engines = sorted({run.engine for run in runs.values() if run.engine != "none"})
-    table = Table(caption="engines: " + "; ".join(engines), caption_justify="left")
-    table.add_column("run")
-    table.add_column("engine")
-    for heading in ("frames/s", "of limit", "busy", "CPU ms", "p50 / 95 / 99 ms", "in, out"):
+    table = Table(caption=f"engine {engines(runs)}", caption_justify="left")
+    table.add_column("run", no_wrap=True)
+    for heading in ("frames/s", "limit", "busy", "CPU ms", "p50/95/99 ms", "in=out"):
         table.add_column(heading, justify="right")
     for run in runs.values():
         waits = run.latency_ms
         sound = "-" if run.integrity is None else f"{run.integrity.frames_in}" if run.sound else _wrong(run)
         table.add_row(
             run.name,
-            engine_name(run.engine),
             f"{run.frames_per_second:.0f}",
             _percent(run.share_of_engine_limit),
             _percent(run.engine_busy_share),
             f"{run.cpu_ms_per_frame:.2f}" if run.cpu_ms_per_frame is not None else "-",
-            f"{waits['p50']:.0f} / {waits['p95']:.0f} / {waits['p99']:.0f}" if waits else "-",
+            f"{waits['p50']:.0f}/{waits['p95']:.0f}/{waits['p99']:.0f}" if waits else "-",
             sound,
         )
     return table
