@@ -6,7 +6,7 @@ import numpy as np
 
 from .camera import F64, NEAR_M, U8, Camera, Pose, place
 from .light import Colour, Easel
-from .paint import disc, fill, hull, limb, stroke
+from .paint import disc, fill, limb, stroke
 
 _SKIN: tuple[Colour, ...] = ((150, 186, 228), (120, 160, 208), (84, 122, 172), (56, 84, 126), (44, 62, 92))
 _HAIR: tuple[Colour, ...] = (
@@ -51,6 +51,8 @@ class Person:
     helmet: bool = False
 
 
+_RIDER, _MACHINE = [0, 1, 2, *range(9, 21)], [*range(3, 9), *range(21, 61)]
+"""Which of a cyclist's joints are the person's and which the bicycle's."""
 _REAR_HUB, _FRONT_HUB = np.array([0.0, 0.0, -0.52]), np.array([0.0, 0.0, 0.54])
 
 
@@ -117,8 +119,8 @@ def _side_on(camera: Camera, pose: Pose) -> float:
     return float(abs(np.sin(pose.heading - np.arctan2(pose.x - camera.x, pose.z))))
 
 
-def paint_pedestrian(easel: Easel, person: Person, pose: Pose, walked: float) -> F64 | None:
-    """Paint a walking person; `walked` is the distance covered in metres. Its outline points (n, 2) in pixels."""
+def paint_pedestrian(easel: Easel, person: Person, pose: Pose, walked: float) -> list[F64] | None:
+    """Paint a walking person; `walked` is the distance covered in metres. Pixels (n, 2) of its outline."""
     h = person.height
     stride = walked * 2 * np.pi / (0.86 * h)
     swing = np.sin(stride) * 0.46
@@ -153,7 +155,7 @@ def paint_pedestrian(easel: Easel, person: Person, pose: Pose, walked: float) ->
             figure.pixels[[1]] - [[0.19 * figure.scale, 0.0]],
         ]
     )
-    return hull(outline)
+    return [outline]
 
 
 def _away(camera: Camera, pose: Pose) -> float:
@@ -216,8 +218,8 @@ def _head(figure: _Figure, person: Person, away: float) -> None:
         fill(figure.canvas, cap - [0, size * 0.12], cover)
 
 
-def paint_cyclist(easel: Easel, person: Person, pose: Pose, ridden: float) -> F64 | None:
-    """Paint a cyclist who has ridden so many metres. Outline points (n, 2) in pixels."""
+def paint_cyclist(easel: Easel, person: Person, pose: Pose, ridden: float) -> list[F64] | None:
+    """Paint a cyclist who has ridden so many metres. Pixels (n, 2) of person and bicycle."""
     lean = 0.34 * person.height
     joints: list[tuple[float, float, float]] = [
         (0, 0.95, -0.22),
@@ -252,7 +254,7 @@ def paint_cyclist(easel: Easel, person: Person, pose: Pose, ridden: float) -> F6
     _bicycle(figure, person.bike)
     _rider(figure, person, _nearer_side(camera, pose), _side_on(camera, pose), _away(camera, pose))
     crown = figure.pixels[[2]] - [[0.0, 0.15 * figure.scale]]
-    return hull(np.concatenate([figure.pixels, crown]))
+    return [figure.pixels[_MACHINE], np.concatenate([figure.pixels[_RIDER], crown])]
 
 
 def _bicycle(figure: _Figure, bike: Colour) -> None:

@@ -23,6 +23,7 @@ class _Packed:
     details: NDArray[np.bool_]
     firsts: NDArray[np.int64]
     ends: NDArray[np.int64]
+    waist: int
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Part:
     colours: list[Colour] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
     details: list[bool] = field(default_factory=list)
+    waist: int = 0
+    """Index of the first face of the upper of two convex pieces, such as the cabin of a car; 0 for one piece."""
     _packed: "_Packed | None" = None
 
     def packed(self) -> "_Packed":
@@ -54,6 +57,7 @@ class Part:
                 np.array(self.details),
                 firsts,
                 firsts + np.array(sizes),
+                int(firsts[self.waist]) if self.waist else 0,
             )
         return self._packed
 
@@ -95,8 +99,8 @@ def ring(y: float, half_width: float, back: float, front: float, chamfer: float)
     return np.array([(x, y, z) for x, z in outline])
 
 
-def paint_parts(easel: Easel, parts: list[Part], pose: Pose) -> F64 | None:
-    """Paint a solid on the canvas; its drawn pixels (n, 2), or None when it is behind the camera."""
+def paint_parts(easel: Easel, parts: list[Part], pose: Pose) -> list[F64] | None:
+    """Paint a solid on the canvas; the pixels (n, 2) of its convex pieces, or None when it is behind the camera."""
     camera = easel.camera
     away = np.array([[camera.x - pose.x, camera.lens_height, -pose.z]])
     eye = place(away, Pose(0.0, 0.0, -pose.heading))[0]
@@ -105,8 +109,9 @@ def paint_parts(easel: Easel, parts: list[Part], pose: Pose) -> F64 | None:
         pixels = _paint_part(easel, part, eye, pose)
         if pixels is None:
             return None
-        drawn.append(pixels)
-    return np.concatenate(drawn)
+        waist = part.packed().waist
+        drawn += [pixels[:waist], pixels[waist:]] if waist else [pixels]
+    return drawn
 
 
 def _paint_part(easel: Easel, part: Part, eye: F64, pose: Pose) -> F64 | None:

@@ -47,6 +47,14 @@ class _Placed:
     distance: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What one thing covers: its convex outline (n, 2) in picture pixels, and how many pixels before others hid any."""
+
+    outline: F64
+    pixels: int
+
+
 class Street:
     """A street seen by one fixed camera. The seed decides everything: plan, time of day, houses, traffic, noise.
 
@@ -140,24 +148,28 @@ class Street:
             share = shade[area].astype(np.float32) / 255
             canvas[area] = cv2.blendLinear(self._backdrop.shaded[area], canvas[area], share, 1 - share)
 
-    def _paint(self, easel: Easel, ids: U8, number: int, p: _Placed) -> F64 | None:
-        """Paint one thing and mark its outline with its number in `ids`; its outline (n, 2) in picture pixels."""
+    def _paint(self, easel: Easel, ids: U8, number: int, p: _Placed) -> _Drawn | None:
+        """Paint one thing, and mark with its number in `ids` (height, width) where it is."""
         actor = p.actor
-        outline: F64 | None = None
+        pieces: list[F64] | None = None
         if actor.vehicle is not None:
-            outline = paint_parts(easel, actor.vehicle.parts, p.pose)
+            pieces = paint_parts(easel, actor.vehicle.parts, p.pose)
         elif actor.person is not None:
             paint = paint_pedestrian if actor.class_id == PEDESTRIAN else paint_cyclist
-            outline = paint(easel, actor.person, p.pose, p.covered)
-        if outline is None:
+            pieces = paint(easel, actor.person, p.pose, p.covered)
+        if pieces is None:
             return None
-        outline = hull(outline) / self._zoom
-        cv2.fillConvexPoly(ids, fixed(outline), (number,), cv2.LINE_8, 4)
-        return outline
+        # Piece by piece: one hull round a car would also cover the person who stands beyond its bonnet.
+        for piece in pieces:
+            cv2.fillConvexPoly(ids, fixed(hull(piece) / self._zoom), (number,), cv2.LINE_8, 4)
+        outline = hull(np.concatenate(pieces)) / self._zoom
+        x1, y1 = np.clip(outline.min(axis=0) - 1, 0, None).astype(int)
+        x2, y2 = np.clip(outline.max(axis=0) + 2, 0, None).astype(int)
+        return _Drawn(outline, int(np.count_nonzero(ids[y1:y2, x1:x2] == number)))
 
-    def _put_back_corner_houses(self, canvas: U8, ids: U8, outlines: Sequence[F64 | None]) -> None:
+    def _put_back_corner_houses(self, canvas: U8, ids: U8, outlines: Sequence[_Drawn | None]) -> None:
         """What is on the crossing road is hidden by the houses at the corner: paint these over it again."""
-        drawn = [outline for outline in outlines if outline is not None]
+        drawn = [one.outline for one in outlines if one is not None]
         if not drawn:
             return
         points = np.concatenate(drawn)
@@ -170,21 +182,22 @@ class Street:
         area = (slice(low[1], high[1]), slice(low[0], high[0]))
         cv2.copyTo(self._backdrop.lit[area], self._backdrop.corner_mask[area], canvas[area])
 
-    def _labels(self, placed: Sequence[_Placed], outlines: Sequence[F64 | None], ids: U8) -> list[Label]:
+    def _labels(self, placed: Sequence[_Placed], outlines: Sequence[_Drawn | None], ids: U8) -> list[Label]:
         """Boxes of what is big enough, mostly in the picture and not mostly hidden by others or by a house."""
         seen = np.bincount(ids.ravel(), minlength=256)
         edge = np.array([(0, 0), (self.width, 0), (self.width, self.height), (0, self.height)], dtype=np.float32)
         labels = []
-        for number, (p, outline) in enumerate(zip(placed, outlines, strict=True), start=1):
-            if outline is None:
+        for number, (p, drawn) in enumerate(zip(placed, outlines, strict=True), start=1):
+            if drawn is None:
                 continue
+            outline = drawn.outline
             area = float(cv2.contourArea(outline.astype(np.float32)))
             inside = float(cv2.intersectConvexConvex(outline.astype(np.float32), edge)[0])
-            if inside < MIN_INSIDE * area or seen[number] < max(MIN_VISIBLE * inside, 1):
+            if inside < MIN_INSIDE * area or seen[number] < max(MIN_VISIBLE * drawn.pixels, 1):
                 continue
             x1, y1 = np.maximum(outline.min(axis=0), 0.0)
             x2, y2 = np.minimum(outline.max(axis=0), [self.width, self.height])
-            if seen[number] < 0.97 * inside:
+            if seen[number] < 0.97 * drawn.pixels:
                 # Partly hidden: the box goes round what can be seen, as a person would draw it.
                 rows, columns = np.nonzero(ids[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] == number)
                 if rows.size == 0:

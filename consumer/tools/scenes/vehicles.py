@@ -88,6 +88,7 @@ def make_car(rng: np.random.Generator) -> Vehicle:
         _darker(paint, 1.03),
     )
     _car_details(body, paint, w, half, belt)
+    body.waist = len(body.faces)
     back = {"hatch": 0.10, "saloon": 0.85, "estate": 0.12, "suv": 0.12}[shape] - half
     front = half - (1.02 if shape != "suv" else 0.95)
     slope = 0.32 if shape in ("estate", "suv") else 0.55
