@@ -20,10 +20,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from consumer.errors import ConfigError
 
 ENV_PREFIX = "SLUICE_"
-# Not options: the path of the file, what the test suite reads, and what Kubernetes puts into every pod
-# beside a Service called "sluice".
-_FOREIGN_ENV = re.compile(r"^SLUICE_(CONFIG|TEST_.*|SERVICE_(HOST|PORT)(_.*)?|PORT(_.*)?)$")
-_SECRET = re.compile(r"password|secret|\.pem$|\.key$|ssl\.key|token|sasl\.jaas|credentials", re.IGNORECASE)
+# Not options: the path of the file, and what the test suite reads.
+_FOREIGN_ENV = re.compile(r"^SLUICE_(CONFIG|TEST_.*)$")
+# Nor is what Kubernetes puts into every pod beside a Service "sluice" or "sluice-metrics": NAME_SERVICE_HOST and more.
+_SERVICE_HOST = "_SERVICE_HOST"
+_SECRET = re.compile(r"password|passphrase|secret|\.pem$|\.key$|ssl\.key|token|sasl\.jaas|credentials", re.IGNORECASE)
 MASK = "********"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -76,6 +77,7 @@ OWN_SETTINGS: dict[str, str] = {
     "enable.idempotence": "Sluice needs the idempotent producer to keep results in order",
     "acks": "Sluice needs acks=all to keep results",
     "request.required.acks": "Sluice needs acks=all to keep results",
+    "delivery.report.only.error": "Sluice commits what was acknowledged, so it needs the reports of success",
     "transactional.id": "it comes with delivery: exactly_once",
 }
 
@@ -257,8 +259,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     if path is None and (from_env := os.environ.get("SLUICE_CONFIG")):
         path = Path(from_env)
     values = _merge(_read(path) if path else {}, overrides or {})
-    unknown = [n for n in os.environ if n.startswith(ENV_PREFIX) and not _FOREIGN_ENV.match(n) and not _is_option(n)]
-    if unknown:
+    if unknown := [name for name in os.environ if name.startswith(ENV_PREFIX) and not _is_known(name)]:
         raise ConfigError(f"unknown environment variable {', '.join(sorted(unknown))}: no such option (sluice config)")
     try:
         return Config(**values)
@@ -291,6 +292,12 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _is_known(variable: str) -> bool:
+    services = [name.removesuffix(_SERVICE_HOST) for name in os.environ if name.endswith(_SERVICE_HOST)]
+    of_a_service = variable.startswith(tuple(f"{name}_{kind}" for name in services for kind in ("SERVICE_", "PORT")))
+    return of_a_service or _FOREIGN_ENV.match(variable) is not None or _is_option(variable)
+
+
 def _is_option(variable: str) -> bool:
     section, _, name = variable.removeprefix(ENV_PREFIX).lower().partition("__")
     field = Config.model_fields.get(section)
@@ -308,9 +315,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
             continue
         message = item["msg"].removeprefix("Value error, ")
         given = item["input"]
-        shown = (
-            f" (got {given!r})" if where and isinstance(given, str | int | float) and not _SECRET.search(where) else ""
-        )
+        # Not only the name: someone may have written "sasl.password=..." where a map belongs.
+        harmless = isinstance(given, str | int | float) and not any(map(_SECRET.search, (where, str(given))))
+        shown = f" (got {given!r})" if where and harmless else ""
         yield f"{where}: {message}{shown}" if where else message
 
 
