@@ -1,0 +1,276 @@
+"""Configuration: environment beats file beats default, every mistake is named, and no secret is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from consumer.__main__ import main
+from consumer.config import MASK, OWN_SETTINGS, Config, load_config, options, resolved
+from consumer.errors import ConfigError
+
+SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SLUICE_"):
+            monkeypatch.delenv(name)
+
+
+def write(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def refusal(path: Path | None = None, **sections: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, sections)
+    return str(caught.value)
+
+
+class TestPrecedence:
+    def test_environment_beats_file_beats_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write(tmp_path / "sluice.yaml", {"batching": {"max_batch_size": 16, "max_queue_delay_ms": 5}})
+        monkeypatch.setenv("SLUICE_BATCHING__MAX_BATCH_SIZE", "64")
+        batching = load_config(path).batching
+        assert (batching.max_batch_size, batching.max_queue_delay_ms, batching.policy) == (64, 5, "dynamic")
+
+    def test_one_variable_leaves_the_rest_of_its_section_as_in_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches a section that is replaced as a whole."""
+        path = write(tmp_path / "a.yaml", {"kafka": {"group_id": "mine", "client": {"client.rack": "r1"}}})
+        monkeypatch.setenv("SLUICE_KAFKA__BOOTSTRAP_SERVERS", "broker:1")
+        kafka = load_config(path).kafka
+        assert (kafka.group_id, kafka.bootstrap_servers, kafka.client) == ("mine", "broker:1", {"client.rack": "r1"})
+
+    def test_overrides_stand_between_environment_and_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "a.yaml", {"http": {"port": 1, "host": "file"}})
+        monkeypatch.setenv("SLUICE_HTTP__HOST", "environment")
+        http = load_config(path, {"http": {"port": 2, "host": "override"}}).http
+        assert (http.port, http.host) == (2, "environment")
+
+    def test_the_file_may_be_named_by_the_environment_and_be_toml(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "sluice.toml"
+        path.write_text('[kafka.client]\n"client.rack" = "r1"\n[input]\ntopics = ["a", "b"]\n')
+        monkeypatch.setenv("SLUICE_CONFIG", str(path))
+        config = load_config()
+        assert (config.input.topics, config.kafka.client) == (["a", "b"], {"client.rack": "r1"})
+
+    def test_an_empty_file_is_all_defaults(self, tmp_path: Path) -> None:
+        assert load_config(write(tmp_path / "a.yaml", {})) == Config()
+
+
+# A value for each option that differs from its default; where none is given, one is derived from it.
+OTHER: dict[str, Any] = {
+    "kafka.client": {"client.rack": "r1"},
+    "kafka.consumer": {"fetch.wait.max.ms": 7},
+    "kafka.producer": {"linger.ms": 7},
+    "input.topics": ["a", "b"],
+    "output.format": "json",
+    "delivery": "at_least_once",
+    "batching.policy": "static",
+    "batching.preferred_batch_sizes": [8, 16],
+    "batching.max_frame_age_ms": 5.0,
+    "decode.threads": 3,
+    "detector.backend": "onnx",
+    "detector.sha256": "0" * 64,
+    "detector.image_size": 320,
+    "log.level": "debug",
+    "log.format": "json",
+    "kafka.bootstrap_servers": "broker:1",
+    "http.host": "::",
+}
+
+
+class TestEveryOption:
+    @pytest.mark.parametrize(("path", "variable", "default", "meaning"), list(options()), ids=lambda v: str(v)[:40])
+    def test_can_be_set_by_its_environment_variable(
+        self, path: str, variable: str, default: Any, meaning: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches an option that is documented with a variable which nothing reads."""
+        value = OTHER.get(path)
+        if value is None:
+            value = not default if isinstance(default, bool) else default / 2 if isinstance(default, float) else None
+        if value is None:
+            value = default + 1 if isinstance(default, int) else f"{default}-2"
+        monkeypatch.setenv(variable, json.dumps(value) if isinstance(value, list | dict) else str(value))
+        found: Any = load_config()
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert found == value
+        assert len(meaning) > 10
+
+
+class TestMistakesAreNamed:
+    def test_an_unknown_option(self, tmp_path: Path) -> None:
+        said = refusal(write(tmp_path / "a.yaml", {"batching": {"max_bach_size": 1}, "kafak": {}}))
+        assert "unknown option batching.max_bach_size" in said
+        assert "unknown option kafak" in said
+
+    @pytest.mark.parametrize(
+        "variable",
+        ["SLUICE_BATCHING__MAX_BACH_SIZE", "SLUICE_BATCHING_MAX_BATCH_SIZE", "SLUICE_HTTP_PORT", "SLUICE_MODEL"],
+    )
+    def test_an_unknown_variable(self, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a typing error that leaves the default in force."""
+        monkeypatch.setenv(variable, "1")
+        assert variable in refusal()
+
+    def test_every_wrong_value_at_once_with_what_was_given(self) -> None:
+        said = refusal(batching={"max_batch_size": 0}, detector={"confidence": 1.5, "device": 7}, http={"port": "x"})
+        assert "batching.max_batch_size" in said
+        assert "(got 0)" in said
+        assert "detector.confidence" in said
+        assert "(got 1.5)" in said
+        assert "http.port" in said
+        assert "(got 'x')" in said
+
+    @pytest.mark.parametrize("value", ["8,16", "[8,"])
+    def test_a_list_in_the_environment_that_is_not_json(self, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLUICE_BATCHING__PREFERRED_BATCH_SIZES", value)
+        said = refusal()
+        assert "batching" in said
+        assert "JSON" in said
+
+    @pytest.mark.parametrize("text", ["a: [", "- 1", "just text", "\xff\xfe"])
+    def test_a_file_that_is_none(self, text: str, tmp_path: Path) -> None:
+        path = tmp_path / "a.yaml"
+        path.write_bytes(text.encode("latin-1"))
+        assert str(path) in refusal(path)
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        assert "No such file" in refusal(tmp_path / "nothing.yaml")
+
+    @pytest.mark.parametrize(
+        ("sections", "words"),
+        [
+            ({"output": {"topic": "frames"}}, "output.topic: 'frames' is an input topic"),
+            ({"dead_letter": {"topic": "frames"}}, "dead_letter.topic: 'frames' is an input topic"),
+            (
+                {"output": {"topic": "same"}, "dead_letter": {"topic": "same"}},
+                "dead_letter.topic: 'same' is the output",
+            ),
+            ({"input": {"topics": []}}, "input.topics"),
+            ({"input": {"topics": ["a b"]}}, "input.topics"),
+            ({"delivery": "exactly_once"}, "delivery"),
+            ({"batching": {"preferred_batch_sizes": [64]}}, "preferred_batch_sizes: 64"),
+            ({"kafka": {"bootstrap_servers": " "}}, "kafka.bootstrap_servers"),
+            ({"kafka": {"client": "not a map"}}, "kafka.client"),
+            ({"detector": {"image_size": 100}}, "detector.image_size"),
+            ({"decode": {"threads": 0}}, "decode.threads"),
+        ],
+    )
+    def test_what_contradicts_itself(self, sections: dict[str, Any], words: str) -> None:
+        """Catches a loop through the program's own output, and options that mean nothing."""
+        assert words in refusal(**sections)
+
+    @pytest.mark.parametrize("name", OWN_SETTINGS)
+    @pytest.mark.parametrize("section", ["client", "consumer", "producer"])
+    def test_a_client_setting_on_which_a_promise_stands(self, name: str, section: str) -> None:
+        """Catches enable.auto.offset.store from a copied file, which commits frames that were never looked at."""
+        said = refusal(kafka={section: {name: "true"}})
+        assert f"{name!r} is not free" in said
+        assert OWN_SETTINGS[name] in said
+
+
+class TestKubernetes:
+    def test_variables_of_services_beside_us_are_not_options(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a pod that exits 2 because somebody has called a Service "sluice", or "sluice-metrics"."""
+        for service in ("SLUICE", "SLUICE_METRICS", "SLUICE_HTTP"):
+            for suffix, value in {
+                "_SERVICE_HOST": "10.0.0.1",
+                "_SERVICE_PORT": "8080",
+                "_SERVICE_PORT_HTTP": "8080",
+                "_PORT": "tcp://10.0.0.1:8080",
+                "_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+                "_PORT_8080_TCP_PROTO": "tcp",
+                "_PORT_8080_TCP_PORT": "8080",
+                "_PORT_8080_TCP_ADDR": "10.0.0.1",
+            }.items():
+                monkeypatch.setenv(service + suffix, value)
+        assert load_config() == Config()
+
+
+class TestSecrets:
+    NAMES = (
+        "sasl.password",
+        "ssl.key.password",
+        "ssl.keystore.password",
+        "ssl.key.pem",
+        "ssl.certificate.pem",
+        "sasl.oauthbearer.client.secret",
+        "sasl.oauthbearer.assertion.private.key.passphrase",
+        "sasl.oauthbearer.assertion.private.key.pem",
+    )
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_are_masked_in_what_is_printed(self, name: str) -> None:
+        config = Config(kafka={"client": {name: SECRET, "client.rack": "r1"}})  # type: ignore[arg-type]
+        assert config.kafka.client[name] == SECRET
+        assert resolved(config)["kafka"]["client"] == {name: MASK, "client.rack": "r1"}
+
+    @pytest.mark.parametrize("client", [{"sasl.password": [SECRET]}, f"sasl.password={SECRET}", [SECRET]])
+    def test_are_not_in_error_messages(self, client: Any) -> None:
+        assert SECRET not in refusal(kafka={"client": client})
+
+    def test_of_the_wrong_type_are_not_shown(self) -> None:
+        said = refusal(kafka={"client": {name: [SECRET] for name in self.NAMES}}, http={"port": "token-" + SECRET})
+        assert SECRET not in said
+        assert all(name in said for name in self.NAMES)
+
+    def test_are_not_in_error_messages_about_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLUICE_KAFKA__CLIENT", f'{{"sasl.password": "{SECRET}"')
+        assert SECRET not in refusal()
+
+    def test_may_come_by_a_variable_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SLUICE_KAFKA__CLIENT__sasl.password", SECRET)
+        assert load_config().kafka.client == {"sasl.password": SECRET}
+
+
+class TestTheProgram:
+    @pytest.mark.parametrize(
+        ("environment", "words"),
+        [
+            ({"SLUICE_CONFIG": "/no/file"}, "cannot read the configuration /no/file"),
+            ({"SLUICE_BATCHING__MAX_BATCH_SIZE": "many"}, "batching.max_batch_size"),
+            ({"SLUICE_NONSENSE": "1"}, "SLUICE_NONSENSE"),
+        ],
+    )
+    def test_exits_with_2_and_one_message(
+        self,
+        environment: dict[str, str],
+        words: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Catches a traceback instead of a sentence, and an exit code that looks like a crash."""
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["sluice", "config"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert said.startswith("sluice: ")
+        assert words in said
+
+    def test_is_the_same_from_a_shell(self) -> None:
+        """Without a model, which is the first thing that a newcomer forgets."""
+        command = [sys.executable, "-m", "consumer", "run"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("sluice: detector.model is required")

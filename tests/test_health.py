@@ -1,0 +1,216 @@
+"""Health: what the probes say in each state, the metrics as Prometheus reads them, and the watchdog."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from consumer.config import HttpConfig
+from consumer.errors import ConfigError, StalledError
+from consumer.health import Health, HealthServer, State, Watchdog
+from consumer.metrics import Metrics
+from consumer.types import Acknowledged, Lag, Rejected, Skipped
+from made_frames import P0, P1, VirtualClock, detected, frame, result
+from waiting import wait_until
+
+STALL_S = 60.0
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def health(clock: VirtualClock) -> Health:
+    return Health(clock=clock, stall_timeout_s=STALL_S)
+
+
+class TestStates:
+    def test_starting_is_alive_and_not_ready_however_long_it_takes(self, health: Health, clock: VirtualClock) -> None:
+        """Catches a pod that is killed while it loads its model, and one that gets partitions before."""
+        clock.advance(10 * STALL_S)
+        assert (health.alive, health.ready, health.stalled) == (True, False, False)
+
+    def test_running_is_ready(self, health: Health) -> None:
+        health.state = State.RUNNING
+        assert (health.alive, health.ready) == (True, True)
+
+    def test_a_slow_turn_is_not_ready_and_a_hung_one_not_alive(self, health: Health, clock: VirtualClock) -> None:
+        health.state = State.RUNNING
+        clock.advance(11)
+        assert (health.alive, health.ready) == (True, False)
+        clock.advance(STALL_S)
+        assert (health.alive, health.stalled) == (False, True)
+        health.beat()
+        assert (health.alive, health.ready) == (True, True)
+
+    def test_draining_is_alive_and_not_ready(self, health: Health) -> None:
+        health.state = State.DRAINING
+        assert (health.alive, health.ready) == (True, False)
+
+    def test_failed_is_neither(self, health: Health) -> None:
+        health.state = State.FAILED
+        assert (health.alive, health.ready) == (False, False)
+
+    def test_the_numbers_stay(self) -> None:
+        """They are exported: dashboards know them."""
+        assert {state.name: state.value for state in State} == {"STARTING": 0, "RUNNING": 1, "DRAINING": 2, "FAILED": 3}
+
+
+class TestHttp:
+    @pytest.fixture
+    def server(self, health: Health) -> Iterator[HealthServer]:
+        self.metrics = Metrics()
+        server = HealthServer(HttpConfig(port=0), health, self.metrics)
+        server.start()
+        yield server
+        server.close()
+
+    @staticmethod
+    def get(server: HealthServer, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    @pytest.mark.parametrize(
+        ("state", "live", "ready"),
+        [(State.STARTING, 200, 503), (State.RUNNING, 200, 200), (State.DRAINING, 200, 503), (State.FAILED, 503, 503)],
+    )
+    def test_probes_follow_the_state(
+        self, server: HealthServer, health: Health, state: State, live: int, ready: int
+    ) -> None:
+        health.state = state
+        name = state.name.lower() + "\n"
+        assert self.get(server, "/healthz") == (live, name)
+        assert self.get(server, "/readyz?verbose") == (ready, name)
+
+    def test_other_paths_are_not_found(self, server: HealthServer) -> None:
+        """Catches a probe with a wrong path that is green for ever."""
+        for path in ("/", "/health", "/healthz/x", "/../etc/passwd"):
+            assert self.get(server, path)[0] == 404
+
+    def test_metrics_are_what_prometheus_reads(self, server: HealthServer, health: Health, clock: VirtualClock) -> None:
+        health.state = State.RUNNING
+        clock.advance(2)
+        _, text = self.get(server, "/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert families["sluice_loop_age_seconds"].samples[0].value == 2
+        assert families["sluice_ready"].samples[0].value == 1
+        assert all(family.documentation for family in families.values())
+        assert families["sluice_frames_received"].type == "counter"
+
+    def test_a_client_that_says_nothing_does_not_hold_up_the_others(self, server: HealthServer) -> None:
+        """Catches a server with one thread: a port scan would make the pod unready."""
+        silent = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        silent.connect()
+        try:
+            assert self.get(server, "/healthz")[0] == 200
+        finally:
+            silent.close()
+
+    def test_a_port_that_is_taken_is_said_with_its_address(self, server: HealthServer, health: Health) -> None:
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{server.port}: Address already in use"):
+            HealthServer(HttpConfig(port=server.port), health, Metrics())
+
+
+class TestWatchdog:
+    @pytest.fixture
+    def ended(self, health: Health) -> Iterator[list[int]]:
+        ended: list[int] = []
+        watchdog = Watchdog(health, ended.append)
+        watchdog.start()
+        yield ended
+        watchdog.close()
+        watchdog._thread.join(5)
+
+    def test_ends_the_process_when_the_loop_hangs(self, health: Health, clock: VirtualClock, ended: list[int]) -> None:
+        """Catches a member that heartbeats in the background and keeps its partitions for ever."""
+        health.state = State.RUNNING
+        clock.advance(STALL_S + 1)
+        wait_until(lambda: ended, 10, "the watchdog")
+        assert ended == [StalledError.exit_code]
+
+    def test_ends_nothing_while_the_loop_turns_or_starts(self, clock: VirtualClock) -> None:
+        looked = threading.Semaphore(0)
+
+        class Watched(Health):
+            @property
+            def stalled(self) -> bool:
+                looked.release()
+                return super().stalled
+
+        health = Watched(clock=clock, stall_timeout_s=STALL_S)
+        ended: list[int] = []
+        watchdog = Watchdog(health, ended.append)
+        watchdog.start()
+        clock.advance(10 * STALL_S)
+        assert looked.acquire(timeout=10)
+        health.beat()
+        health.state = State.RUNNING
+        clock.advance(STALL_S)
+        assert looked.acquire(timeout=10)
+        watchdog.close()
+        watchdog._thread.join(5)
+        assert ended == []
+
+
+class TestMetrics:
+    @pytest.fixture
+    def metrics(self) -> Metrics:
+        return Metrics()
+
+    def test_outcomes_are_counted_by_kind_when_they_are_acknowledged(self, metrics: Metrics) -> None:
+        refused = Rejected("decode", "damaged", "")
+        done = [
+            Acknowledged(frame(n, captured_at_ms=0), outcome, 1.0)
+            for n, outcome in enumerate([detected(), detected(), Skipped("stale", 1.0), refused])
+        ]
+        metrics.acknowledged(done, now_s=3.0, now_ms=500)
+        value = metrics.registry.get_sample_value
+        counted = {k: value("sluice_outcomes_total", {"outcome": k}) for k in ("detected", "skipped", "rejected")}
+        assert counted == {"detected": 2, "skipped": 1, "rejected": 1}
+        assert value("sluice_rejected_total", {"stage": "decode", "reason": "damaged"}) == 1
+        assert value("sluice_latency_seconds_sum") == 4 * 0.5
+        assert value("sluice_stage_seconds_sum", {"stage": "acknowledge"}) == 4 * 2.0
+
+    def test_a_batch_is_measured_once_and_its_frames_each(self, metrics: Metrics) -> None:
+        metrics.batch(result([frame(n, at=999.5) for n in range(4)], taken_at=1000.0))
+        value = metrics.registry.get_sample_value
+        assert value("sluice_batch_size_frames_sum") == 4
+        assert value("sluice_batches_total", {"closed_by": "size"}) == 1
+        assert value("sluice_stage_seconds_count", {"stage": "queue"}) == 4
+        assert value("sluice_stage_seconds_sum", {"stage": "queue"}) == 2.0
+
+    def test_the_lag_of_a_partition_that_went_away_goes_too(self, metrics: Metrics) -> None:
+        """Catches an alert on a partition that another pod has long been reading."""
+        metrics.lag([Lag(P0, 5, 1.5), Lag(P1, 7, 2.5)])
+        metrics.lag([Lag(P1, 6, 2.0)])
+        value = metrics.registry.get_sample_value
+        assert value("sluice_lag_records", {"topic": "frames", "partition": "0"}) is None
+        assert value("sluice_lag_records", {"topic": "frames", "partition": "1"}) == 6
+        assert value("sluice_lag_seconds", {"topic": "frames", "partition": "1"}) == 2.0
+
+    def test_no_label_is_a_source(self, metrics: Metrics) -> None:
+        """Catches a time series per camera, which a producer could make as many of as it likes."""
+        labels = {name for metric in metrics.registry._names_to_collectors.values() for name in metric._labelnames}
+        assert labels == {
+            "outcome",
+            "stage",
+            "reason",
+            "closed_by",
+            "topic",
+            "partition",
+            "event",
+            "version",
+            "model",
+            "device",
+        }
