@@ -254,7 +254,7 @@ class Source:
             _log.info("assigned", partitions=[str(partition) for partition in epochs])
             self._listener.assigned(epochs)
         except BaseException as error:  # noqa: BLE001 - raised again by poll
-            self._failure = error if not isinstance(error, KafkaException) else KafkaError(_text(error))
+            self._fail(error if not isinstance(error, KafkaException) else KafkaError(_text(error)))
 
     def _on_revoke(self, _client: confluent_kafka.Consumer, revoked: list[confluent_kafka.TopicPartition]) -> None:
         self._end(revoked, self._listener.revoked, "revoked")
@@ -274,7 +274,7 @@ class Source:
             if not self._closing:
                 tell(partitions)
         except BaseException as error:  # noqa: BLE001 - raised again by poll
-            self._failure = error
+            self._fail(error)
         finally:
             for partition in partitions:
                 self._positions.pop(partition, None)
@@ -304,7 +304,7 @@ class Source:
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
         if error.fatal() or error.code() in _FATAL:
             advice = _FATAL.get(error.code(), "restart this process")
-            self._failure = KafkaError(f"{error.name()}: {error.str()}; {advice}")
+            self._fail(KafkaError(f"{error.name()}: {error.str()}; {advice}"))
         else:
             _log.warning("kafka", error=error.name(), text=error.str())
 
@@ -313,6 +313,10 @@ class Source:
     ) -> None:
         if error is not None and error.code() != _Code._NO_OFFSET:  # noqa: SLF001
             _log.warning("commit failed; librdkafka tries again", error=error.name(), text=error.str())
+
+    def _fail(self, error: BaseException) -> None:
+        """What `poll` raises: the first failure; later ones may follow from it."""
+        self._failure = self._failure or error
 
     def _assignment(self) -> list[confluent_kafka.TopicPartition]:
         return [_topic_partition(partition) for partition in self._positions]
