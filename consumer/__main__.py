@@ -19,6 +19,7 @@ from consumer import __version__
 from consumer.config import Config, LogConfig, load_config, options, resolved
 from consumer.errors import ConfigError, SluiceError
 from consumer.tools.demo import demo
+from consumer.tools.dlq import app as dlq
 from consumer.tools.produce import produce
 from consumer.tools.tail import tail
 
@@ -67,6 +68,7 @@ def show_config(
 app.command()(demo)
 app.command()(produce)
 app.command()(tail)
+app.add_typer(dlq, name="dlq")
 
 
 @app.command()
