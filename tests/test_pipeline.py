@@ -3,60 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from consumer.config import Config
-from consumer.errors import DrainError, EngineError, PublishError, RejectRateError
+from consumer.errors import DrainError, PublishError
 from consumer.health import State
 from consumer.pipeline import PATIENCE_S
-from consumer.types import Rejected, TopicPartition
 from made_frames import P0, P1, frame
-from pipeline_world import BAD, UNPUBLISHABLE, Log, World
-
-NEVER = 1e9
-
-
-def world(records: int = 0, payload: bytes = b"good", **sections: Any) -> World:
-    """A pipeline that owns P0 and P1, with so many records in P0, one of each of two cameras in turn."""
-    log = Log({P0: [], P1: []})
-    made = World(log, Config(**{"batching": {"max_batch_size": 4}, **sections}))
-    for n in range(records):
-        log.append(P0, f"cam-{n % 2}", payload)
-    made.source.subscribe()
-    made.source.rebalances.append((0, lambda: made.source.assign([P0, P1])))
-    return made
-
-
-def until(made: World, state: Callable[[], object], turns: int = 2000) -> None:
-    for _ in range(turns):
-        if state():
-            return
-        made.steps()
-    raise AssertionError(f"not within {turns} turns")
-
-
-class _After:
-    """A stop event that is set after so many turns."""
-
-    def __init__(self, turns: int, then: Callable[[], None] = lambda: None) -> None:
-        self.left, self.then = turns, then
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        if self.left < 0:
-            self.then()
-        return self.left < 0
-
-
-def run(made: World, turns: int, then: Callable[[], None] = lambda: None) -> None:
-    made.pipeline.run(_After(turns, then))  # type: ignore[arg-type] # all that is asked of it is is_set()
-
-
-def published(made: World) -> list[tuple[TopicPartition, int]]:
-    return [(item.receipt.partition, item.receipt.offset) for item, _ in made.publisher.published]
+from pipeline_runs import NEVER, published, run, until, world
 
 
 class TestCommit:
@@ -157,15 +111,17 @@ class TestRebalance:
 
     def test_lost_publishes_nothing_and_commits_nothing(self) -> None:
         """Catches treating a loss as a revocation: the new owner has started already."""
-        made = world(4)
+        made = world(20)
         made.service_s = lambda: 1.0
         made.steps(2)
         made.source.rebalances.append((0, lambda: made.source.lose([P0])))
         before = made.clock.now
         made.steps()
         assert made.clock.now - before < 0.1
-        made.clock.advance(5)
-        made.steps(5)
+        assert made.worker.in_flight == 8, "frames that only waited go no further"
+        for _ in range(3):
+            made.clock.advance(5)
+            made.steps(5)
         assert (made.publisher.published, made.log.committed) == ([], {})
         assert made.pipeline._held_bytes == 0
 
@@ -239,6 +195,20 @@ class TestShutdown:
         assert made.source.closed
         assert made.health.state is State.DRAINING
 
+    def test_does_not_wait_for_a_batch_to_fill(self) -> None:
+        """Catches a static policy that holds its last frames back for the whole deadline, and a rebalance likewise."""
+        made = world(3, batching={"policy": "static", "max_batch_size": 16})
+        made.log.append(P1, "cam-9", b"good")
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.revoke([P1])))
+        made.steps()
+        assert made.log.committed == {P1: 1}
+        for _ in range(3):
+            made.log.append(P0, "cam-0", b"good")
+        run(made, 2)
+        assert made.log.committed == {P0: 6, P1: 1}
+        assert made.clock.now - 1000 < 5
+
     def test_leaves_what_only_waited_uncommitted(self) -> None:
         """Catches a commit of the position instead of the watermark."""
         made = world(30)
@@ -273,70 +243,3 @@ class TestShutdown:
         before = made.clock.now
         made.pipeline.run(stop)
         assert made.clock.now - before <= 0.5
-
-
-class TestTheBreaker:
-    LIMIT = {"max_consecutive": 5}
-
-    def test_stops_when_frame_after_frame_is_rejected(self) -> None:
-        """Catches draining a topic into the dead letters because a codec is missing."""
-        made = world(20, payload=BAD, dead_letter=self.LIMIT)
-        with pytest.raises(RejectRateError, match=r"5 frames in a row.*'damaged'"):
-            made.steps(100)
-        assert len(made.publisher.published) == 5
-
-    def test_counts_what_cannot_be_written_too(self) -> None:
-        """Catches a breaker that looks at the engine alone: a model in half precision that sees only NaN."""
-        made = world(20, payload=UNPUBLISHABLE, dead_letter=self.LIMIT)
-        with pytest.raises(RejectRateError, match="'unpublishable'"):
-            made.steps(100)
-
-    def test_one_good_frame_starts_the_count_anew(self) -> None:
-        made = world(dead_letter=self.LIMIT)
-        for n in range(50):
-            made.log.append(P0, "cam-1", BAD if n % 5 else b"good")
-        until(made, lambda: made.source.stored.get(P0) == 50)
-        assert sum(isinstance(outcome, Rejected) for _, outcome in made.publisher.published) == 40
-
-    def test_is_off_at_zero(self) -> None:
-        made = world(50, payload=BAD, dead_letter={"max_consecutive": 0})
-        until(made, lambda: made.source.stored.get(P0) == 50)
-
-
-class TestWatchingOver:
-    def test_an_engine_that_does_not_return_ends_the_run(self) -> None:
-        """Catches a consumer that keeps its partitions for ever with a hung GPU."""
-        made = world(4, limits={"stall_timeout_s": 7})
-        made.service_s = lambda: NEVER
-        with pytest.raises(EngineError, match="stall_timeout_s"):
-            made.steps(1_000_000)
-        assert made.clock.now - 1000 == pytest.approx(7, abs=0.5)
-        assert made.log.committed == {}
-
-    def test_the_loop_beats_in_every_turn_and_while_it_settles(self) -> None:
-        """Catches a watchdog that ends a process in the middle of an orderly drain."""
-        made = world(4, limits={"drain_timeout_s": 40, "stall_timeout_s": 1})
-        made.service_s = lambda: 15.0
-        ages: list[float] = []
-        results = made.worker.results
-
-        def watched(timeout_s: float = 0.0) -> Any:
-            ages.append(made.health.loop_age_s)
-            return results(timeout_s)
-
-        made.worker.results = watched  # type: ignore[method-assign]
-        made.pipeline._limits = made.pipeline._limits.model_copy(update={"stall_timeout_s": 100})
-        run(made, 2)
-        assert max(ages) < 1
-        assert made.log.committed == {P0: 4}
-
-    def test_what_is_held_is_measured(self) -> None:
-        made = world(4, payload=bytes(100))
-        made.service_s = lambda: NEVER
-        made.steps(5)
-        made.clock.advance(1)
-        made.steps(2)
-        sample = made.metrics.registry.get_sample_value
-        assert sample("sluice_in_flight_frames") == 4
-        assert sample("sluice_in_flight_bytes") == 400
-        assert sample("sluice_assigned_partitions") == 2

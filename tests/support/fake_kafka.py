@@ -1,0 +1,166 @@
+"""Fakes of confluent_kafka's clients: what they are told is recorded, what they say is written down before."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from consumer.types import TopicPartition as Ours
+
+_INVALID = -1001  # librdkafka: no offset
+
+
+class FakeMessage:
+    def __init__(
+        self,
+        partition: Ours,
+        offset: int,
+        value: bytes | None = b"x",
+        key: bytes | None = b"cam-1",
+        *,
+        timestamp_ms: int | None = None,
+        error: KafkaError | None = None,
+    ) -> None:
+        self._at, self._offset, self._value, self._key, self._error = partition, offset, value, key, error
+        self._timestamp_ms = timestamp_ms
+
+    def error(self) -> KafkaError | None:
+        return self._error
+
+    def topic(self) -> str:
+        return self._at.topic
+
+    def partition(self) -> int:
+        return self._at.partition
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def headers(self) -> None:
+        return None
+
+    def timestamp(self) -> tuple[int, int]:
+        if self._timestamp_ms is None:
+            return confluent_kafka.TIMESTAMP_NOT_AVAILABLE, -1
+        return confluent_kafka.TIMESTAMP_CREATE_TIME, self._timestamp_ms
+
+
+def failed(code: int, text: str = "said the broker", *, fatal: bool = False) -> KafkaError:
+    return KafkaError(code, text, fatal=fatal)
+
+
+class FakeConsumer:
+    """`script` is played by `poll`: messages come out, functions are called and the next entry follows."""
+
+    def __init__(self, settings: dict[str, Any], logger: object = None) -> None:
+        self.settings = settings
+        self.script: deque[FakeMessage | Callable[[], object] | None] = deque()
+        self.calls: list[tuple[str, Any]] = []
+        self.group: dict[Ours, int] = {}  # committed
+        self.lookup_failures = 0
+        self.refuse: KafkaError | None = None  # what commit and store answer
+        self.callbacks: dict[str, Callable[..., None]] = {}
+        self.waits: list[float] = []
+
+    def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
+        self.calls.append(("subscribe", topics))
+        self.callbacks = callbacks
+
+    def poll(self, timeout: float) -> FakeMessage | None:
+        self.waits.append(timeout)
+        while self.script:
+            item = self.script.popleft()
+            if item is None or isinstance(item, FakeMessage):
+                return item
+            item()
+        return None
+
+    def rebalance(self, event: str, *partitions: Ours) -> Callable[[], None]:
+        """An entry of the script: `event` is assign, revoke or lost."""
+        listed = [TopicPartition(p.topic, p.partition) for p in partitions]
+        return lambda: self.callbacks[f"on_{event}"](self, listed)
+
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        if self.lookup_failures:
+            self.lookup_failures -= 1
+            raise KafkaException(failed(KafkaError._TIMED_OUT))
+        return [
+            TopicPartition(p.topic, p.partition, self.group.get(Ours(p.topic, p.partition), _INVALID))
+            for p in partitions
+        ]
+
+    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        assert cached, "it asks the brokers in the loop"
+        return 0, 100
+
+    def store_offsets(self, *, offsets: list[TopicPartition]) -> None:
+        self._answer("store", offsets)
+
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
+        assert not asynchronous
+        self._answer("commit", offsets)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in {"assign", "unassign", "incremental_assign", "incremental_unassign", "pause", "resume", "close"}:
+            raise AttributeError(name)
+
+        def record(partitions: list[TopicPartition] | None = None) -> None:
+            self.calls.append((name, [(Ours(p.topic, p.partition), p.offset) for p in partitions or []]))
+
+        return record
+
+    def called(self, name: str) -> list[Any]:
+        return [argument for call, argument in self.calls if call == name]
+
+    def _answer(self, call: str, offsets: list[TopicPartition]) -> None:
+        self.calls.append((call, [(Ours(p.topic, p.partition), p.offset) for p in offsets]))
+        if self.refuse is not None:
+            raise KafkaException(self.refuse)
+
+
+class FakeProducer:
+    """Keeps what it is given; `report` decides each message's fate when it is polled. None: no report yet."""
+
+    def __init__(self, settings: dict[str, Any], logger: object = None) -> None:
+        self.settings = settings
+        self.produced: list[dict[str, Any]] = []
+        self.queue: deque[dict[str, Any]] = deque()
+        self.report: Callable[[dict[str, Any]], KafkaError | None] = lambda _: None
+        self.full_for = 0  # calls of produce that find the queue full
+        self.refuse: Callable[[str], KafkaError | None] = lambda _: None  # by topic
+        self.on_poll: Callable[[float], None] = lambda _: None
+        self.purged = False
+
+    def produce(self, topic: str, value: bytes | None, key: bytes | None, **options: Any) -> None:
+        if self.full_for:
+            self.full_for -= 1
+            raise BufferError("Local: Queue full")
+        if (error := self.refuse(topic)) is not None:
+            raise KafkaException(error)
+        message = {"topic": topic, "value": value, "key": key, **options}
+        self.produced.append(message)
+        self.queue.append(message)
+
+    def poll(self, timeout: float) -> int:
+        self.on_poll(timeout)
+        for _ in range(len(self.queue)):
+            message = self.queue.popleft()
+            message["on_delivery"](self.report(message), None)
+        return 0
+
+    def purge(self) -> None:
+        self.purged = True
+        self.queue.clear()
+
+    def flush(self, timeout: float) -> int:
+        return len(self.queue)

@@ -1,0 +1,80 @@
+"""What makes the loop stop by itself: too many rejections, an engine that hangs; and what it says about itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from consumer.errors import EngineError, RejectRateError
+from consumer.types import Rejected
+from made_frames import P0
+from pipeline_runs import NEVER, run, until, world
+from pipeline_world import BAD, UNPUBLISHABLE
+
+
+class TestTheBreaker:
+    LIMIT = {"max_consecutive": 5}
+
+    def test_stops_when_frame_after_frame_is_rejected(self) -> None:
+        """Catches draining a topic into the dead letters because a codec is missing."""
+        made = world(20, payload=BAD, dead_letter=self.LIMIT)
+        with pytest.raises(RejectRateError, match=r"5 frames in a row.*'damaged'"):
+            made.steps(100)
+        assert len(made.publisher.published) == 5
+
+    def test_counts_what_cannot_be_written_too(self) -> None:
+        """Catches a breaker that looks at the engine alone: a model in half precision that sees only NaN."""
+        made = world(20, payload=UNPUBLISHABLE, dead_letter=self.LIMIT)
+        with pytest.raises(RejectRateError, match="'unpublishable'"):
+            made.steps(100)
+
+    def test_one_good_frame_starts_the_count_anew(self) -> None:
+        made = world(dead_letter=self.LIMIT)
+        for n in range(50):
+            made.log.append(P0, "cam-1", BAD if n % 5 else b"good")
+        until(made, lambda: made.source.stored.get(P0) == 50)
+        assert sum(isinstance(outcome, Rejected) for _, outcome in made.publisher.published) == 40
+
+    def test_is_off_at_zero(self) -> None:
+        made = world(50, payload=BAD, dead_letter={"max_consecutive": 0})
+        until(made, lambda: made.source.stored.get(P0) == 50)
+
+
+class TestWatchingOver:
+    def test_an_engine_that_does_not_return_ends_the_run(self) -> None:
+        """Catches a consumer that keeps its partitions for ever with a hung GPU."""
+        made = world(4, limits={"stall_timeout_s": 7})
+        made.service_s = lambda: NEVER
+        with pytest.raises(EngineError, match="stall_timeout_s"):
+            made.steps(1_000_000)
+        assert made.clock.now - 1000 == pytest.approx(7, abs=0.5)
+        assert made.log.committed == {}
+
+    def test_the_loop_beats_in_every_turn_and_while_it_settles(self) -> None:
+        """Catches a watchdog that ends a process in the middle of an orderly drain."""
+        made = world(4, limits={"drain_timeout_s": 40, "stall_timeout_s": 1})
+        made.service_s = lambda: 15.0
+        ages: list[float] = []
+        results = made.worker.results
+
+        def watched(timeout_s: float = 0.0) -> Any:
+            ages.append(made.health.loop_age_s)
+            return results(timeout_s)
+
+        made.worker.results = watched  # type: ignore[method-assign]
+        made.pipeline._limits = made.pipeline._limits.model_copy(update={"stall_timeout_s": 100})
+        run(made, 2)
+        assert max(ages) < 1
+        assert made.log.committed == {P0: 4}
+
+    def test_what_is_held_is_measured(self) -> None:
+        made = world(4, payload=bytes(100))
+        made.service_s = lambda: NEVER
+        made.steps(5)
+        made.clock.advance(1)
+        made.steps(2)
+        sample = made.metrics.registry.get_sample_value
+        assert sample("sluice_in_flight_frames") == 4
+        assert sample("sluice_in_flight_bytes") == 400
+        assert sample("sluice_assigned_partitions") == 2

@@ -1,0 +1,218 @@
+"""The producer's owner: each outcome is written, or becomes a dead letter, or ends the process. Never forgotten."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import confluent_kafka
+import numpy as np
+import pytest
+
+from consumer.config import Config
+from consumer.errors import OwnershipError, PublishError
+from consumer.publisher import Publisher
+from consumer.types import Detected, Detections, Frame, ModelInfo, Outcome, Rejected, Skipped
+from consumer.wire.results import decode_result
+from fake_kafka import FakeProducer, failed
+from made_frames import REJECTED, VirtualClock, detected, frame, result
+
+_Code = confluent_kafka.KafkaError
+TOO_LARGE = failed(_Code.MSG_SIZE_TOO_LARGE)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.publisher = Publisher(
+            Config(), ModelInfo("m.pt", "sha256:0"), clock=self.clock, wall_clock_ms=self.clock.unix_ms
+        )
+        self.client: FakeProducer = self.publisher._client  # type: ignore[assignment]
+        self.client.on_poll = self.clock.advance
+
+    def publish(self, outcome: Outcome, item: Frame | None = None) -> Outcome:
+        item = item or frame(7)
+        return self.publisher.publish(item, outcome, result([item], [outcome]))
+
+    @property
+    def topics(self) -> list[str]:
+        return [message["topic"] for message in self.client.produced]
+
+    @property
+    def dead_letters(self) -> list[dict[str, Any]]:
+        return [message for message in self.client.produced if message["topic"] == "frames-dead"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+    return Bench()
+
+
+def not_a_number() -> Detected:
+    boxes = np.full((1, 4), np.nan, np.float32)
+    return Detected(Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int32)), 64, 48)
+
+
+class TestAnOutcome:
+    @pytest.mark.parametrize(
+        ("outcome", "topic"),
+        [(detected(), "detections"), (Skipped("stale", 5.0), "detections"), (REJECTED, "frames-dead")],
+    )
+    def test_goes_to_its_topic_and_counts_until_it_is_acknowledged(
+        self, bench: Bench, outcome: Outcome, topic: str
+    ) -> None:
+        """Catches counting what was handed over as what has arrived."""
+        item = frame(7)
+        assert bench.publish(outcome, item) == outcome
+        assert (bench.topics, bench.publisher.outstanding) == ([topic], 1)
+        (done,) = bench.publisher.poll()
+        assert (done.frame, done.outcome, done.published_at) == (item, outcome, 1000.0)
+        assert bench.publisher.outstanding == 0
+        assert bench.publisher.poll() == []
+
+    def test_is_keyed_by_its_source_and_names_its_input(self, bench: Bench) -> None:
+        """Catches results of one camera spread over partitions, where they lose their order."""
+        bench.publish(detected(), frame(7, "cam-9"))
+        (message,) = bench.client.produced
+        assert message["key"] == b"cam-9"
+        assert decode_result(message["value"])["input"] == {"topic": "frames", "partition": 0, "offset": 7}
+
+    def test_that_was_never_delivered_ends_the_process(self, bench: Bench) -> None:
+        """Catches logging a failed delivery and going on: the next commit would pass the frame."""
+        bench.publish(detected())
+        bench.client.report = lambda _: failed(_Code._MSG_TIMED_OUT)
+        with pytest.raises(PublishError, match=r"cannot write to detections: .*a restart repeats it"):
+            bench.publisher.poll()
+
+    @pytest.mark.parametrize(
+        ("code", "advice"),
+        [
+            (_Code.TOPIC_AUTHORIZATION_FAILED, "grant WRITE"),
+            (_Code.UNKNOWN_TOPIC_OR_PART, "create it"),
+            (_Code.MSG_SIZE_TOO_LARGE, "max.message.bytes"),
+        ],
+    )
+    def test_that_a_person_must_make_possible_says_how(self, bench: Bench, code: int, advice: str) -> None:
+        bench.publish(detected())
+        bench.client.report = lambda _: failed(code)
+        with pytest.raises(PublishError, match=advice):
+            bench.publisher.poll()
+
+    def test_of_a_producer_that_died_ends_the_process(self, bench: Bench) -> None:
+        bench.client.settings["error_cb"](failed(_Code._FENCED, "fenced", fatal=True))
+        with pytest.raises(PublishError, match="fenced"):
+            bench.publisher.poll()
+
+    def test_survives_trouble_that_passes(self, bench: Bench) -> None:
+        bench.client.settings["error_cb"](failed(_Code._ALL_BROKERS_DOWN))
+        assert bench.publisher.poll() == []
+
+
+class TestUnpublishable:
+    def test_a_result_that_is_not_a_number_becomes_a_dead_letter_and_says_so(self, bench: Bench) -> None:
+        """Catches an empty detection in place of a broken one, and a breaker that is not told."""
+        went = bench.publish(not_a_number())
+        assert isinstance(went, Rejected)
+        assert (went.stage, went.reason) == ("publish", "unpublishable")
+        assert bench.topics == ["frames-dead"]
+        (done,) = bench.publisher.poll()
+        assert done.outcome == went
+
+    def test_a_result_that_is_too_large_for_the_producer_becomes_one_too(self, bench: Bench) -> None:
+        bench.client.refuse = lambda topic: TOO_LARGE if topic == "detections" else None
+        went = bench.publish(detected())
+        assert isinstance(went, Rejected)
+        assert bench.topics == ["frames-dead"]
+
+    def test_any_other_refusal_ends_the_process(self, bench: Bench) -> None:
+        """Catches dead letters for frames that have nothing wrong with them."""
+        bench.client.refuse = lambda _: failed(_Code._FATAL)
+        with pytest.raises(PublishError):
+            bench.publish(detected())
+        with pytest.raises(PublishError):
+            bench.publish(REJECTED)
+
+
+class TestDeadLetters:
+    @staticmethod
+    def large() -> Frame:
+        return frame(7, payload=bytes(2_000_000))
+
+    def test_keep_the_whole_record(self, bench: Bench) -> None:
+        bench.publish(REJECTED, self.large())
+        assert bench.dead_letters[0]["value"] == bytes(2_000_000)
+
+    def test_that_the_brokers_find_too_large_are_cut_until_they_fit(self, bench: Bench) -> None:
+        """Catches a frame that stops its partition for ever: too large for the dead letters, too bad for a result."""
+        bench.client.report = lambda message: TOO_LARGE if len(message["value"]) > 100_000 else None
+        bench.publish(REJECTED, self.large())
+        acknowledged = [done for _ in range(4) for done in bench.publisher.poll()]
+        assert len(acknowledged) == 1
+        sizes = [len(message["value"]) for message in bench.dead_letters]
+        assert sizes == sorted(sizes, reverse=True)
+        assert len(sizes) == 3
+        assert bench.publisher.outstanding == 0
+
+    def test_are_cut_where_the_producer_itself_refuses_them(self, bench: Bench) -> None:
+        refusals = iter([TOO_LARGE, TOO_LARGE])
+        bench.client.refuse = lambda _: next(refusals, None)
+        bench.publish(REJECTED, self.large())
+        assert len(bench.publisher.poll()) == 1
+
+    def test_that_never_fit_end_the_process(self, bench: Bench) -> None:
+        """Catches an endless loop, and a dead letter that is given up in silence."""
+        bench.client.report = lambda _: TOO_LARGE
+        bench.publish(REJECTED, self.large())
+        assert bench.publisher.poll() == bench.publisher.poll() == []
+        with pytest.raises(PublishError, match="cannot write to frames-dead"):
+            bench.publisher.poll()
+
+    def test_that_cannot_be_written_for_another_reason_end_the_process(self, bench: Bench) -> None:
+        bench.client.report = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
+        bench.publish(REJECTED)
+        with pytest.raises(PublishError, match="frames-dead"):
+            bench.publisher.poll()
+
+
+class TestAFullQueue:
+    def test_is_waited_out_and_reports_that_come_meanwhile_are_kept(self, bench: Bench) -> None:
+        """Catches losing the acknowledgements that arrive while the queue empties."""
+        bench.publish(detected(), frame(1))
+        bench.client.full_for = 5
+        bench.publish(detected(), frame(2))
+        assert bench.publisher.outstanding == 2
+        assert [done.frame.receipt.offset for done in bench.publisher.poll()] == [1, 2]
+        assert bench.publisher.outstanding == 0
+
+    def test_ends_the_process_after_its_deadline(self, bench: Bench) -> None:
+        """Catches a loop that hangs in produce."""
+        bench.client.full_for = 10**9
+        before = bench.clock.now
+        with pytest.raises(PublishError, match="queue has been full for 30 s"):
+            bench.publish(detected())
+        assert 30 <= bench.clock.now - before < 31
+        assert bench.publisher.outstanding == 0
+
+
+class TestOwnership:
+    def test_another_thread_is_refused(self, bench: Bench) -> None:
+        raised: list[BaseException] = []
+
+        def use() -> None:
+            for call in (lambda: bench.publish(detected()), bench.publisher.poll, lambda: bench.publisher.close(1)):
+                try:
+                    call()
+                except OwnershipError as error:
+                    raised.append(error)
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join(10)
+        assert len(raised) == 3
+
+    def test_closing_gives_up_what_is_not_acknowledged(self, bench: Bench) -> None:
+        """Catches a shutdown that waits for brokers which are gone."""
+        bench.publish(detected())
+        assert bench.publisher.close(1) is True
+        assert bench.client.purged

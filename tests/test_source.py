@@ -1,0 +1,314 @@
+"""The consumer's owner: epochs, bursts, rebalances inside poll, first starts, and errors that a person must mend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import confluent_kafka
+import pytest
+from confluent_kafka import OFFSET_BEGINNING
+
+from consumer.config import Config
+from consumer.errors import KafkaError, OwnershipError
+from consumer.offsets import Committable
+from consumer.source import BURST, Source
+from consumer.types import Frame, Lag, TopicPartition
+from fake_kafka import FakeConsumer, FakeMessage, failed
+from made_frames import P0, P1, VirtualClock, offsets
+
+_Code = confluent_kafka.KafkaError
+
+
+class Listener:
+    """Records what it is told; `raises` comes out of the next call."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+        self.raises: list[BaseException] = []
+
+    def assigned(self, epochs: dict[TopicPartition, int]) -> None:
+        self._tell("assigned", dict(epochs))
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self._tell("revoked", list(partitions))
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self._tell("lost", list(partitions))
+
+    def _tell(self, event: str, what: Any) -> None:
+        self.told.append((event, what))
+        if self.raises:
+            raise self.raises.pop(0)
+
+
+class Bench:
+    def __init__(self, **kafka: Any) -> None:
+        self.listener = Listener()
+        self.clock = VirtualClock()
+        self.source = Source(
+            Config(kafka=kafka),
+            self.listener,
+            clock=self.clock,
+            wall_clock_ms=self.clock.unix_ms,  # type: ignore[arg-type]
+        )
+        self.client: FakeConsumer = self.source._client  # type: ignore[assignment]
+        self.source.subscribe()
+
+    def play(self, *script: Any, room: int = 100) -> list[Frame]:
+        self.client.script.extend(script)
+        return self.source.poll(room, 0.2)
+
+    def assign(self, *partitions: TopicPartition) -> None:
+        assert self.play(self.client.rebalance("assign", *partitions)) == []
+
+
+@pytest.fixture(autouse=True)
+def _no_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confluent_kafka, "Consumer", FakeConsumer)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.assign(P0, P1)
+    return bench
+
+
+def messages(count: int, partition: TopicPartition = P0, first: int = 0) -> list[FakeMessage]:
+    return [FakeMessage(partition, offset) for offset in range(first, first + count)]
+
+
+class TestBursts:
+    def test_a_poll_gives_what_there_is_and_waits_only_for_the_first(self, bench: Bench) -> None:
+        bench.client.waits.clear()
+        assert offsets(bench.play(*messages(3))) == [0, 1, 2]
+        assert bench.client.waits == [0.2, 0, 0, 0]
+
+    @pytest.mark.parametrize(("room", "taken"), [(1, 1), (5, 5), (1000, BURST)])
+    def test_takes_no_more_than_there_is_room_for(self, bench: Bench, room: int, taken: int) -> None:
+        assert len(bench.play(*messages(100), room=room)) == taken
+
+    def test_frames_carry_the_record_and_where_it_came_from(self, bench: Bench) -> None:
+        (got,) = bench.play(FakeMessage(P1, 7, b"\xff\xd8\xff", b"cam-9", timestamp_ms=1234))
+        assert (got.source_id, got.captured_at_ms, got.received_at) == ("cam-9", 1234, bench.clock.now)
+        assert (got.receipt.partition, got.receipt.offset) == (P1, 7)
+        assert got.record.value == b"\xff\xd8\xff"
+
+
+class TestEpochs:
+    def test_rise_with_every_assignment_of_every_partition(self, bench: Bench) -> None:
+        """Catches an epoch per process or per rebalance: a partition that came back would look as if it had stayed."""
+        bench.play(bench.client.rebalance("revoke", P0), bench.client.rebalance("assign", P0))
+        bench.play(bench.client.rebalance("lost", P0), bench.client.rebalance("assign", P0))
+        assigned = [what[P0] for event, what in bench.listener.told if event == "assigned" and P0 in what]
+        assert assigned == sorted(set(assigned))
+        assert len(assigned) == 3
+        first, second = bench.listener.told[0][1].values()
+        assert first != second
+
+    def test_a_revocation_in_the_middle_of_a_burst_parts_the_frames_by_epoch(self, bench: Bench) -> None:
+        """Catches stamping frames with the epoch at the end of the poll, which passes stale ones off as new."""
+        before, after = bench.play(
+            FakeMessage(P0, 5),
+            bench.client.rebalance("revoke", P0),
+            bench.client.rebalance("assign", P0),
+            FakeMessage(P0, 5),
+        )
+        assert before.receipt.epoch == bench.listener.told[0][1][P0]
+        assert after.receipt.epoch == bench.listener.told[2][1][P0]
+        assert before.receipt.epoch < after.receipt.epoch
+
+    def test_frames_of_partitions_that_stay_go_on_through_a_rebalance(self, bench: Bench) -> None:
+        epoch = bench.listener.told[0][1][P1]
+        got = bench.play(FakeMessage(P1, 0), bench.client.rebalance("revoke", P0), FakeMessage(P1, 1))
+        assert [f.receipt.epoch for f in got] == [epoch, epoch]
+
+
+class TestRebalance:
+    def test_lost_is_told_as_lost(self, bench: Bench) -> None:
+        """Catches registering on_revoke alone: the listener would commit for a partition of someone else."""
+        bench.play(bench.client.rebalance("lost", P0))
+        assert bench.listener.told[-1] == ("lost", [P0])
+
+    def test_the_partition_is_ours_for_as_long_as_the_listener_settles(self, bench: Bench) -> None:
+        """Catches giving it up first, so that the commit inside is refused."""
+        bench.listener.revoked = lambda partitions: bench.source.commit([Committable(P0, 3)])  # type: ignore[method-assign]
+        bench.play(bench.client.rebalance("revoke", P0))
+        names = [name for name, _ in bench.client.calls]
+        assert names.index("commit") < names.index("incremental_unassign")
+
+    @pytest.mark.parametrize("event", ["assign", "revoke", "lost"])
+    def test_what_the_listener_raises_comes_out_of_the_poll_after_the_rebalance(self, bench: Bench, event: str) -> None:
+        """Catches an exception that the client library swallows, and a rebalance that is left half done."""
+        bench.listener.raises = [RuntimeError("no")]
+        with pytest.raises(RuntimeError, match="no"):
+            bench.play(bench.client.rebalance(event, P0), FakeMessage(P1, 0))
+        done = "incremental_assign" if event == "assign" else "incremental_unassign"
+        assert bench.client.called(done)
+
+    def test_the_first_of_two_failures_is_the_one_that_is_raised(self, bench: Bench) -> None:
+        """Catches reporting a consequence in place of its cause."""
+        bench.listener.raises = [RuntimeError("cause"), RuntimeError("consequence")]
+        with pytest.raises(RuntimeError, match="cause"):
+            bench.play(bench.client.rebalance("revoke", P0), bench.client.rebalance("revoke", P1))
+
+    def test_an_eager_strategy_assigns_and_unassigns_as_a_whole(self) -> None:
+        bench = Bench(consumer={"partition.assignment.strategy": "range"})
+        bench.assign(P0)
+        bench.play(bench.client.rebalance("revoke", P0))
+        assert bench.client.called("assign")
+        assert bench.client.called("unassign")
+        assert not bench.client.called("incremental_assign")
+
+    def test_closing_is_not_told_as_a_revocation(self, bench: Bench) -> None:
+        """Catches settling a second time, on the thread that closes."""
+        told = len(bench.listener.told)
+        assert bench.source.close(5)
+        bench.client.rebalance("revoke", P0, P1)()
+        assert len(bench.listener.told) == told
+
+    def test_close_gives_up_in_time(self, bench: Bench) -> None:
+        hung = threading.Event()
+        bench.client.close = lambda: hung.wait(30)
+        assert bench.source.close(0.05) is False
+        hung.set()
+
+
+class TestStartingPoint:
+    def test_is_the_committed_offset_and_else_the_beginning(self) -> None:
+        """Catches a first start at the end of the topic: what was there before would never be looked at."""
+        bench = Bench()
+        bench.client.group = {P1: 42}
+        bench.assign(P0, P1)
+        assert bench.client.called("incremental_assign") == [[(P0, OFFSET_BEGINNING), (P1, 42)]]
+
+    def test_is_left_to_the_client_where_the_user_set_the_reset(self) -> None:
+        bench = Bench(consumer={"auto.offset.reset": "latest"})
+        bench.assign(P0)
+        assert bench.client.called("incremental_assign") == [[(P0, -1001)]]
+
+    def test_a_coordinator_that_is_away_for_a_moment_is_asked_again(self) -> None:
+        bench = Bench()
+        bench.client.lookup_failures = 2
+        bench.assign(P0)
+        assert bench.client.called("incremental_assign")
+
+    def test_is_never_guessed(self) -> None:
+        """Catches starting at the beginning, or the end, because the coordinator did not answer."""
+        bench = Bench()
+        bench.client.lookup_failures = 99
+        with pytest.raises(KafkaError, match="cannot read the committed offsets"):
+            bench.play(bench.client.rebalance("assign", P0))
+        assert not bench.client.called("incremental_assign")
+
+
+class TestPause:
+    def test_holds_for_partitions_that_come_later(self, bench: Bench) -> None:
+        """Catches a new partition that is fetched in full while there is no room."""
+        bench.source.pause()
+        bench.source.pause()
+        assert bench.client.called("pause") == [[(P0, -1001), (P1, -1001)]]
+        p2 = TopicPartition("frames", 2)
+        bench.assign(p2)
+        assert bench.client.called("pause")[-1][0][0] == p2
+        bench.source.resume()
+        assert [p for p, _ in bench.client.called("resume")[-1]] == [P0, P1, p2]
+
+    def test_does_not_survive_in_a_partition_that_comes_back(self, bench: Bench) -> None:
+        """Catches librdkafka's memory of a pause: the partition would stand still for ever."""
+        bench.source.pause()
+        bench.play(bench.client.rebalance("revoke", P0))
+        bench.source.resume()
+        bench.assign(P0)
+        assert [p for p, _ in bench.client.called("resume")[-1]] == [P0]
+
+
+class TestCommit:
+    def test_a_refusal_is_no_error_since_the_frames_are_repeated(self, bench: Bench) -> None:
+        bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
+        bench.source.store([Committable(P0, 3)])
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == [[(P0, 3)]]
+
+    def test_nothing_is_not_sent(self, bench: Bench) -> None:
+        """Catches commit(offsets=[]), which commits the current positions."""
+        bench.source.store([])
+        bench.source.commit([])
+        assert not bench.client.called("commit")
+        assert not bench.client.called("store")
+
+
+class TestLag:
+    def test_counts_from_the_last_frame_read(self, bench: Bench) -> None:
+        assert bench.source.lag() == []
+        bench.play(FakeMessage(P0, 89, timestamp_ms=bench.clock.unix_ms() - 2500), FakeMessage(P1, 99, timestamp_ms=0))
+        assert bench.source.lag() == [Lag(P0, 10, 2.5), Lag(P1, 0, 0.0)]
+        bench.play(bench.client.rebalance("revoke", P0))
+        assert bench.source.lag() == [Lag(P1, 0, 0.0)]
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(
+        ("code", "advice"),
+        [
+            (_Code.TOPIC_AUTHORIZATION_FAILED, "grant READ on the input topics"),
+            (_Code.GROUP_AUTHORIZATION_FAILED, "grant READ on the consumer group"),
+            (_Code.FENCED_INSTANCE_ID, "same group.instance.id"),
+            (_Code._AUTHENTICATION, "SASL and TLS"),
+        ],
+    )
+    @pytest.mark.parametrize("as_message", [True, False])
+    def test_that_no_retry_mends_ends_with_advice(self, bench: Bench, code: int, advice: str, as_message: bool) -> None:
+        """Catches a consumer that logs "not authorised" for ever and looks healthy."""
+        trouble: Any = FakeMessage(P0, 0, error=failed(code))
+        if not as_message:
+
+            def trouble() -> None:
+                bench.client.settings["error_cb"](failed(code))
+
+        with pytest.raises(KafkaError, match=advice):
+            bench.play(FakeMessage(P0, 0), trouble)
+
+    def test_that_passes_is_logged_and_the_burst_goes_on(self, bench: Bench) -> None:
+        passing = failed(_Code._ALL_BROKERS_DOWN)
+        got = bench.play(
+            FakeMessage(P0, 0),
+            FakeMessage(P0, 0, error=failed(_Code._TRANSPORT)),
+            lambda: bench.client.settings["error_cb"](passing),
+            FakeMessage(P0, 1),
+        )
+        assert offsets(got) == [0, 1]
+
+    def test_that_is_fatal_to_the_client_ends(self, bench: Bench) -> None:
+        with pytest.raises(KafkaError, match="restart this process"):
+            bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, fatal=True)))
+
+    def test_deleted_frames_end_it_with_the_choice_that_a_person_has(self, bench: Bench) -> None:
+        """Catches skipping, in silence, what was deleted before it was read."""
+        with pytest.raises(KafkaError, match=r"auto\.offset\.reset"):
+            bench.play(FakeMessage(P0, 0, error=failed(_Code._AUTO_OFFSET_RESET)))
+
+    def test_a_second_thread_is_refused(self, bench: Bench) -> None:
+        raised: list[BaseException] = []
+
+        def use() -> None:
+            for call in (
+                lambda: bench.source.poll(1, 0),
+                bench.source.pause,
+                bench.source.resume,
+                lambda: bench.source.store([]),
+                lambda: bench.source.commit([]),
+                bench.source.lag,
+                lambda: bench.source.close(1),
+            ):
+                try:
+                    call()
+                except OwnershipError as error:
+                    raised.append(error)
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join(10)
+        assert len(raised) == 7

@@ -1,0 +1,90 @@
+"""Which librdkafka settings hold: ours, the user's over them, and over both those that a promise stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import confluent_kafka
+import pytest
+
+from consumer.config import OWN_SETTINGS, Config
+from consumer.errors import KafkaError
+from consumer.publisher import Publisher, producer_settings
+from consumer.source import Source, consumer_settings
+from consumer.types import ModelInfo
+
+Settings = Callable[[Config], dict[str, Any]]
+BOTH = pytest.mark.parametrize(("build", "section"), [(consumer_settings, "consumer"), (producer_settings, "producer")])
+# What each promise needs. The configuration refuses these names; this is the second lock on the same door.
+CONSUMER = {"enable.auto.offset.store": False, "enable.auto.commit": True, "group.id": "g", "bootstrap.servers": "b:1"}
+PRODUCER = {"enable.idempotence": True, "acks": "all", "bootstrap.servers": "b:1"}
+
+
+def config(**kafka: Any) -> Config:
+    return Config(kafka={"group_id": "g", "bootstrap_servers": "b:1", **kafka})  # type: ignore[arg-type]
+
+
+@BOTH
+def test_the_users_settings_beat_ours_and_the_special_beat_the_shared(build: Settings, section: str) -> None:
+    assert build(config())["client.id"] == "sluice"
+    assert build(config(client={"client.id": "shared"}))["client.id"] == "shared"
+    both = config(client={"client.id": "shared", "client.rack": "r1"}, **{section: {"client.id": "special"}})
+    assert (build(both)["client.id"], build(both)["client.rack"]) == ("special", "r1")
+
+
+def test_what_is_for_one_client_does_not_reach_the_other() -> None:
+    mixed = config(consumer={"fetch.wait.max.ms": 7}, producer={"linger.ms": 7})
+    assert consumer_settings(mixed)["fetch.wait.max.ms"] == 7
+    assert "fetch.wait.max.ms" not in producer_settings(mixed)
+    assert producer_settings(mixed)["linger.ms"] == 7
+    assert "linger.ms" not in consumer_settings(mixed)
+
+
+@pytest.mark.parametrize("section", ["client", "consumer", "producer"])
+def test_no_user_setting_reaches_what_a_promise_stands_on(section: str) -> None:
+    """Catches a merge in the wrong order, also where the check of the configuration was gone round."""
+    made = config()
+    sneaked = made.kafka.model_copy(update={section: dict.fromkeys(OWN_SETTINGS, "theirs")})
+    around = made.model_copy(update={"kafka": sneaked})
+    assert CONSUMER.items() <= consumer_settings(around).items()
+    assert PRODUCER.items() <= producer_settings(around).items()
+
+
+def test_the_commit_interval_is_ours_to_set() -> None:
+    assert consumer_settings(config(commit_interval_ms=77))["auto.commit.interval.ms"] == 77
+
+
+def test_deleted_frames_stop_the_consumer_unless_the_user_says_otherwise() -> None:
+    assert consumer_settings(config())["auto.offset.reset"] == "error"
+    assert consumer_settings(config(consumer={"auto.offset.reset": "latest"}))["auto.offset.reset"] == "latest"
+
+
+def test_with_kip_848_the_brokers_assign() -> None:
+    """Catches the client's refusal to start: it knows no assignment strategy under the new protocol."""
+    assert "partition.assignment.strategy" in consumer_settings(config())
+    new = consumer_settings(config(consumer={"group.protocol": "consumer"}))
+    assert "partition.assignment.strategy" not in new
+
+
+def test_results_are_partitioned_as_java_does() -> None:
+    assert producer_settings(config())["partitioner"] == "murmur2_random"
+
+
+@pytest.mark.parametrize("kafka", [{}, {"consumer": {"group.protocol": "consumer"}}, {"client": {"log_level": 3}}])
+def test_the_library_takes_what_we_build(kafka: dict[str, Any]) -> None:
+    """The real librdkafka, without a broker: it checks every name and value."""
+    confluent_kafka.Consumer(consumer_settings(config(**kafka))).close()
+    assert confluent_kafka.Producer(producer_settings(config(**kafka))).flush(0) == 0
+
+
+@pytest.mark.parametrize(
+    "setting", [{"no.such.setting": 1}, {"ssl.ca.location": "/no/such/file", "security.protocol": "ssl"}]
+)
+def test_a_setting_that_the_library_refuses_is_an_error_with_its_words(setting: dict[str, Any]) -> None:
+    """Catches a traceback out of a C extension."""
+    wrong = config(client=setting)
+    with pytest.raises(KafkaError, match=r"^kafka\.consumer: .*(no.such.setting|ssl.ca.location)"):
+        Source(wrong, None, clock=lambda: 0.0, wall_clock_ms=lambda: 0)  # type: ignore[arg-type] # it is never told
+    with pytest.raises(KafkaError, match=r"^kafka\.producer: .*(no.such.setting|ssl.ca.location)"):
+        Publisher(wrong, ModelInfo("m", "sha256:0"), clock=lambda: 0.0, wall_clock_ms=lambda: 0)
