@@ -181,7 +181,7 @@ class TestBackpressure:
     def test_a_frame_that_comes_without_room_is_taken_all_the_same(self) -> None:
         """Catches dropping it, so that the commit passes it by, and taking a negative room for room."""
         made = world(40, limits={"max_unacknowledged": 1})
-        made.service_s = lambda: 3.0
+        made.service_s = lambda: 0.7
         poll = made.source.poll
 
         def leaky(room: int, timeout_s: float) -> list[Frame]:
@@ -194,7 +194,8 @@ class TestBackpressure:
             return frames
 
         made.source.poll = leaky  # type: ignore[method-assign]
-        until(made, lambda: made.source.stored.get(P0) == 40, turns=5000)
+        until(made, lambda: made.source.stored.get(P0) == 40, turns=50_000)
+        assert [offset for _, offset in sorted(published(made))] == list(range(40))
 
 
 class TestShutdown:
