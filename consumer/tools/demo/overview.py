@@ -95,7 +95,13 @@ def _card(summary: Summary, colours: Mapping[str, Colour], width: int, height: i
         card, "objects seen", [(k, v, colours.get(k, _ACCENT)) for k, v in objects], (column, round(4.2 * step)), step
     )
     sizes = sorted(summary.batch_sizes.items(), key=lambda item: -item[1])[:4]
-    _bars(card, "batches by size", [(str(k), v, _ACCENT) for k, v in sorted(sizes)], (column, round(8.4 * step)), step)
+    _bars(
+        card,
+        "commonest batch sizes",
+        [(str(k), v, _ACCENT) for k, v in sorted(sizes)],
+        (column, round(8.4 * step)),
+        step,
+    )
     return card
 
 
