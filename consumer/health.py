@@ -146,5 +146,6 @@ class HealthServer:
 
     def close(self) -> None:
         """Stop answering and free the port."""
-        self._server.shutdown()
+        if self._thread.ident is not None:  # it would wait for a thread that never ran
+            self._server.shutdown()
         self._server.server_close()

@@ -29,6 +29,8 @@ _log = structlog.get_logger(__name__)
 BURST = 32
 # No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
 _LOOKUP_S, _LOOKUP_TRIES = 10.0, 3
+# A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
+_COMMIT_S = 5.0
 
 _Code = confluent_kafka.KafkaError
 # No retry of the client mends these: a person must change a right, a setting or a topic.
@@ -175,16 +177,27 @@ class Source:
                 _log.warning("offsets not stored", error=_text(error))
 
     def commit(self, offsets: Sequence[Committable]) -> None:
-        """Commit these offsets and wait for the answer. A refusal is logged: the frames will be repeated, not lost."""
+        """Commit these offsets and wait for the answer, for a few seconds at most.
+
+        A refusal is logged, and so is silence: the frames will be repeated, not lost.
+        """
         self._check_owner()
         if not offsets:
             return
-        try:
-            self._client.commit(
-                offsets=[_topic_partition(item.partition, item.next_offset) for item in offsets], asynchronous=False
-            )
-        except KafkaException as error:
-            _log.warning("commit refused; these frames will be repeated", error=_text(error))
+        asked = [_topic_partition(item.partition, item.next_offset) for item in offsets]
+
+        def commit() -> None:
+            try:
+                self._client.commit(offsets=asked, asynchronous=False)
+            except KafkaException as error:
+                _log.warning("commit refused; these frames will be repeated", error=_text(error))
+
+        # On a thread of its own, because without a coordinator the client waits for all of session.timeout.ms.
+        committing = threading.Thread(target=commit, name="consumer-commit", daemon=True)
+        committing.start()
+        committing.join(_COMMIT_S)
+        if committing.is_alive():
+            _log.warning("commit not answered in time; these frames may be repeated", waited_s=_COMMIT_S)
 
     def lag(self) -> list[Lag]:
         """How far each assigned partition is behind, from what the last fetches said. Asks nobody."""
