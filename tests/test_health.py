@@ -117,6 +117,10 @@ class TestHttp:
         finally:
             silent.close()
 
+    def test_a_server_that_never_started_closes_too(self, health: Health) -> None:
+        """Catches a process that hangs on its way out after an early error."""
+        HealthServer(HttpConfig(port=0), health, Metrics()).close()
+
     def test_a_port_that_is_taken_is_said_with_its_address(self, server: HealthServer, health: Health) -> None:
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{server.port}: Address already in use"):
             HealthServer(HttpConfig(port=server.port), health, Metrics())

@@ -127,9 +127,11 @@ class TestUnpublishable:
 
     def test_any_other_refusal_ends_the_process(self, bench: Bench) -> None:
         """Catches dead letters for frames that have nothing wrong with them."""
-        bench.client.refuse = lambda _: failed(_Code._FATAL)
+        bench.client.refuse = lambda topic: failed(_Code._FATAL) if topic == "detections" else None
         with pytest.raises(PublishError):
             bench.publish(detected())
+        assert bench.topics == []
+        bench.client.refuse = lambda _: failed(_Code._FATAL)
         with pytest.raises(PublishError):
             bench.publish(REJECTED)
 

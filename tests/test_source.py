@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,7 +145,8 @@ class TestRebalance:
         """Catches an exception that the client library swallows, and a rebalance that is left half done."""
         bench.listener.raises = [RuntimeError("no")]
         with pytest.raises(RuntimeError, match="no"):
-            bench.play(bench.client.rebalance(event, P0), FakeMessage(P1, 0))
+            bench.play(FakeMessage(P1, 0), bench.client.rebalance(event, P0), FakeMessage(P1, 1), FakeMessage(P1, 2))
+        assert len(bench.client.script) == 1, "the burst ends with the failure"
         done = "incremental_assign" if event == "assign" else "incremental_unassign"
         assert bench.client.called(done)
 
@@ -231,6 +233,16 @@ class TestCommit:
         bench.source.store([Committable(P0, 3)])
         bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == [[(P0, 3)]]
+
+    def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""
+        hung = threading.Event()
+        monkeypatch.setattr("consumer.source._COMMIT_S", 0.05)
+        monkeypatch.setattr(bench.client, "commit", lambda **_: hung.wait(30))
+        before = time.monotonic()
+        bench.source.commit([Committable(P0, 3)])
+        assert time.monotonic() - before < 10
+        hung.set()
 
     def test_nothing_is_not_sent(self, bench: Bench) -> None:
         """Catches commit(offsets=[]), which commits the current positions."""

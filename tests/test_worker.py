@@ -212,6 +212,7 @@ class TestBatching:
         """Catches a shutdown that waits for frames that will not come."""
         worker = start(policy="static")
         worker.admit(numbered(0, 3))
+        assert worker.results(0.05) == []  # the engine waits: it must be woken
         worker.drain(draining=True)
         (done,) = collect(worker, 3)
         assert done.batch.closed_by == "drain"
