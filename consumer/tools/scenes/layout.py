@@ -135,4 +135,4 @@ def make_plan(rng: np.random.Generator) -> Plan:
     """A plan drawn at random: one or two lanes each way, with or without parked cars."""
     lanes = int(rng.choice([1, 2], p=[0.7, 0.3]))
     parking = bool(rng.random() < (0.6 if lanes == 1 else 0.2))
-    return Plan(lanes, parking, float(rng.uniform(3.4, 4.6)), float(rng.uniform(32, 48)), float(rng.uniform(8.0, 10.0)))
+    return Plan(lanes, parking, float(rng.uniform(3.4, 4.6)), float(rng.uniform(28, 40)), float(rng.uniform(8.0, 10.0)))

@@ -74,7 +74,7 @@ def make_actors(plan: Plan, rng: np.random.Generator, busy: float) -> list[Actor
     actors += _lane(crossing_route(plan), rng, busy, float(rng.uniform(6.0, 9.0)))
     for backwards in (False, True):
         route = far_pavement_route(plan, 1.2 if backwards else 2.3, backwards=backwards)
-        for start in _starts(route, rng, 16.0 / busy, 3.0):
+        for start in _starts(route, rng, 22.0 / busy, 4.0):
             actors.append(_walker(route, start, float(rng.uniform(1.0, 1.4)), rng))
     return actors
 
@@ -102,7 +102,7 @@ def _lane(route: Route, rng: np.random.Generator, busy: float, speed: float) -> 
 def _spread_cyclists(route: Route, rng: np.random.Generator, busy: float) -> list[Actor]:
     speed = float(rng.uniform(3.8, 5.2))
     actors = []
-    for start in _starts(route, rng, 22.0 / busy, 5.0):
+    for start in _starts(route, rng, 26.0 / busy, 6.0):
         bike: Colour = (float(rng.uniform(20, 210)), float(rng.uniform(20, 210)), float(rng.uniform(20, 210)))
         rider = replace(make_person(rng), bike=bike, helmet=bool(rng.random() < 0.5))
         actors.append(Actor(CYCLIST, route, start, speed, None, rider))
@@ -119,7 +119,7 @@ def _walkers(plan: Plan, side: int, rng: np.random.Generator, busy: float) -> li
     for backwards, share in ((False, 0.28), (True, 0.60)):
         route = pavement_route(plan, side, plan.pavement * share + 0.25, backwards=backwards)
         pace = float(rng.uniform(1.05, 1.5))
-        actors += [_walker(route, start, pace, rng) for start in _starts(route, rng, 15.0 / busy, 1.4)]
+        actors += [_walker(route, start, pace, rng) for start in _starts(route, rng, 22.0 / busy, 3.0)]
     return actors
 
 
