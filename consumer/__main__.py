@@ -82,6 +82,8 @@ def serve(config: Config, stop: threading.Event) -> None:
 
     Raises a SluiceError, with its exit code, where it cannot go on.
     """
+    if not config.detector.model:
+        raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
     from consumer.decoder import configure_opencv
     from consumer.detectors.loader import load_detector
     from consumer.health import Health, HealthServer, Watchdog
@@ -91,8 +93,6 @@ def serve(config: Config, stop: threading.Event) -> None:
     from consumer.source import Source
     from consumer.worker import Worker
 
-    if not config.detector.model:
-        raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
     # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
     sys.setswitchinterval(0.0005)
     configure_opencv()

@@ -87,11 +87,12 @@ class Batcher:
         while self._lines and len(self._open) < self._capacity and not self._bytes_full:
             source_id = next(iter(self._lines))
             line = self._lines[source_id]
-            size = len(line[0].payload)
+            frame = line[0] = self._judge(line[0])
+            size = len(frame.payload)
             if self._open and self._open_bytes + size > self._config.max_batch_bytes:
                 self._bytes_full = True
                 break
-            frame = self._judge(line.popleft())
+            line.popleft()
             self._waiting -= 1
             del self._lines[source_id]  # its next turn comes after everyone else's
             if line:
@@ -164,4 +165,4 @@ class Batcher:
         if limit is None or frame.verdict is not None or frame.captured_at_ms is None:
             return frame
         age_ms = self._wall_clock_ms() - frame.captured_at_ms
-        return frame if age_ms <= limit else replace(frame, verdict=Skipped("stale", float(age_ms)))
+        return frame if age_ms <= limit else replace(frame, payload=b"", verdict=Skipped("stale", float(age_ms)))

@@ -191,7 +191,9 @@ class LimitsConfig(_Section):
         10_000, ge=1, description="Outcomes written and not yet acknowledged at most; then polling pauses."
     )
     stall_timeout_s: Seconds = Field(
-        60, description="Seconds without a turn of the loop, or with one batch in the engine, before the process ends."
+        60,
+        ge=15,
+        description="Seconds without a turn of the loop, or with one batch in the engine, before the process ends.",
     )
 
 

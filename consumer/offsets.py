@@ -69,12 +69,17 @@ class OffsetTracker:
         assignment.pending.append(receipt.offset)
 
     def done(self, receipt: Receipt) -> bool:
-        """The frame's outcome was acknowledged. False where its epoch has ended, and nothing changes."""
+        """The frame's outcome was acknowledged. False where its epoch has ended, and nothing changes.
+
+        Raises ValueError where the frame was done before: a second outcome would be a bug of the pipeline.
+        """
         assignment = self._current(receipt)
         if assignment is None:
             return False
         pending, finished = assignment.pending, assignment.finished
-        if not pending or pending[0] != receipt.offset:
+        if receipt.offset in finished or (pending and receipt.offset < pending[0]) or not pending:
+            raise ValueError(f"{receipt.partition}: offset {receipt.offset} was done twice, or never received")
+        if pending[0] != receipt.offset:
             finished.add(receipt.offset)
             return True
         assignment.watermark = pending.popleft() + 1

@@ -31,6 +31,7 @@ _log = structlog.get_logger(__name__)
 IDLE_S = 0.2  # nothing is anywhere: only a record, a rebalance or a signal can come
 ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
 BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
+WAITING_S = 0.005  # frames wait for their batch to fill or its delay to pass
 FULL_S = 0.05  # no room for frames: block on the results alone
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5
@@ -57,6 +58,8 @@ class WorkerLike(Protocol):
     def room(self) -> int: ...
     @property
     def in_flight(self) -> int: ...
+    @property
+    def expecting(self) -> bool: ...
     @property
     def busy_since(self) -> float | None: ...
     def admit(self, frames: Sequence[Frame]) -> None: ...
@@ -113,7 +116,10 @@ class Pipeline(RebalanceListener):
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._held_bytes = 0  # encoded bytes of the frames that were received and are not finished
+        self._max_frame_bytes = config.decode.max_bytes
         self._full_since: float | None = None
+        self._paused = False
+        self._most_room = 0
         self._rejected_in_a_row = 0
         self._observe_at = 0.0
 
@@ -150,30 +156,41 @@ class Pipeline(RebalanceListener):
 
     def _room(self) -> int:
         """Frames that may be polled now. 0 means: wait for results; after `PATIENCE_S` of that, reading pauses."""
-        room = self._worker.room
-        if self._held_bytes >= self._limits.max_in_flight_bytes:
-            room = 0
-        if self._publisher.outstanding >= self._limits.max_unacknowledged:
-            room = 0
+        room = self._free()
         now = self._clock()
         if room:
             if self._full_since is not None:
                 self._worker.drain(draining=False)
             self._full_since = None
+            self._paused = False
             self._source.resume()
             self._metrics.paused.set(0)
         elif self._full_since is None:
             self._full_since = now
         elif now - self._full_since > PATIENCE_S:
+            self._paused = True
             self._source.pause()
             self._worker.drain(draining=True)  # a static batch would wait for frames that cannot come
             self._metrics.paused.set(1)
             self._admit(self._source.poll(0, 0.0))  # paused, it brings no frames but keeps the membership
         return room
 
+    def _free(self) -> int:
+        """Frames within all limits. While paused, half of each must be free: a resume fetches everything anew."""
+        share = 0.5 if self._paused else 1.0
+        room = self._worker.room
+        self._most_room = max(self._most_room, room)
+        free_bytes = self._limits.max_in_flight_bytes * share - self._held_bytes
+        if free_bytes <= 0 or self._publisher.outstanding >= self._limits.max_unacknowledged * share:
+            return 0
+        if self._paused and room < self._most_room * share:
+            return 0
+        # However large the next frames are, the limit is passed by one of them at most.
+        return min(room, max(1, int(free_bytes // self._max_frame_bytes)))
+
     def _poll_timeout_s(self) -> float:
         if self._worker.in_flight:
-            return BUSY_S
+            return BUSY_S if self._worker.expecting else WAITING_S
         return ACKNOWLEDGE_S if self._publisher.outstanding else IDLE_S
 
     def _admit(self, frames: Sequence[Frame]) -> None:

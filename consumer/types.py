@@ -76,7 +76,7 @@ REASONS: tuple[str, ...] = (
     "too_many_scans",  # a progressive JPEG with more scans than decode.max_scans
     "damaged",  # the decoder failed on it, or found it truncated (strict)
     "engine",  # the detector failed on this frame alone, and on no other of its batch
-    "unpublishable",  # the broker refuses its result for good, for its size for example
+    "unpublishable",  # its result is not finite, or larger than the producer's message.max.bytes
 )
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 
@@ -67,13 +68,21 @@ class _Work:
     decoding: Sequence[Future[None]]
 
 
+class _Chunk(NamedTuple):
+    """A decoding job, and the slots that it writes to: [first, stop)."""
+
+    first: int
+    stop: int
+    job: Future[None]
+
+
 @dataclass(slots=True)
 class _Open:
     """Where the open batch lies. `decoding`: jobs that may still write to its slots."""
 
     lease: _Lease
     start: int = 0
-    decoding: list[Future[None]] = field(default_factory=list)
+    decoding: list[_Chunk] = field(default_factory=list)
 
 
 class Worker:
@@ -168,6 +177,17 @@ class Worker:
         return self._in_flight
 
     @property
+    def expecting(self) -> bool:
+        """Whether a result may come without another frame or a delay: the engine works, or is about to."""
+        with self._changed:
+            return bool(
+                self._busy_since is not None
+                or self._closed
+                or not self._results.empty()
+                or self._batcher.due(idle=True, draining=self._draining)
+            )
+
+    @property
     def busy_since(self) -> float | None:
         """When the engine took the batch that it works on, on the injected clock; None while it is idle."""
         return self._busy_since
@@ -228,8 +248,10 @@ class Worker:
                 size = len(buffer.slots)
                 self._open = _Open(_Lease(buffer, [None] * size))
                 self._batcher.open(size)
-            self._start_decoding(self._open, self._batcher.admit())
-            due = self._batcher.due(idle=False)
+            due = self._batcher.due(idle=False)  # a window may have passed since the last frame came
+            if due is None:
+                self._start_decoding(self._open, self._batcher.admit())
+                due = self._batcher.due(idle=False)
             if due is None:
                 return
             self._closed.append(self._close_batch(self._open, due))
@@ -238,14 +260,18 @@ class Worker:
         lease = into.lease
         for i in range(0, len(frames), CHUNK):
             chunk = frames[i : i + CHUNK]
-            into.decoding.append(self._pool.submit(self._decode_chunk, lease, lease.used, chunk))
-            lease.used += len(chunk)
+            first, stop = lease.used, lease.used + len(chunk)
+            into.decoding.append(_Chunk(first, stop, self._pool.submit(self._decode_chunk, lease, first, chunk)))
+            lease.used = stop
             lease.unfinished += len(chunk)
 
     def _close_batch(self, opened: _Open, due: Due) -> _Work:
         batch = self._batcher.take(due)
-        work = _Work(batch, opened.lease, opened.start, tuple(opened.decoding))
-        opened.start += due.size
+        stop = opened.start + due.size
+        awaited = [chunk.job for chunk in opened.decoding if chunk.first < stop]
+        work = _Work(batch, opened.lease, opened.start, awaited)
+        opened.start = stop
+        opened.decoding = [chunk for chunk in opened.decoding if chunk.stop > stop]
         if not self._batcher.open_size:
             # The rest of this buffer would make a smaller batch than a fresh one can hold.
             opened.lease.filling = False

@@ -83,16 +83,23 @@ class ResilientDetector:
         self._on_retry()
         return self.detect(slots, letterboxes)
 
-    def _blame(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException) -> Rejected:
+    def _blame(
+        self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
+    ) -> Detections | Rejected:
         """The frame is to blame only if the engine still takes a grey canvas of the same shape."""
         try:
             self._detector.detect(np.full_like(slots, _GREY), letterboxes)
-        except Exception as probe:
+        except Exception as probe:  # noqa: BLE001 - whatever it is, the engine is broken
             raise EngineError(
                 f"the engine on {self._detector.device} fails on every frame, a grey canvas too: {_line(probe)}; "
                 "nothing of this batch was committed"
             ) from error
-        return Rejected("infer", "engine", f"the engine fails on this frame alone: {_line(error)}")
+        try:
+            return self._detector.detect(slots, letterboxes)[0]  # the engine works now: was it the frame at all?
+        except EngineError:
+            raise
+        except Exception as again:  # noqa: BLE001 - the frame fails where others do not, before and after the probe
+            return Rejected("infer", "engine", f"the engine fails on this frame alone: {_line(again)}")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

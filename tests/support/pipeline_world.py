@@ -200,6 +200,10 @@ class FakeWorker:
         return self.batcher.room
 
     @property
+    def expecting(self) -> bool:
+        return self.in_flight > 0
+
+    @property
     def busy_since(self) -> float | None:
         return self.busy[0] if self.busy else None
 
