@@ -48,8 +48,6 @@ def train(rank: int, data: Path, options: argparse.Namespace) -> None:
     took three times as long. Here they meet once a step, to average the gradients. Process 0 writes the model.
     """
     import torch
-    from ultralytics.nn.tasks import DetectionModel
-    from ultralytics.utils import DEFAULT_CFG
     from ultralytics.utils.torch_utils import ModelEMA
 
     torch.set_num_threads(1)
@@ -61,16 +59,8 @@ def train(rank: int, data: Path, options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     shared, rng = np.random.default_rng(options.seed), np.random.default_rng([options.seed, rank])
     pictures = load_set(data)
-    build: Any = DetectionModel
-    model = build({**MODEL, "scale": "p"}, nc=len(CLASS_NAMES), verbose=False)
-    model.names = dict(enumerate(CLASS_NAMES))
-    model.args = copy.copy(DEFAULT_CFG)
     stages = [SMALL] * options.small_epochs + [FULL] * options.epochs
-    model.args.epochs = len(stages)
-    if options.start:
-        earlier = torch.load(options.start, map_location="cpu", weights_only=False)["model"]
-        model.load_state_dict(earlier.float().state_dict())
-    model = model.to(memory_format=torch.channels_last).train()
+    model = make_model(options.start, len(stages))
     steps = len(pictures) // (options.batch * world)
     optimizer, plan = make_optimizer(model, options.rate, steps * len(stages))
     follow: Any = ModelEMA
@@ -90,6 +80,24 @@ def train(rank: int, data: Path, options: argparse.Namespace) -> None:
                 f"epoch {epoch + 1}/{len(stages)} at {size[0]}x{size[1]}: loss {total:.3f}, {seconds:.0f} s", flush=True
             )
             save(average.ema, options.out)
+
+
+def make_model(start: Path | None, epochs: int) -> Any:
+    """The network with random weights, or with those of an earlier run of ours, ready to train for so many epochs."""
+    import torch
+    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils import DEFAULT_CFG
+
+    build: Any = DetectionModel
+    model = build({**MODEL, "scale": "p"}, nc=len(CLASS_NAMES), verbose=False)
+    model.names = dict(enumerate(CLASS_NAMES))
+    model.args = copy.copy(DEFAULT_CFG)
+    # Ultralytics' loss moves its weight from the many-boxes head to the one-box head over this many epochs.
+    model.args.epochs = epochs
+    if start is not None:
+        earlier = torch.load(start, map_location="cpu", weights_only=False)["model"]
+        model.load_state_dict(earlier.float().state_dict())
+    return model.to(memory_format=torch.channels_last).train()
 
 
 def make_optimizer(model: Any, rate: float, steps: int) -> tuple[Any, Any]:
@@ -195,10 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, train, measure, write."""
     parser = argparse.ArgumentParser(prog="python -m consumer.tools.train_demo", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where the model goes; the .json lies beside it")
-    parser.add_argument("--streets", type=int, default=240, help="streets to train on")
-    parser.add_argument("--pictures", type=int, default=9, help="pictures of each street")
-    parser.add_argument("--small-epochs", type=int, default=7, help="epochs at 448x256, first")
-    parser.add_argument("--epochs", type=int, default=7, help="epochs at 640x384")
+    parser.add_argument("--streets", type=int, default=360, help="streets to train on")
+    parser.add_argument("--pictures", type=int, default=7, help="pictures of each street")
+    parser.add_argument("--small-epochs", type=int, default=8, help="epochs at 448x256, first")
+    parser.add_argument("--epochs", type=int, default=14, help="epochs at 640x384")
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
     parser.add_argument("--rate", type=float, default=0.003, help="highest learning rate")
     parser.add_argument("--start", type=Path, help="go on from the model of an earlier run of this program")

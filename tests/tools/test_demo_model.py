@@ -1,0 +1,88 @@
+"""The committed demo model: it is the file that was measured, and it finds what is drawn on streets it never saw."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consumer.tools import demo_pictures, demo_score, train_demo
+from consumer.tools.demo_score import Found, average_precision, score
+from consumer.tools.scenes import CLASS_NAMES, Label, Street
+
+ASSETS = Path(train_demo.__file__).parent / "assets"
+MODEL = ASSETS / "demo.pt"
+
+
+@pytest.fixture(scope="module")
+def card() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ASSETS / "demo.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def held_out() -> tuple[list[np.ndarray[Any, np.dtype[np.uint8]]], list[list[Label]]]:
+    return demo_pictures.held_out_set(streets=20, pictures=4)
+
+
+def test_the_card_describes_this_very_file(card: dict[str, Any]) -> None:
+    """Catches a model that was trained again without its card, so that the digest in every result would be a lie."""
+    assert card["sha256"] == hashlib.sha256(MODEL.read_bytes()).hexdigest()
+    assert tuple(card["classes"]) == CLASS_NAMES
+
+
+def test_the_file_is_small_enough_to_commit() -> None:
+    """Catches a checkpoint with optimizer state or float32 weights."""
+    assert MODEL.stat().st_size <= 3_000_000
+
+
+def test_no_seed_is_in_both_sets(card: dict[str, Any]) -> None:
+    """Catches a measurement on streets that the model was trained on, and demo streets among them."""
+    train = range(card["train"]["first_seed"], card["train"]["first_seed"] + card["train"]["streets"])
+    test = range(card["held_out"]["first_seed"], card["held_out"]["first_seed"] + card["held_out"]["streets"])
+    assert not set(train) & set(test)
+    assert min(*train, *test) >= 1000, "seeds below 1000 are for demonstrations"
+
+
+def test_held_out_streets_show_every_class_by_day_and_by_night(
+    held_out: tuple[list[np.ndarray[Any, np.dtype[np.uint8]]], list[list[Label]]],
+) -> None:
+    """Catches a held-out set that proves little: without lorries, say, or without nights."""
+    counts = np.bincount([label.class_id for labels in held_out[1] for label in labels], minlength=len(CLASS_NAMES))
+    assert counts.min() >= 40
+    times = [Street(demo_pictures.HELD_OUT_SEED + k, width=64, height=36).time_of_day for k in range(20)]
+    assert {"day", "night"} <= set(times)
+
+
+@pytest.mark.timeout(240)
+def test_the_model_finds_what_is_drawn_on_streets_it_never_saw(
+    card: dict[str, Any], held_out: tuple[list[np.ndarray[Any, np.dtype[np.uint8]]], list[list[Label]]]
+) -> None:
+    """Catches a model that does not match its pictures: other classes, another input size, drawings since changed."""
+    train_demo.use_offline()
+    result = score(demo_score.find(MODEL, held_out[0], card["image_size"]), held_out[1])
+    assert result["mean"] >= 0.95, result
+
+
+def _found(*rows: tuple[float, float, float, float, float]) -> Found:
+    values = np.array(rows, dtype=np.float32).reshape(-1, 5)
+    return Found(values[:, :4], values[:, 4], np.zeros(len(values), dtype=np.int64))
+
+
+def test_average_precision_is_what_one_computes_by_hand() -> None:
+    """Catches a measure that flatters: one that forgives doubles, false alarms or misses."""
+    truth = [[Label(0, (0, 0, 10, 10)), Label(0, (20, 0, 30, 10))]]
+    both = ((0, 0, 10, 10, 0.9), (20, 0, 30, 10, 0.8))
+    assert average_precision(0, [_found(*both)], truth) == pytest.approx(1.0)
+    assert average_precision(0, [_found(both[0])], truth) == pytest.approx(0.5)
+    assert average_precision(0, [_found()], truth) == pytest.approx(0.0)
+    # A surer false alarm: precision 1/2 at the first find, 2/3 at the second; the envelope is 2/3 throughout.
+    assert average_precision(0, [_found((50, 50, 60, 60, 0.95), *both)], truth) == pytest.approx(2 / 3)
+    # A double of the first object, surer than the second: the second is reached at precision 2/3.
+    assert average_precision(0, [_found(both[0], (0, 0, 10, 9, 0.85), both[1])], truth) == pytest.approx(
+        0.5 + 0.5 * 2 / 3
+    )
+    # Overlap below one half counts as a miss and a false alarm.
+    assert average_precision(0, [_found((6, 0, 16, 10, 0.9))], truth) == pytest.approx(0.0)
