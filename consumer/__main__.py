@@ -100,7 +100,7 @@ def serve(config: Config, stop: threading.Event) -> None:
     metrics = Metrics()
     health = Health(clock=clock, stall_timeout_s=config.limits.stall_timeout_s)
     server = HealthServer(config.http, health, metrics) if config.http.port else None
-    watchdog = Watchdog(health)
+    watchdog = Watchdog(health)  # never closed: it also ends a process whose clients hang while they close
     worker = Worker(
         partial(load_detector, config.detector),
         config.batching,
@@ -137,7 +137,6 @@ def serve(config: Config, stop: threading.Event) -> None:
             publisher.close(2.0)
         _log.info("drained")
     finally:
-        watchdog.close()
         worker.close(2.0)
         if server is not None:
             server.close()

@@ -39,6 +39,7 @@ class Batcher:
         self._preferred = sorted(set(config.preferred_batch_sizes), reverse=True)
         self._lines: dict[str, deque[Frame]] = {}  # never an empty line; in order of the next turn
         self._waiting = 0
+        self._admitted: dict[TopicPartition, tuple[int, int]] = {}  # (epoch, offset) of the furthest frame admitted
         self._open: list[Frame] = []
         self._open_bytes = 0
         self._capacity = 0  # frames that the open batch can hold
@@ -99,6 +100,8 @@ class Batcher:
                 self._lines[source_id] = line
             self._open.append(frame)
             self._open_bytes += size
+            partition, offset, epoch = frame.receipt
+            self._admitted[partition] = max(self._admitted.get(partition, (0, -1)), (epoch, offset))
             admitted.append(frame)
         return admitted
 
@@ -139,14 +142,25 @@ class Batcher:
         self._bytes_full = False
         return batch
 
-    def discard(self, partitions: Collection[TopicPartition]) -> list[Frame]:
-        """Drop the waiting frames of these partitions and return them. The open batch is left alone."""
+    def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
+        """Drop the waiting frames of these partitions and return them. The open batch is left alone.
+
+        Without `overtaken`, frames stay that a later offset of their partition has overtaken: finishing them lets the
+        watermark rise over what was finished beyond them, which would be repeated otherwise.
+        """
+
+        def leaves(frame: Frame) -> bool:
+            partition, offset, epoch = frame.receipt
+            if partition not in partitions:
+                return False
+            return overtaken or (epoch, offset) > self._admitted.get(partition, (0, -1))
+
         dropped: list[Frame] = []
         for source_id, line in list(self._lines.items()):
-            kept = deque(frame for frame in line if frame.receipt.partition not in partitions)
+            kept = deque(frame for frame in line if not leaves(frame))
             if len(kept) == len(line):
                 continue
-            dropped.extend(frame for frame in line if frame.receipt.partition in partitions)
+            dropped.extend(frame for frame in line if leaves(frame))
             if kept:
                 self._lines[source_id] = kept
             else:

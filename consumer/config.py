@@ -59,6 +59,8 @@ class KafkaConfig(_Section):
     @model_validator(mode="after")
     def _leave_ours_alone(self) -> KafkaConfig:
         for section in ("client", "consumer", "producer"):
+            if str(getattr(self, section).get("partitioner", "")) == "random":
+                raise ValueError(f"{section}: partitioner 'random' would scatter the results of a source")
             for name in getattr(self, section):
                 if name in OWN_SETTINGS:
                     raise ValueError(f"{section}: {name!r} is not free: {OWN_SETTINGS[name]}")
@@ -192,7 +194,7 @@ class LimitsConfig(_Section):
     )
     stall_timeout_s: Seconds = Field(
         60,
-        ge=15,
+        ge=45,
         description="Seconds without a turn of the loop, or with one batch in the engine, before the process ends.",
     )
 

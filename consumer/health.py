@@ -87,13 +87,19 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
             if self._health.stalled:
-                _log.critical(
-                    "the main loop hangs; ending the process so that another takes over",
-                    loop_age_s=round(self._health.loop_age_s, 1),
-                    exit_code=StalledError.exit_code,
-                )
+                # On a thread of its own: the loop may hang in a write to stderr, holding the lock of the log.
+                saying = threading.Thread(target=self._say, daemon=True)
+                saying.start()
+                saying.join(1.0)
                 self._end(StalledError.exit_code)
                 return
+
+    def _say(self) -> None:
+        _log.critical(
+            "the main loop hangs; ending the process so that another takes over",
+            loop_age_s=round(self._health.loop_age_s, 1),
+            exit_code=StalledError.exit_code,
+        )
 
 
 class _Answer(NamedTuple):

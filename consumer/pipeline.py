@@ -64,7 +64,7 @@ class WorkerLike(Protocol):
     def busy_since(self) -> float | None: ...
     def admit(self, frames: Sequence[Frame]) -> None: ...
     def results(self, timeout_s: float = 0.0) -> list[BatchResult]: ...
-    def discard(self, partitions: Sequence[TopicPartition]) -> list[Frame]: ...
+    def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]: ...
     def drain(self, *, draining: bool) -> None: ...
 
 
@@ -126,10 +126,10 @@ class Pipeline(RebalanceListener):
     def run(self, stop: threading.Event) -> None:
         """Loop until `stop` is set, then drain. Raises what made it impossible to go on, after closing the source."""
         drained = False
-        self._source.subscribe()
-        self._health.beat()
-        self._health.state = State.RUNNING
         try:
+            self._source.subscribe()
+            self._health.beat()
+            self._health.state = State.RUNNING
             while not stop.is_set():
                 self.step()
             self._health.state = State.DRAINING
@@ -185,7 +185,7 @@ class Pipeline(RebalanceListener):
             return 0
         if self._paused and room < self._most_room * share:
             return 0
-        # However large the next frames are, the limit is passed by one of them at most.
+        # However large the next frames are, short of decode.max_bytes, the limit is passed by one of them at most.
         return min(room, max(1, int(free_bytes // self._max_frame_bytes)))
 
     def _poll_timeout_s(self) -> float:
@@ -256,11 +256,12 @@ class Pipeline(RebalanceListener):
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Finish what was submitted of these partitions, publish it, commit it, and forget them."""
         try:
-            self._discard(partitions)
+            self._discard(partitions, overtaken=False)
             left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
             if left:
                 _log.warning("revoked before all was done; their new owner repeats them", frames=left)
-            self._source.commit(self._offsets.watermarks(partitions))
+            # Stored, not committed: librdkafka commits it when they are unassigned, which follows this call.
+            self._source.store(self._offsets.watermarks(partitions))
         finally:
             # Also where settling fails: one poll can bring more than one rebalance before it raises.
             self._forget(partitions)
@@ -268,12 +269,12 @@ class Pipeline(RebalanceListener):
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Someone else owns them already: drop everything, commit nothing."""
-        self._discard(partitions)
+        self._discard(partitions, overtaken=True)
         self._forget(partitions)
         self._count_rebalance("lost", len(partitions))
 
-    def _discard(self, partitions: Sequence[TopicPartition]) -> None:
-        for frame in self._worker.discard(partitions):
+    def _discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> None:
+        for frame in self._worker.discard(partitions, overtaken=overtaken):
             self._offsets.abandon(frame.receipt)
             self._held_bytes -= _size(frame)
 
@@ -298,12 +299,15 @@ class Pipeline(RebalanceListener):
     # Shutdown
 
     def _drain(self) -> None:
-        """Finish what was submitted, commit it. What was only waiting is left to the next consumer."""
+        """Finish what was submitted, and what that has overtaken; commit it. The rest is left to the next consumer."""
         deadline = Deadline(self._limits.drain_timeout_s, self._clock)
         partitions = self._offsets.partitions
-        self._discard(partitions)
+        self._discard(partitions, overtaken=False)
         left = self._settle(partitions, deadline)
-        self._source.commit(self._offsets.watermarks(partitions))
+        watermarks = self._offsets.watermarks(partitions)
+        # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
+        self._source.store(watermarks)
+        self._source.commit(watermarks)
         if left:
             raise DrainError(
                 f"{left} frames were not done within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s); "

@@ -20,7 +20,7 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError, PublishError
 from consumer.types import Acknowledged, BatchResult, Clock, Frame, ModelInfo, Outcome, Rejected
-from consumer.wire import Message, ResultEncoder, encode_dead_letter
+from consumer.wire import Message, ResultEncoder, encode_dead_letter, record_id
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
@@ -69,7 +69,6 @@ class Publisher:
         self._wall_clock_ms = wall_clock_ms
         self._outstanding = 0
         self._reports: list[tuple[_Pending, confluent_kafka.KafkaError | None]] = []
-        self._fatal: confluent_kafka.KafkaError | None = None
         try:
             self._client = confluent_kafka.Producer(
                 producer_settings(config) | {"error_cb": self._on_error},
@@ -122,7 +121,7 @@ class Publisher:
         Raises PublishError where a message did not arrive: then the process must end without committing it.
         """
         self._check_owner()
-        self._client.poll(timeout_s)
+        self._serve(timeout_s)
         reports, self._reports = self._reports, []
         acknowledged: list[Acknowledged] = []
         for pending, error in reports:
@@ -131,8 +130,6 @@ class Publisher:
                 acknowledged.append(Acknowledged(pending.frame, pending.outcome, pending.published_at))
             else:
                 self._failed(pending, error)
-        if self._fatal is not None:
-            raise PublishError(f"the producer died: {self._fatal.str()}; nothing unacknowledged was committed")
         return acknowledged
 
     def close(self, timeout_s: float) -> bool:
@@ -177,22 +174,34 @@ class Publisher:
                     raise PublishError(
                         f"the producer's queue has been full for {_QUEUE_FULL_S:.0f} s: the brokers take nothing"
                     ) from None
-                self._client.poll(0.05)
+                self._serve(0.05)
             else:
                 self._outstanding += 1
                 return
+
+    def _serve(self, timeout_s: float) -> None:
+        try:
+            self._client.poll(timeout_s)
+        except KafkaException as error:  # librdkafka's fatal errors come out of here, not through error_cb
+            raise PublishError(
+                f"the producer died: {_text(error)}; nothing unacknowledged was committed, a restart repeats it"
+            ) from error
 
     def _failed(self, pending: _Pending, error: confluent_kafka.KafkaError) -> None:
         if isinstance(pending.outcome, Rejected):
             self._bury_smaller(pending, error)
             return
+        # What was published behind it must not arrive before its repetition does.
+        self._client.purge()
         advice = {
             _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
             _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on it",
             _Code.UNKNOWN_TOPIC_OR_PART: "create it",
             _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001
         }.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
-        raise PublishError(f"cannot write to {self._topic}: {error.str()}; {advice}")
+        raise PublishError(
+            f"cannot write the result of {record_id(pending.frame.receipt)} to {self._topic}: {error.str()}; {advice}"
+        )
 
     # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
 
@@ -202,10 +211,7 @@ class Publisher:
         self._reports.append((pending, error))
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
-        if error.fatal():
-            self._fatal = error
-        else:
-            _log.warning("kafka", error=error.name(), text=error.str())
+        _log.warning("kafka", error=error.name(), text=error.str())
 
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:

@@ -179,7 +179,9 @@ class Source:
     def commit(self, offsets: Sequence[Committable]) -> None:
         """Commit these offsets and wait for the answer, for a few seconds at most.
 
-        A refusal is logged, and so is silence: the frames will be repeated, not lost.
+        A refusal is logged, and so is silence: the frames will be repeated, not lost. Never call it inside a
+        rebalance: it would wait for the poll that the rebalance runs in. There `store` is enough, because librdkafka
+        commits what is stored when the partitions are unassigned.
         """
         self._check_owner()
         if not offsets:
@@ -230,6 +232,11 @@ class Source:
         partition = self._known[message.topic(), message.partition()]
         position = self._positions[partition]
         offset, (kind, timestamp_ms) = message.offset(), message.timestamp()
+        if position.next_offset is not None and offset < position.next_offset:
+            raise KafkaError(
+                f"the offsets of {partition} went back from {position.next_offset} to {offset}: the topic was made "
+                "anew or cut. Restart this process to read it from there"
+            )
         position.next_offset = offset + 1
         position.timestamp_ms = timestamp_ms if kind != confluent_kafka.TIMESTAMP_NOT_AVAILABLE else None
         record = Record(message.key(), message.value(), tuple(message.headers() or ()), position.timestamp_ms)
@@ -242,6 +249,8 @@ class Source:
                 f"the committed offset is no longer in the topic: {error.str()}. Frames were deleted before they were "
                 "read. To go on with what is there, set kafka.consumer auto.offset.reset to earliest (or latest)"
             )
+        if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
+            raise KafkaError(f"the consumer died: {error.str()}; restart this process")
         if error.fatal() or code in _FATAL:
             raise KafkaError(f"{error.name()}: {error.str()}; {_FATAL.get(code, 'restart this process')}")
         _log.warning("kafka", error=error.name(), text=error.str())

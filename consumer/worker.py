@@ -223,10 +223,10 @@ class Worker:
             return finished
         raise self._failure
 
-    def discard(self, partitions: Collection[TopicPartition]) -> list[Frame]:
-        """Drop the frames of these partitions that were not submitted yet, and return them."""
+    def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
+        """Drop the waiting frames of these partitions and return them; see `Batcher.discard`."""
         with self._changed:
-            dropped = self._batcher.discard(partitions)
+            dropped = self._batcher.discard(partitions, overtaken=overtaken)
             self._in_flight -= len(dropped)
             return dropped
 
@@ -290,7 +290,12 @@ class Worker:
     def _decode_chunk(self, lease: _Lease, first: int, frames: Sequence[Frame]) -> None:
         decode, slots, verdicts = self._decoder.decode, lease.buffer.slots, lease.verdicts
         for slot, frame in enumerate(frames, first):
-            verdicts[slot] = frame.verdict or decode(frame.payload, slots[slot])
+            try:
+                verdicts[slot] = frame.verdict or decode(frame.payload, slots[slot])
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - decoding is deterministic: a restart would meet it again
+                verdicts[slot] = Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
 
     # Inference thread
 
@@ -334,8 +339,8 @@ class Worker:
             slot_bytes=self._decoder.slot_bytes,
             allocate=detector.allocate,
         )
-        detector.warm_up(batching.max_batch_size)
         self._detector = ResilientDetector(detector, self._on_retry)
+        self._detector.warm_up(batching.max_batch_size)
         self._info, self._device = detector.info, detector.device
 
     def _next(self) -> _Work | None:

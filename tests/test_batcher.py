@@ -244,16 +244,28 @@ class TestDiscard:
         bench.offer(2, "gone", partition=P0)
         bench.offer(2, "kept", partition=P1)
         bench.offer(1, "gone", partition=P0)
-        assert offsets(bench.batcher.discard({P0})) == [2, 3, 6]
+        assert offsets(bench.batcher.discard({P0}, overtaken=True)) == [2, 3, 6]
         assert bench.batcher.waiting == 2
         assert offsets(bench.take().frames) == [0, 1]
         assert offsets(bench.take().frames) == [4, 5]
+
+    def test_keeps_what_a_later_offset_has_overtaken(self) -> None:
+        """Catches a drain whose watermark stays below what fair turns had finished: a clean stop would repeat it."""
+        bench = Bench(slots=4, max_batch_size=4)
+        bench.offer(0)  # nothing open yet
+        busy = [frame(offset, "busy", partition=P0) for offset in range(6)]
+        calm = [frame(offset, "calm", partition=P0) for offset in range(6, 8)]
+        for item in (*busy, *calm):
+            bench.batcher.offer(item)
+        assert sorted(offsets(bench.batcher.admit())) == [0, 1, 6, 7]
+        assert bench.batcher.discard({P0}, overtaken=False) == []
+        assert offsets(bench.batcher.discard({P0}, overtaken=True)) == [2, 3, 4, 5]
 
     def test_makes_room(self) -> None:
         bench = Bench(slots=1, max_batch_size=1)
         bench.offer(WAITING_BATCHES + 3)
         assert bench.batcher.room == 0, "never negative: that would look like room"
-        bench.batcher.discard([P0])
+        bench.batcher.discard([P0], overtaken=True)
         assert bench.batcher.room == WAITING_BATCHES
 
 

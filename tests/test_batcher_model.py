@@ -105,7 +105,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(partitions=st.sets(st.sampled_from(PARTITIONS), min_size=1))
     def discard(self, partitions: set[object]) -> None:
-        dropped = self.batcher.discard(partitions)  # type: ignore[arg-type]
+        dropped = self.batcher.discard(partitions, overtaken=True)  # type: ignore[arg-type]
         assert {f.receipt for f in dropped} == {f.receipt for f in self.waiting if f.receipt.partition in partitions}
         self.waiting = [f for f in self.waiting if f.receipt.partition not in partitions]
         self.left += dropped

@@ -180,6 +180,20 @@ class TestOutOfMemory:
         seen = detect(make(judge)[0], count)
         assert [n for n in range(count) if seen[n] != n] == sorted(n for n in bad if n < count)
 
+    def test_while_warming_up_starts_with_half(self) -> None:
+        """Catches a pod that cannot start because the first try of the largest batch ends it."""
+        tried: list[int] = []
+
+        class Small(FakeDetector):
+            def warm_up(self, batch_size: int) -> None:
+                tried.append(batch_size)
+                if batch_size > 8:
+                    raise MemoryError
+
+        resilient = ResilientDetector(Small())
+        resilient.warm_up(32)
+        assert (tried, resilient.ceiling) == ([32, 16, 8], 8)
+
     def test_with_one_frame_is_an_error_of_the_engine(self) -> None:
         """Catches rejecting a frame because the device is full."""
 

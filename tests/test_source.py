@@ -297,6 +297,16 @@ class TestTrouble:
         with pytest.raises(KafkaError, match="restart this process"):
             bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, fatal=True)))
 
+    def test_that_killed_the_client_ends_even_if_it_does_not_say_fatal(self, bench: Bench) -> None:
+        """Catches a fenced consumer that idles for ever, ready: the real client's last error has fatal() False."""
+        with pytest.raises(KafkaError, match="the consumer died"):
+            bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, fatal=False)))
+
+    def test_offsets_that_go_back_end_it_with_a_message(self, bench: Bench) -> None:
+        """Catches a topic that was made anew under a running consumer: its frames would be taken for old ones."""
+        with pytest.raises(KafkaError, match="went back from 8 to 3"):
+            bench.play(FakeMessage(P0, 7), FakeMessage(P0, 3))
+
     def test_deleted_frames_end_it_with_the_choice_that_a_person_has(self, bench: Bench) -> None:
         """Catches skipping, in silence, what was deleted before it was read."""
         with pytest.raises(KafkaError, match=r"auto\.offset\.reset"):

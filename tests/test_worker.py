@@ -237,7 +237,7 @@ class TestDiscard:
         worker.admit(numbered(0, 5))
         worker.admit(numbered(5, 3, "cam-2", partition=P1))
         assert worker.in_flight == 8
-        dropped = worker.discard([P0])
+        dropped = worker.discard([P0], overtaken=True)
         assert offsets(dropped) == [4]  # the others have a buffer
         detector.let_go()
         done = [offset for item in collect(worker, 7) for offset in offsets(item.batch.frames)]

@@ -31,6 +31,20 @@ class ResilientDetector:
         self._on_retry = on_retry
         self.ceiling: int | None = None
 
+    def warm_up(self, batch_size: int) -> None:
+        """As `Detector.warm_up`; where memory does not hold `batch_size`, half of it, and so on."""
+        size = batch_size
+        while True:
+            try:
+                self._detector.warm_up(size)
+            except Exception as error:
+                if not _is_out_of_memory(error) or size == 1:
+                    raise
+                size = self.ceiling = size // 2
+                _log.warning("engine out of memory while warming up", ceiling=size, error=_line(error))
+            else:
+                return
+
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections | Rejected]:
         """N in, N out, in order, as `Detector.detect`; a frame that the engine cannot take is `Rejected`.
 

@@ -88,10 +88,10 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
         for run in plan.runs():
             runs[run.name] = run
     written = json.loads(json.dumps(report.as_json(runs, report.machine(), about)))
-    assert [run["name"] for run in written["runs"]] == [
+    assert [run["name"] for run in written] == [
         "saturated", "plain_loop", "plain_loop_each", "zero_cost", "latency_80",
     ]  # fmt: skip
-    for run in written["runs"]:
+    for run in written:
         name = run["name"]
         assert run["integrity"]["frames_in"] == run["integrity"]["results_out"] == run["frames"] > 0, name
         assert runs[name].sound
@@ -100,8 +100,8 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
         assert (run["share_of_engine_limit"] is None) == (name == "zero_cost")
         assert (run["latency_ms"] is None) == (name != "latency_80")
         assert run["batch_sizes"], name
-    assert list(written["runs"][4]["latency_ms"]) == ["p50", "p95", "p99"]
-    assert written["machine"]["cores"] >= 1
-    assert 8_000 < written["frames"]["mean_bytes"] < 24_000
-    assert {verdict["run"] for verdict in written["requirements"]} == {"saturated", "zero_cost", "latency_80"}
+        assert run["machine"]["cores"] >= 1
+        assert 8_000 < run["images"]["mean_bytes"] < 24_000
+        assert bool(run["requirements"]) == (name in ("saturated", "zero_cost", "latency_80")), name
+    assert list(written[4]["latency_ms"]) == ["p50", "p95", "p99"]
     Console(file=io.StringIO()).print(report.tables(runs))

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 import images
 from brokers import Broker
 from sluice_process import Reader, Topics, produce, reading, running
+from waiting import wait_until
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 FREE = "simulated://0ms@1,0ms@32"
@@ -198,3 +199,47 @@ def test_a_wrong_option_stops_at_the_start_with_its_name_and_code_2(broker: Brok
         assert sluice.wait() == 2
     assert "batching.max_batch_size" in sluice.log
     assert "Traceback" not in sluice.log
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_partitions_move_between_consumers_under_load_without_a_loss_or_a_repeat(
+    apache_broker: Broker, protocol: str
+) -> None:
+    """A second consumer joins, then the first is told to go, both in mid-stream.
+
+    Catches: a revocation that does not commit what it finished, results published for a partition that has gone, a
+    drain that leaves its watermark behind what fair turns between two sources of a partition had finished.
+    """
+    frames, topics = 5000, Topics.on(apache_broker)
+    options = {"batching__max_batch_size": 16, "kafka__commit_interval_ms": 5000}
+    if protocol == "consumer":
+        options["kafka__consumer"] = {"group.protocol": "consumer"}
+    image = [images.jpeg(64, 48, seed) for seed in range(4)]
+    # One source sends most of the frames, so that the others overtake it in every partition.
+    sent = [("cam-busy" if n % 3 else f"cam-{n % 7}", image[n % 4]) for n in range(frames)]
+    produce(apache_broker, topics.frames, sent)
+    engine = "simulated://10ms@1,40ms@16"
+    with (
+        running(apache_broker, topics, engine, **options) as first,
+        reading(apache_broker, topics.detections) as reader,
+    ):
+        reader.read(300, 60, alive=lambda: first.running)
+        with running(apache_broker, topics, engine, kafka__group_id=first.group, **options) as second:
+            wait_until(lambda: owned(second) > 0, 60, "the second consumer to have its share")
+            reader.read(len(reader.messages) + 200, 60, alive=lambda: first.running and second.running)
+            assert first.terminate() == 0, first.log
+            read_until_unique(reader, frames, lambda: second.running)
+            assert second.terminate() == 0, second.log
+            reader.drain()
+    results = reader.results()
+    assert len(first_seen(results)) == frames
+    repeated = [r["id"] for r in results if sum(r["id"] == o["id"] for o in results) > 1]
+    assert not repeated, f"repeats {repeated}\n{first.log}\n{second.log}"
+    assert all(offsets == sorted(offsets) for offsets in by_source(results).values())
+
+
+def owned(sluice: Any) -> float:
+    """Partitions assigned to this process now."""
+    lines = sluice.get("/metrics")[1].splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith("sluice_assigned_partitions ")), 0.0)

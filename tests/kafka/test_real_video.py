@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
 from brokers import Broker
 from sluice_process import Topics, produce, reading, running
 

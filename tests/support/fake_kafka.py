@@ -139,6 +139,7 @@ class FakeProducer:
         self.full_for = 0  # calls of produce that find the queue full
         self.refuse: Callable[[str], KafkaError | None] = lambda _: None  # by topic
         self.on_poll: Callable[[float], None] = lambda _: None
+        self.died: KafkaError | None = None
         self.purged = False
 
     def produce(self, topic: str, value: bytes | None, key: bytes | None, **options: Any) -> None:
@@ -153,6 +154,8 @@ class FakeProducer:
 
     def poll(self, timeout: float) -> int:
         self.on_poll(timeout)
+        if self.died is not None:  # the real one raises; it does not call error_cb
+            raise KafkaException(self.died)
         for _ in range(len(self.queue)):
             message = self.queue.popleft()
             message["on_delivery"](self.report(message), None)

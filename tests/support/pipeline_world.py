@@ -230,8 +230,8 @@ class FakeWorker:
             self.held_bytes -= sum(len(f.payload) for f in item.batch.frames)
         return finished
 
-    def discard(self, partitions: Sequence[TopicPartition]) -> list[Frame]:
-        dropped = self.batcher.discard(partitions)
+    def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]:
+        dropped = self.batcher.discard(partitions, overtaken=overtaken)
         self.in_flight -= len(dropped)
         self.held_bytes -= sum(len(f.payload) for f in dropped)
         return dropped

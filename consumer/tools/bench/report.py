@@ -117,14 +117,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(runs: Runs, where: Mapping[str, Any], frames: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of the file that `--json` writes."""
-    return {
-        "machine": dict(where),
-        "frames": dict(frames),
-        "runs": [run.as_dict() for run in runs.values()],
-        "requirements": [asdict(verdict) for verdict in verdicts(runs)],
-    }
+def as_json(runs: Runs, where: Mapping[str, Any], images: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The content of the file that `--json` writes: one entry a run, each with all that its figures depend on."""
+    found = [asdict(verdict) for verdict in verdicts(runs)]
+    return [
+        {
+            **run.as_dict(),
+            "requirements": [verdict for verdict in found if verdict["run"] == run.name],
+            "images": dict(images),
+            "machine": dict(where),
+        }
+        for run in runs.values()
+    ]
 
 
 def tables(runs: Runs) -> RenderableType:
