@@ -18,6 +18,7 @@ import typer
 from consumer import __version__
 from consumer.config import Config, LogConfig, load_config, options, resolved
 from consumer.errors import ConfigError, SluiceError
+from consumer.tools.bench import bench
 from consumer.tools.demo import demo
 from consumer.tools.dlq import app as dlq
 from consumer.tools.produce import produce
@@ -65,6 +66,7 @@ def show_config(
     typer.echo(yaml.safe_dump(resolved(load_config(config)), sort_keys=False, allow_unicode=True), nl=False)
 
 
+app.command()(bench)
 app.command()(demo)
 app.command()(produce)
 app.command()(tail)
