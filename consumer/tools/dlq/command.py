@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import json
 import os
 import shutil
 import signal
@@ -11,18 +9,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from consumer.errors import ConfigError, KafkaError
+from consumer.errors import ConfigError, KafkaError, SluiceError
 from consumer.tools import clients
 from consumer.tools.clients import printable
 from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Filter, Letter, Selection, parse_place, parse_since, read_letter
+from consumer.tools.dlq.letters import Filter, Letter, Selection, digest_of, parse_since, read_letter
 
 _SHOWN: Final = 100  # rows of a table, unless asked for otherwise
 
@@ -74,6 +72,7 @@ def list_(
 
     Reads up to where the topic ends now, joins no group and commits nothing. With --json an object per line.
     """
+    from consumer.tools.dlq.lookup import Newest
     from consumer.tools.dlq.reading import reader, scan_all
 
     chosen = _filter(reason, stage, source, input_topic, since)
@@ -81,7 +80,7 @@ def list_(
     reasons, seen, strays, others = Counter[str](), Counter[str](), 0, 0
     stop = _stop_on_signals()
     with reader(bootstrap_servers, clients.settings_from(setting or ())) as client:
-        newest = _Newest(most)
+        newest = Newest(most)
         for found in scan_all(client, topic, stop):
             letter = read_letter(*found)
             if letter is None:
@@ -96,7 +95,7 @@ def list_(
                 others += 1
     rows = newest.rows()
     with _pipe():
-        lines = map(json.dumps, rows) if as_json else text.table(rows, _width()) if rows else ()
+        lines = map(text.as_json, rows) if as_json else text.table(rows, _width()) if rows else ()
         for line in lines:
             print(line)
         shown = sum(row["dead_letter"] for row in rows)
@@ -125,15 +124,22 @@ def show(
     setting: clients.Settings = None,
 ) -> None:
     """Print all that is known of one dead letter. Its image is not decoded: it may be there to do harm."""
-    letter = _find(which, bootstrap_servers, topic, clients.settings_from(setting or ()))
+    from consumer.tools.dlq.lookup import find, save_value
+    from consumer.tools.dlq.reading import reader
+
+    stop = _stop_on_signals()
+    with reader(bootstrap_servers, clients.settings_from(setting or ())) as client:
+        letter, places = find(client, topic, which, stop)
+    if len(places) > 1:
+        _say(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
     with _pipe():
         if as_json:
-            print(json.dumps(text.details(letter)))
+            print(text.as_json(text.details(letter)))
         else:
             for line in text.show(letter):
                 print(line)
     if save is not None:
-        _save(letter, save)
+        _say(save_value(letter, save))
 
 
 @app.command()
@@ -172,7 +178,7 @@ def replay(
     """
     from consumer.tools.dlq.outbox import AtLeastOnce, Outbox, Transactions
     from consumer.tools.dlq.reading import reader
-    from consumer.tools.dlq.replay import Replay
+    from consumer.tools.dlq.replay import Forgetful, Replay
 
     settings = clients.settings_from(setting or ())
     if "transactional.id" in settings or "group.id" in settings:
@@ -181,14 +187,15 @@ def replay(
     if not (dry_run or yes) and not sys.stdin.isatty():
         raise ConfigError("nobody is there to be asked: say --yes to write, or --dry-run to see what would be sent")
     stop = _stop_on_signals()
-    with reader(bootstrap_servers, settings, group) as client:
 
-        def connect() -> Outbox:
-            if at_least_once:
-                return AtLeastOnce(bootstrap_servers, settings, client)
-            return Transactions(bootstrap_servers, settings, f"{group}/{topic}", client)
+    def run(group_id: str, *, dry: bool = False, remembers: bool = False, on_letter: Any = lambda _: None) -> int:
+        with reader(bootstrap_servers, settings, group_id) as client:
 
-        def run(*, dry: bool, on_letter: Any = lambda _: None) -> None:
+            def connect() -> Outbox:
+                if at_least_once:
+                    return AtLeastOnce(bootstrap_servers, settings, client)
+                return Transactions(bootstrap_servers, settings, f"{group}/{topic}", client)
+
             job = Replay(
                 client,
                 topic,
@@ -197,48 +204,48 @@ def replay(
                 limit=limit,
                 batch=batch,
                 stop=stop,
+                remembers=remembers,
                 on_letter=on_letter,
             )
+            preview = dry and not dry_run
             try:
                 job.run()
-            finally:
-                with _pipe():
-                    _report(job.tally, dry=dry, as_json=as_json and (dry_run or not dry), group=group)
+            except SluiceError:
+                _report(job.tally, dry=dry, as_json=as_json and not preview, group=group_id, preview=preview)
+                raise
+            _report(job.tally, dry=dry, as_json=as_json and not preview, group=group_id, preview=preview)
             _hint(selection.filter, job.tally.seen_reasons)
+            return job.tally.replayed
 
-        rows = _Newest(0 if limit else _SHOWN)
-        if dry_run:
-            run(dry=True, on_letter=lambda letter: rows.add(0, (letter.partition, letter.offset), text.row_of(letter)))
-            if not as_json and rows.rows():
-                with _pipe():
-                    print(*text.table(rows.rows(), _width()), sep="\n")
-            return
-        if not yes:
-            run(dry=True)
-            if stop.is_set() or not typer.confirm("Send them?", err=True):
-                _say("nothing was sent")
-                return
-        run(dry=False)
+    if dry_run:
+        _show_plan(lambda on_letter: run(group, dry=True, on_letter=on_letter), as_json=as_json)
+        return
+    if not yes and (not run(group, dry=True) or stop.is_set() or not _confirmed(stop)):
+        _say("nothing was sent")
+        return
+    try:
+        run(group)
+    except Forgetful:
+        if not at_least_once:
+            raise KafkaError(
+                "this broker forgets the metadata of committed offsets, so nobody could know what was replayed before; "
+                "nothing was sent. With --at-least-once each set of filters has its own memory"
+            ) from None
+        _say("this broker forgets the metadata of committed offsets: overlapping filters will repeat")
+        run(f"{group}-{digest_of(selection)}", remembers=True)
 
 
-class _Newest:
-    """Keeps the newest rows, `most` of them; 0: all."""
+def _show_plan(run: Callable[[Callable[[Letter], None]], int], *, as_json: bool) -> None:
+    from consumer.tools.dlq.lookup import Newest
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._heap: list[tuple[int, tuple[int, int], text.Row]] = []
-
-    def add(self, at_ms: int | None, place: tuple[int, int], row: text.Row) -> None:
-        """`place` is unique, so rows are never compared."""
-        entry = (at_ms or 0, place, row)
-        if self._most and len(self._heap) == self._most:
-            heapq.heappushpop(self._heap, entry)
-        else:
-            heapq.heappush(self._heap, entry)
-
-    def rows(self) -> list[text.Row]:
-        """Oldest first."""
-        return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[:2])]
+    rows = Newest(_SHOWN)
+    count = run(lambda letter: rows.add(letter.rejected_at_ms, (letter.partition, letter.offset), text.row_of(letter)))
+    shown = rows.rows()
+    with _pipe():
+        if shown and not as_json:
+            print(*text.table(shown, _width()), sep="\n")
+            if len(shown) < count:
+                print(f"shown: the newest {len(shown)}")
 
 
 def _filter(
@@ -261,62 +268,22 @@ def _filter(
     )
 
 
-def _find(which: str, bootstrap_servers: str, topic: str, settings: dict[str, str]) -> Letter:
-    from consumer.tools.dlq.reading import Found, reader, record_at, scan_all
-
-    stop = _stop_on_signals()
-    with reader(bootstrap_servers, settings) as client:
-        if (place := parse_place(which)) is not None:
-            record = record_at(client, topic, *place)
-            if record is None:
-                raise KafkaError(
-                    f"topic {printable(topic)} has no record at {which}; `sluice dlq list` shows the places"
-                )
-            letter = read_letter(*Found(*place, record))
-            if letter is None:
-                raise KafkaError(
-                    f"the record at {which} is no dead letter of Sluice: {text.size(len(record.value or b''))}"
-                )
-            return letter
-        matching = (letter for found in scan_all(client, topic, stop) if (letter := read_letter(*found)) is not None)
-        places: list[str] = []
-        last: Letter | None = None
-        for letter in matching:
-            if letter.dead.id == which:
-                places.append(letter.place)
-                last = letter
-    if last is None:
-        raise KafkaError(
-            f"no dead letter has the ID {printable(which)}; expected PARTITION@OFFSET or topic/partition/offset"
-        )
-    if len(places) > 1:
-        _say(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
-    return last
+def _confirmed(stop: threading.Event) -> bool:
+    """Ask. Ctrl-C at the question ends the program at once, as it should."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    answer = typer.confirm("Send them?", err=True)
+    _stop_on_signals(stop)
+    return answer
 
 
-def _save(letter: Letter, path: Path) -> None:
-    value = letter.dead.record.value
-    if value is None:
-        raise ConfigError(f"--save: dead letter {letter.place} has no value")
-    try:
-        with path.open("xb") as file:
-            file.write(value)
-    except FileExistsError:
-        raise ConfigError(f"--save {printable(str(path))}: there is such a file already") from None
-    except OSError as error:
-        raise ConfigError(f"--save {printable(str(path))}: {error.strerror}") from None
-    cut = ", of a value that was cut" if letter.dead.truncated else ""
-    _say(f"{len(value):,} bytes written to {printable(str(path))}{cut}")
-
-
-def _report(tally: Any, *, dry: bool, as_json: bool, group: str) -> None:
-    if as_json:
+def _report(tally: Any, *, dry: bool, as_json: bool, group: str, preview: bool) -> None:
+    with _pipe():
+        if not as_json:
+            print(*text.outcome(tally, dry=dry), sep="\n", file=sys.stderr if preview else sys.stdout)
+            return
         left = {fate: tally.left[fate] for fate in text.FATES}
         body = {"dry_run": dry, "group": group, "replayed": tally.replayed, "ended": tally.ended}
-        print(json.dumps({**body, "to": dict(tally.to), "reasons": dict(tally.reasons), "left": left}))
-        return
-    for line in text.outcome(tally, dry=dry):
-        print(line, flush=True)
+        print(text.as_json({**body, "to": dict(tally.to), "reasons": dict(tally.reasons), "left": left}))
 
 
 def _hint(chosen: Filter, seen: Counter[str]) -> None:
@@ -333,9 +300,9 @@ def _width() -> int:
     return shutil.get_terminal_size(fallback=(0, 0)).columns
 
 
-def _stop_on_signals() -> threading.Event:
+def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
     """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
-    stop = threading.Event()
+    stop = stop or threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:
         stop.set()

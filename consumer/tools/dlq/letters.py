@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -154,6 +155,14 @@ class Selection:
             and self.max_replays >= other.max_replays
             and self.filter.covers(other.filter)
         )
+
+
+def digest_of(selection: Selection) -> str:
+    """A short name of a selection."""
+    chosen = selection.filter
+    sets = [sorted(values) for values in (chosen.reasons, chosen.stages, chosen.sources, chosen.topics)]
+    parts = (sets, chosen.since_ms, selection.to, selection.truncated, selection.max_replays)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def parse_since(text: str | None, now_ms: int) -> int | None:

@@ -27,6 +27,11 @@ _OURS: Final = {"enable.idempotence": "true", "acks": "all"}
 _FENCED: Final = (Code._FENCED, Code.PRODUCER_FENCED, Code.INVALID_PRODUCER_EPOCH)  # noqa: SLF001
 _UNSUPPORTED: Final = (Code._UNSUPPORTED_FEATURE, Code.UNSUPPORTED_VERSION, Code.INVALID_REQUEST)  # noqa: SLF001
 
+_TAKEN_OVER: Final = (
+    "another replay of this group has started and goes on from here (or the brokers have waited for this one for more "
+    f"than {TRANSACTION_MS // 1000} s); what this one had not finished was not written"
+)
+
 
 class Item(NamedTuple):
     """One record to write."""
@@ -36,16 +41,18 @@ class Item(NamedTuple):
 
 
 class Refused(Exception):  # noqa: N818 - the caller turns it into an error that names the letter
-    """The brokers take all of a chunk but this one, by its number in the chunk. Nothing of the chunk was written."""
+    """The brokers do not want one record of a chunk. Which one, they do not say: they refuse what came with it, too.
 
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(reason)
-        self.number = number
-        self.reason = reason
+    Nothing of the chunk was written.
+    """
 
 
 class Outbox(Protocol):
     """Where chunks of records go."""
+
+    def refresh(self) -> bool:
+        """Make ready for a chunk. True: another replay may have written since the last one; look at progress anew."""
+        ...
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
         """Write all of them and commit the offsets. Raises Refused, or a SluiceError that ends the replay."""
@@ -63,43 +70,46 @@ class Transactions:
         self._settings = {**_DEFAULTS, **limits, **settings, **_OURS, "transactional.id": name}
         self._bootstrap_servers = bootstrap_servers
         self._consumer = consumer
-        self._alarmed = False
+        self._suspect = False
         self._client = self._connect()
+
+    def refresh(self) -> bool:
+        if not self._suspect:
+            return False
+        self._suspect = False
+        self._client = self._connect()
+        return True
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
         reports = _Reports()
-        self._alarmed, started = False, time.monotonic()
+        started = time.monotonic()
         try:
             self._client.begin_transaction()
-            for number, item in enumerate(items):
-                _produce(self._client, item, reports, number)
+            for item in items:
+                _produce(self._client, item, reports)
             self._client.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), _ANSWER_S)
             self._client.commit_transaction(_ANSWER_S)
         except KafkaException as error:
             self._failed(error, reports)
-        if self._alarmed or time.monotonic() - started >= _SOCKET_S:
-            # The request to end this transaction may have been sent twice, and the second may still be on its way: it
-            # would end the next one early. A new producer has a new epoch, under which it is void.
-            self._client = self._connect()
+        # The request to end this transaction may have been sent twice, and the second may still be on its way: it would
+        # end the next one early. A new producer has a new epoch, under which it is void.
+        self._suspect = self._suspect or time.monotonic() - started >= _SOCKET_S
 
     def _failed(self, failure: KafkaException, reports: _Reports) -> None:
-        error = failure.args[0]
-        if _is_fenced(error):
-            raise KafkaError(
-                "another replay of this group has started and goes on from here; this one has stopped, and what it "
-                "had not finished was not written"
-            ) from None
+        if _is_fenced(failure.args[0]) or reports.fenced:
+            raise KafkaError(_TAKEN_OVER) from None
         try:
             self._client.abort_transaction(_ANSWER_S)
         except KafkaException as second:
             if _is_fenced(second.args[0]):
-                raise KafkaError("another replay of this group has started and goes on from here") from None
+                raise KafkaError(_TAKEN_OVER) from None
             raise KafkaError(
                 f"{clients.text_of(failure)}; it is not known whether the last records were written: run the same "
                 f"command again, it goes on where it stopped and repeats nothing"
             ) from None
-        if reports.refused is not None:
-            raise Refused(*reports.refused) from None
+        self._suspect = True  # also because librdkafka goes on with a gap in its sequence numbers
+        if reports.refused:
+            raise Refused(reports.refused) from None
         raise KafkaError(
             f"{clients.text_of(failure)}; run the same command again, it goes on where it stopped"
         ) from None
@@ -121,7 +131,7 @@ class Transactions:
         return client
 
     def _on_error(self, _error: Code) -> None:
-        self._alarmed = True
+        self._suspect = True
 
 
 class AtLeastOnce:
@@ -132,16 +142,19 @@ class AtLeastOnce:
         self._client = clients.producer(bootstrap_servers, {**_DEFAULTS, **limits, **settings, **_OURS})
         self._consumer = consumer
 
+    def refresh(self) -> bool:
+        return False
+
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
         reports = _Reports()
-        for number, item in enumerate(items):
+        for item in items:
             try:
-                _produce(self._client, item, reports, number)
+                _produce(self._client, item, reports)
             except KafkaException:
                 break  # in the reports
         self._client.flush(_ANSWER_S + 5)
-        if reports.refused is not None or reports.arrived < len(items):
-            reason = reports.refused[1] if reports.refused else "no answer in time"
+        if reports.arrived < len(items):
+            reason = reports.reason or "no answer in time"
             raise PublishError(f"a record was not written: {reason}; what was sent beside it will be sent again")
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
@@ -154,21 +167,24 @@ class _Reports:
 
     def __init__(self) -> None:
         self.arrived = 0
-        self.refused: tuple[int, str] | None = None  # the first one, and why
+        self.fenced = False
+        self.reason = ""  # why one of them did not arrive
+        self.refused = ""  # the same, where it is the brokers' answer to this record
 
-    def refuse(self, number: int, error: Code) -> None:
-        # What is thrown out because its transaction failed says so: it is not the cause.
-        purged = error.code() in (Code._PURGE_QUEUE, Code._PURGE_INFLIGHT)  # noqa: SLF001
-        if not purged and (self.refused is None or number < self.refused[0]):
-            self.refused = number, clients.printable(error.str())
+    def fail(self, error: Code) -> None:
+        self.reason = clients.printable(error.str())
+        self.fenced = self.fenced or _is_fenced(error)
+        # Below 0 are the client's own: out of time, or thrown out as the transaction failed. No fault of this record.
+        if error.code() > 0:
+            self.refused = self.refused or self.reason
 
 
-def _produce(client: Producer, item: Item, reports: _Reports, number: int) -> None:
+def _produce(client: Producer, item: Item, reports: _Reports) -> None:
     def report(error: Code | None, _message: Any) -> None:
         if error is None:
             reports.arrived += 1
         else:
-            reports.refuse(number, error)
+            reports.fail(error)
 
     message = item.message
     try:
@@ -181,7 +197,7 @@ def _produce(client: Producer, item: Item, reports: _Reports, number: int) -> No
             on_delivery=report,
         )
     except KafkaException as failure:  # refused on the spot, for its size
-        reports.refuse(number, failure.args[0])
+        reports.fail(failure.args[0])
         raise
 
 

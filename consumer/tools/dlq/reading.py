@@ -20,9 +20,14 @@ _SILENCE_S: Final = 30.0  # a broker that has said nothing for so long is gone
 _DEFAULTS: Final = {
     "auto.offset.reset": "earliest",  # what retention has removed is not there to be read
     "fetch.wait.max.ms": "100",
-    "isolation.level": "read_committed",  # a dead letter of an aborted transaction is none
 }
-_OURS: Final = {"enable.auto.commit": "false", "enable.auto.offset.store": "false", "enable.partition.eof": "true"}
+_OURS: Final = {
+    "enable.auto.commit": "false",
+    "enable.auto.offset.store": "false",
+    "enable.partition.eof": "true",
+    # A dead letter of an aborted transaction is none, and progress in a transaction that is still open is waited for.
+    "isolation.level": "read_committed",
+}
 
 
 class Found(NamedTuple):
@@ -44,7 +49,9 @@ def reader(bootstrap_servers: str, settings: Mapping[str, str], group: str | Non
         client.close()
 
 
-def scan(client: Consumer, topic: str, starts: Mapping[int, int], stop: threading.Event) -> Iterator[Found]:
+def scan(
+    client: Consumer, topic: str, starts: Mapping[int, int], stop: threading.Event, silence_s: float = _SILENCE_S
+) -> Iterator[Found]:
     """The records of these partitions from these offsets on, each partition in order, until `stop` or the end.
 
     The end is where a partition ended when its first record came: what is written later is not read, so it ends however
@@ -56,9 +63,9 @@ def scan(client: Consumer, topic: str, starts: Mapping[int, int], stop: threadin
     while starts.keys() - {number for number, end in ends.items() if end < 0} and not stop.is_set():
         message = client.poll(0.2)
         if message is None:
-            if time.monotonic() - heard > _SILENCE_S:
+            if time.monotonic() - heard > silence_s:
                 raise KafkaError(
-                    f"topic {clients.printable(topic)}: the brokers have been silent for {_SILENCE_S:.0f} s"
+                    f"topic {clients.printable(topic)}: the brokers have been silent for {silence_s:.0f} s"
                 )
             continue
         heard = time.monotonic()
@@ -90,7 +97,7 @@ def record_at(client: Consumer, topic: str, partition: int, offset: int) -> Reco
     """The record at one place; None where there is none."""
     if partition not in clients.partitions_of(client, topic):
         return None
-    found = next(scan(client, topic, {partition: offset}, threading.Event()), None)
+    found = next(scan(client, topic, {partition: offset}, threading.Event(), clients.CONTACT_TIMEOUT_S), None)
     return found.record if found is not None and found.offset == offset else None
 
 

@@ -27,6 +27,14 @@ from consumer.tools.dlq.reading import Found, scan
 
 _CHUNK_BYTES: Final = 8 * 2**20
 
+
+class Forgetful(Exception):  # noqa: N818 - the caller decides whether to go on
+    """This broker does not keep what is committed with an offset, so no group can remember more than one selection.
+
+    Nothing was written.
+    """
+
+
 Fate = Literal["replay", "no_match", "truncated", "too_often", "already_replayed", "no_dead_letter"]
 
 
@@ -57,15 +65,8 @@ class Tally:
 
 def load(client: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, Progress]:
     """What the group of `client` has replayed. Raises KafkaError where it cannot be known."""
-    wanted = [TopicPartition(topic, number) for number in partitions]
-    try:
-        found = client.committed(wanted, timeout=clients.CONTACT_TIMEOUT_S)
-    except KafkaException as error:
-        raise KafkaError(f"cannot read what was replayed: {clients.text_of(error)}") from None
     progress = {}
-    for each in found:
-        if each.error is not None:
-            raise KafkaError(f"cannot read what was replayed: {clients.printable(each.error.str())}")
+    for each in _committed(client, topic, partitions):
         try:
             progress[each.partition] = Progress.from_commit(each.offset, each.metadata)
         except ValueError as error:
@@ -74,6 +75,18 @@ def load(client: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, P
                 f"choose another --group"
             ) from None
     return progress
+
+
+def _committed(client: Consumer, topic: str, partitions: Iterable[int]) -> list[TopicPartition]:
+    wanted = [TopicPartition(topic, number) for number in partitions]
+    try:
+        found: list[TopicPartition] = client.committed(wanted, timeout=clients.CONTACT_TIMEOUT_S)
+    except KafkaException as error:
+        raise KafkaError(f"cannot read what was replayed: {clients.text_of(error)}") from None
+    for each in found:
+        if each.error is not None:
+            raise KafkaError(f"cannot read what was replayed: {clients.printable(each.error.str())}")
+    return found
 
 
 def sort_out(
@@ -116,6 +129,7 @@ class Replay:
         limit: int | None,
         batch: int,
         stop: threading.Event,
+        remembers: bool = False,
         on_letter: Callable[[Letter], Any] = lambda _: None,
     ) -> None:
         self.tally = Tally()
@@ -127,12 +141,13 @@ class Replay:
         self._batch = batch
         self._stop = stop
         self._on_letter = on_letter
+        self._remembers = remembers  # it need not be found out whether the broker keeps metadata
         self._progress: dict[int, Progress] = {}
         self._outbox: Outbox | None = None
         self._known: set[str] = set()
 
     def run(self) -> Tally:
-        """Raises a SluiceError where it cannot go on; `tally` says what was done until then."""
+        """Raises a SluiceError or Forgetful where it cannot go on; `tally` says what was done until then."""
         partitions = clients.partitions_of(self._client, self._topic)
         if self._selection.to is not None:
             self._check_destination(self._selection.to, "--to")
@@ -187,39 +202,60 @@ class Replay:
             return chunk  # what is not wanted need not be remembered
         try:
             self._write(chunk.letters, chunk.upto)
-        except Refused as refused:
-            letter = chunk.letters[refused.number]
-            before = chunk.letters[: refused.number]
-            if before:  # they must not wait for ever behind one that cannot go
-                self._write(before, _upto(before))
-            to = clients.printable(self._selection.destination(letter))
-            raise PublishError(
-                f"dead letter {letter.place} was refused by topic {to}: {refused.reason}; all before it are replayed. "
-                f"Mend that (max.message.bytes of the topic?), or choose others with --reason or --source"
-            ) from None
+        except Refused:
+            self._send_singly(chunk.letters)
         return _Chunk()
+
+    def _send_singly(self, letters: list[Letter]) -> None:
+        """Find the one that is refused. Those before it must not wait for ever behind it."""
+        for letter in letters:
+            try:
+                self._write([letter], {letter.partition: letter.offset + 1})
+            except Refused as refused:
+                to = clients.printable(self._selection.destination(letter))
+                raise PublishError(
+                    f"dead letter {letter.place} was refused by topic {to}: {refused}; all before it are replayed. "
+                    f"Mend that (max.message.bytes of the topic?), or choose others with --reason or --source"
+                ) from None
 
     def _write(self, letters: list[Letter], upto: dict[int, int]) -> None:
         if self._outbox is not None:
-            # Only where something was sent: so a run that finds nothing leaves no trace.
+            # Only where something is sent: so a run that finds nothing leaves no trace.
+            partitions = {letter.partition for letter in letters}
+            self._check_memory(self._outbox, partitions)
+            self._check_alone(self._outbox)
             ahead = {
                 number: self._progress[number].advanced(self._selection, upto[number], self._oldest(number))
-                for number in {letter.partition for letter in letters}
+                for number in partitions
             }
-            offsets = [
-                TopicPartition(self._topic, number, each.offset, metadata=each.to_metadata())
-                for number, each in ahead.items()
-            ]
-            self._outbox.send([Item(self._selection.destination(each), message_for(each)) for each in letters], offsets)
+            items = [Item(self._selection.destination(each), message_for(each)) for each in letters]
+            self._outbox.send(items, self._commits(ahead))
             self._progress |= ahead
         self.tally.sent(letters, self._selection)
         for letter in letters:
             self._on_letter(letter)
 
+    def _check_memory(self, outbox: Outbox, partitions: Iterable[int]) -> None:
+        """Once, before anything is sent: whether the broker gives back what is committed. It commits what was there."""
+        if self._remembers:
+            return
+        unchanged = {number: self._progress[number] for number in partitions}
+        outbox.send([], self._commits(unchanged))
+        if not all(each.metadata for each in _committed(self._client, self._topic, unchanged)):
+            raise Forgetful
+        self._remembers = True
+
+    def _check_alone(self, outbox: Outbox) -> None:
+        """A connection made anew takes the transactional ID back from a replay that has started in the meantime."""
+        if outbox.refresh() and load(self._client, self._topic, self._progress) != self._progress:
+            raise KafkaError("another replay of this group has sent letters meanwhile: run the same command again")
+
+    def _commits(self, progress: dict[int, Progress]) -> list[TopicPartition]:
+        return [
+            TopicPartition(self._topic, number, each.offset, metadata=each.to_metadata())
+            for number, each in progress.items()
+        ]
+
     def _oldest(self, partition: int) -> int:
         known = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
         return max(0, known[0]) if known is not None else 0
-
-
-def _upto(letters: Iterable[Letter]) -> dict[int, int]:
-    return {letter.partition: letter.offset + 1 for letter in letters}

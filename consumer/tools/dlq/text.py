@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from consumer.tools.clients import printable
 from consumer.tools.dlq.letters import Letter
-from consumer.types import Record
+from consumer.types import REASONS, Record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VALUE_SHOWN: Final = 200  # characters of one header
@@ -36,6 +37,11 @@ def row_of(letter: Letter) -> Row:
         "truncated": dead.truncated,
         "replays": letter.replays,
     }
+
+
+def as_json(body: Row) -> str:
+    """One line of ASCII without a control character; JSON itself lets DEL through."""
+    return json.dumps(body).replace("\x7f", "\\u007f")
 
 
 def stray_row(partition: int, offset: int, record: Record) -> Row:
@@ -91,8 +97,8 @@ def _letters(count: int) -> str:
 
 
 def unknown_reasons(asked: Iterable[str], seen: Counter[str]) -> str | None:
-    """A hint where a filter names a reason that no letter has: most likely a typing error."""
-    if not (missing := sorted(set(asked) - seen.keys())):
+    """A hint where a filter names a reason that neither Sluice nor any letter has: most likely a typing error."""
+    if not (missing := sorted(set(asked) - seen.keys() - set(REASONS))):
         return None
     there = ", ".join(sorted(map(printable, seen))) or "none"
     return f"no dead letter has the reason {', '.join(map(printable, missing))}; there are: {there}"
