@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -285,7 +286,7 @@ def test_no_letter_goes_twice_whatever_filters_it_is_asked_with(apache_broker: B
 
 @pytest.mark.kafka
 def test_sigkill_in_mid_replay_repeats_nothing_and_loses_nothing(apache_broker: Broker, apache_topics: Topics) -> None:
-    """Kills at random moments over 500 letters. Catches: records and progress that are not one step."""
+    """Kills at random moments over 500 letters. Catches: progress that is lost, or ahead of what was written."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -308,6 +309,71 @@ def test_sigkill_in_mid_replay_repeats_nothing_and_loses_nothing(apache_broker: 
         print(f"kills {kills}, {before} seen at the last of them, the last run sent {said['replayed']}")
         assert Counter(map(number, reader.messages)) == Counter(range(500))
     assert dlq.replay()["replayed"] == 0
+
+
+DOOMED = """
+import os, signal, sys
+from consumer.__main__ import main
+from consumer.tools import clients
+
+point, make = sys.argv.pop(1), clients.producer
+
+class Doomed:
+    def __init__(self, *arguments):
+        self.client, self.sent = make(*arguments), 0
+
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+
+    def die_at(self, here):
+        if here == point and self.sent >= 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def produce(self, *arguments, **options):
+        self.client.produce(*arguments, **options)
+        self.sent += 1
+
+    def flush(self, *timeout):
+        self.client.flush(*timeout)
+        self.die_at("acknowledged, progress not committed")
+
+    def send_offsets_to_transaction(self, *arguments):
+        self.client.flush(30)
+        self.die_at("acknowledged")
+        self.client.send_offsets_to_transaction(*arguments)
+        self.die_at("offsets sent")
+
+    def commit_transaction(self, *arguments):
+        self.client.commit_transaction(*arguments)
+        self.die_at("committed")
+
+clients.producer = Doomed
+main()
+"""
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(
+    ("point", "more", "repeats"),
+    [
+        ("acknowledged", [], 0),
+        ("offsets sent", [], 0),
+        ("committed", [], 0),
+        ("acknowledged, progress not committed", ["--at-least-once"], 10),
+    ],
+)
+def test_killed_at_any_step_of_a_chunk_a_replay_repeats_nothing(
+    apache_broker: Broker, apache_topics: Topics, point: str, more: list[str], repeats: int
+) -> None:
+    """At the worst moments, which chance seldom finds: --at-least-once, the wrong design, repeats a chunk there."""
+    bury(apache_broker, apache_topics, [("cam-1", b"x" * 500, "damaged")] * 100)
+    dlq = Dlq(apache_broker, apache_topics.dead)
+    arguments = dlq.command("replay", "--yes", "--batch", "10", *more)[3:]
+    killed = subprocess.run([sys.executable, "-c", DOOMED, point, *arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert dlq.replay("--batch", "10", *more)["replayed"] == (70 if point == "committed" else 80)
+    messages = read_frames(apache_broker, apache_topics.frames, 100 + repeats)
+    assert Counter(map(number, messages)).keys() == set(range(100))
 
 
 @pytest.mark.kafka
