@@ -7,7 +7,9 @@ import hashlib
 import http.server
 import importlib.util
 import json
+import os
 import re
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -196,6 +198,38 @@ def test_no_manifest_holds_a_password(render: Render) -> None:
         for container in render(*variant).containers:
             for variable in container["env"]:
                 assert "password" not in variable.get("value", "")
+
+
+# What the documentation tells a user to write
+
+
+def documented(language: str) -> str:
+    """The first block of that language under "Kubernetes" in docs/deployment.md."""
+    text = ROOT.joinpath("docs", "deployment.md").read_text().partition("## Kubernetes")[2]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)[0]
+
+
+def test_the_documented_kustomization_is_one(kustomize: Any, tmp_path: Path) -> None:
+    """Catches a component that was renamed, and an image or a configuration of the user's that does not get in."""
+    where = os.path.relpath(ROOT / "k8s", tmp_path.resolve())
+    tmp_path.joinpath("kustomization.yaml").write_text(documented("yaml").replace("sluice/k8s", where))
+    tmp_path.joinpath("sluice.yaml").write_text("kafka: {group_id: mine}")
+    done = subprocess.run([*kustomize, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    objects = list(yaml.safe_load_all(done.stdout))
+    (deployment,) = [each for each in objects if each["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"registry.example/sluice:{__version__}-cuda"
+    assert [each["data"] for each in objects if each["kind"] == "ConfigMap"] == [
+        {"sluice.yaml": "kafka: {group_id: mine}"}
+    ]
+    assert {each["kind"] for each in objects} >= set(CUSTOM)
+
+
+def test_the_documented_secret_is_the_one_of_the_component() -> None:
+    """Catches two instructions that have grown apart."""
+    (client,) = re.findall(r"client\.json='(\{.*?\})'", documented("sh"), flags=re.DOTALL)
+    assert json.loads(client) == json.loads(documented_client_json())
 
 
 # Starting and stopping
