@@ -9,15 +9,17 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final, Literal
 
 from consumer.tools.images import Encoding
 from consumer.tools.scenes import DEMO_SEEDS, Street
 
 FRAMES = 100
-TIMES = ("day", "dusk", "night")
+Time = Literal["day", "dusk", "night"]
+TIMES: Final[tuple[Time, ...]] = ("day", "dusk", "night")
 
 
-def film(seed: int, time_of_day: str, folder: Path, frames: int) -> None:
+def film(seed: int, time_of_day: Time, folder: Path, frames: int) -> None:
     """`frames` pictures of one street, in the order of their names."""
     folder.mkdir(parents=True)
     street, encoding = Street(seed, time_of_day=time_of_day), Encoding()
