@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 # TORCH=cpu: the small CPU build of torch from PyTorch's own index (200 MB) instead of the CUDA build (5.7 GB).
 TORCH ?=
-GPU_ONLY := '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)=='
+GPU_ONLY := '^(torch|torchvision|triton|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z]+)=='
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: setup demo test check unit lock clean

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -47,7 +48,14 @@ def run(config: ConfigPath = None) -> None:
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    serve(settings, stop)
+    try:
+        serve(settings, stop)
+    except ConfigError:
+        raise  # said plainly, like any other wrong option
+    except SluiceError as error:
+        _log.critical(str(error), error=type(error).__name__, exit_code=error.exit_code, restart_helps=error.retriable)
+        _leave(error.exit_code)
+    _leave(0)
 
 
 @app.command("config")
@@ -180,6 +188,14 @@ def main() -> None:
     except SluiceError as error:
         sys.stderr.write(f"sluice: {error}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: all that must be closed is closed, and a native thread that hangs may not hold it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _wall_clock_ms() -> int:
