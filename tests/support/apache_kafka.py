@@ -165,7 +165,8 @@ class ApacheKafka(KafkaCluster):
         properties = server_properties(node, list(self._nodes.values()), self._overrides)
         path = self._properties(node.id)
         path.write_text(render(properties))
-        arguments = ["kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(path)]
+        # With an equals sign: an ID may begin with a dash, which would look like an option.
+        arguments = ["kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id}", "-c", str(path)]
         command = dies_with_parent(self._java(_FORMAT_JVM, arguments))
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
