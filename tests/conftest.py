@@ -1,6 +1,7 @@
 """Fixtures for every test: the brokers, and the real model and videos where they are.
 
     broker           both brokers in turn ("embedded", "apache"), as `brokers.Broker`
+    apache_broker    Apache Kafka alone, as `brokers.Broker`
     embedded_broker  the one that the demo uses, for the whole session
     apache_kafka     one node of Apache Kafka for the whole session: do not harm it
     apache_cluster   a function that starts a cluster of your own: kill what you like
@@ -62,6 +63,18 @@ def embedded_broker() -> Iterator[EmbeddedBroker]:
         yield broker
 
 
+@pytest.fixture
+def apache_broker(apache_kafka: KafkaCluster) -> Broker:
+    """Apache Kafka alone, for what the embedded broker cannot do or does too slowly."""
+    return Broker(
+        name="apache",
+        bootstrap_servers=apache_kafka.bootstrap_servers,
+        client_settings={"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
+        capabilities=APACHE,
+        make_topic=apache_kafka.create_topic,
+    )
+
+
 @pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.kafka)])
 def broker(request: pytest.FixtureRequest) -> Broker:
     if request.param == "embedded":
@@ -73,14 +86,8 @@ def broker(request: pytest.FixtureRequest) -> Broker:
             capabilities=EMBEDDED,
             make_topic=lambda name, partitions: embedded.create_topics({name: partitions}),
         )
-    apache: KafkaCluster = request.getfixturevalue("apache_kafka")
-    return Broker(
-        name="apache",
-        bootstrap_servers=apache.bootstrap_servers,
-        client_settings={"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
-        capabilities=APACHE,
-        make_topic=apache.create_topic,
-    )
+    apache: Broker = request.getfixturevalue("apache_broker")
+    return apache
 
 
 @pytest.fixture

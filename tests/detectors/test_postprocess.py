@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -15,8 +16,6 @@ from consumer.config import DetectorConfig
 from consumer.detectors import postprocess
 from consumer.detectors.postprocess import Rows, suppress, to_detections, to_original
 from consumer.types import Letterbox, LetterboxPolicy
-
-torch = pytest.importorskip("torch")
 
 
 def in_numpy(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
