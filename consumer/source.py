@@ -20,8 +20,8 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
-from consumer.types import Clock, Frame, Lag, Receipt, Record, TopicPartition
-from consumer.wire import parse_frame
+from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
+from consumer.wire import parse_frame, read_record
 
 _log = structlog.get_logger(__name__)
 
@@ -231,15 +231,14 @@ class Source:
     def _frame(self, message: Any) -> Frame:  # Any: the stubs make every part of a message optional
         partition = self._known[message.topic(), message.partition()]
         position = self._positions[partition]
-        offset, (kind, timestamp_ms) = message.offset(), message.timestamp()
+        offset, record = message.offset(), read_record(message)
         if position.next_offset is not None and offset < position.next_offset:
             raise KafkaError(
                 f"the offsets of {partition} went back from {position.next_offset} to {offset}: the topic was made "
                 "anew or cut. Restart this process to read it from there"
             )
         position.next_offset = offset + 1
-        position.timestamp_ms = timestamp_ms if kind != confluent_kafka.TIMESTAMP_NOT_AVAILABLE else None
-        record = Record(message.key(), message.value(), tuple(message.headers() or ()), position.timestamp_ms)
+        position.timestamp_ms = record.timestamp_ms
         return parse_frame(record, Receipt(partition, offset, position.epoch), self._clock())
 
     def _judge(self, error: confluent_kafka.KafkaError) -> None:

@@ -49,6 +49,7 @@ class Record:
     value: bytes | None
     headers: Headers
     timestamp_ms: int | None  # None where the record has none
+    headers_lost: bool = False  # it has headers that the client library cannot read; then `headers` is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Rejected:
 REASONS: tuple[str, ...] = (
     "empty",  # tombstone, or a value or image of zero bytes
     "bad_envelope",  # a msgpack envelope that is not a valid one, or a header that stands for one of its fields
+    "unreadable_headers",  # a header name is not UTF-8, and the client library reads none of the record's headers
     "bad_source_id",  # missing, too long, not UTF-8 or not printable
     "too_large",  # more encoded bytes than decode.max_bytes
     "unsupported_format",  # the magic bytes are not those of JPEG, PNG or WebP

@@ -15,7 +15,7 @@ from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
 from consumer.source import BURST, Source
-from consumer.types import Frame, Lag, TopicPartition
+from consumer.types import Frame, Lag, Rejected, TopicPartition
 from fake_kafka import FakeConsumer, FakeMessage, failed
 from made_frames import P0, P1, VirtualClock, offsets
 
@@ -96,6 +96,23 @@ class TestBursts:
         assert (got.source_id, got.captured_at_ms, got.received_at) == ("cam-9", 1234, bench.clock.now)
         assert (got.receipt.partition, got.receipt.offset) == (P1, 7)
         assert got.record.value == b"\xff\xd8\xff"
+
+    def test_a_record_whose_headers_the_client_cannot_read_is_a_frame_with_its_verdict(self, bench: Bench) -> None:
+        """Catches the poison pill: the client raises SystemError for a header name that is not UTF-8, once a record."""
+
+        class Unreadable(FakeMessage):
+            asked = 0
+
+            def headers(self) -> None:
+                self.asked += 1
+                raise SystemError("returned a result with an exception set")
+
+        bad = Unreadable(P0, 1)
+        before, got, after = bench.play(FakeMessage(P0, 0), bad, FakeMessage(P0, 2))
+        assert (before.verdict, after.verdict) == (None, None)
+        assert isinstance(got.verdict, Rejected)
+        assert got.verdict.reason == "unreadable_headers"
+        assert bad.asked == 1, "asked again, the client hands out a list with a hole"
 
 
 class TestEpochs:

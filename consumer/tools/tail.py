@@ -21,7 +21,7 @@ import typer
 from consumer.errors import KafkaError
 from consumer.tools import clients
 from consumer.types import Record
-from consumer.wire import decode_result, read_dead_letter
+from consumer.wire import decode_result, read_dead_letter, read_record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -96,14 +96,9 @@ def read(
                 if error.fatal() or not error.retriable():
                     raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
                 continue
-            yield (topic, message.partition(), message.offset()), _record(message)
+            yield (topic, message.partition(), message.offset()), read_record(message)
     finally:
         client.close()
-
-
-def _record(message: Any) -> Record:
-    kind, stamp = message.timestamp()
-    return Record(message.key(), message.value(), tuple(message.headers() or ()), stamp if kind else None)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ letters, `message` is what they share.
 
 from consumer.wire.deadletters import DeadLetter, encode_dead_letter, read_dead_letter
 from consumer.wire.frames import encode_envelope, is_source_id, parse_frame
-from consumer.wire.message import Message, record_id
+from consumer.wire.message import Message, read_record, record_id
 from consumer.wire.results import SCHEMA_VERSION, ResultEncoder, decode_result
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "is_source_id",
     "parse_frame",
     "read_dead_letter",
+    "read_record",
     "record_id",
 ]

@@ -86,6 +86,8 @@ def encode_dead_letter(frame: Frame, rejected: Rejected, *, source: str, max_byt
     """
     record = frame.record
     original, notes = _original_headers(record.headers)
+    if record.headers_lost:
+        notes = list(_notes(record).items())
     ours = _our_headers(frame, rejected, source, now_ms)
     limit = max(max_bytes, MIN_BYTES)
     key, value, headers = record.key, record.value, original
@@ -163,11 +165,7 @@ def _is_note(header: tuple[str, bytes | None]) -> bool:
 def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -> _Parts:
     """Cut to `room` bytes: the value first, then a key that is too long for a source ID, then the largest headers."""
     # What an earlier cut said of the true original stays true.
-    notes = {
-        _TRUNCATED: b"true",
-        _ORIGINAL_BYTES: b"%d" % len(record.value or b""),
-        _ORIGINAL_SHA256: hashlib.sha256(record.value or b"").hexdigest().encode(),
-    } | dict(earlier)
+    notes = _notes(record) | dict(earlier)
     room -= _NOTES_BYTES
     key = record.key if record.key is None else record.key[: max(_KEPT_KEY, room - _headers_size(original))]
     if len(key or b"") < len(record.key or b""):
@@ -179,6 +177,15 @@ def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -
     room -= _headers_size(headers)
     value = record.value if record.value is None else record.value[:room]
     return key, value, headers, list(notes.items())
+
+
+def _notes(record: Record) -> dict[str, bytes | None]:
+    """That the dead letter is not all of the record, and which value it had."""
+    return {
+        _TRUNCATED: b"true",
+        _ORIGINAL_BYTES: b"%d" % len(record.value or b""),
+        _ORIGINAL_SHA256: hashlib.sha256(record.value or b"").hexdigest().encode(),
+    }
 
 
 def _drop_largest(headers: HeaderList, room: int) -> HeaderList:

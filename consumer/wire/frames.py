@@ -62,7 +62,7 @@ def parse_frame(record: Record, receipt: Receipt, received_at: float) -> Frame:
     outer_id = given["source_id"]
     frame_id, captured_at_ms, traceparent, payload, verdict = _default_id(receipt), _stamp(record), None, b"", None
     try:
-        payload = _payload(record.value, content_type, given)
+        payload = _payload(record, content_type, given)
         frame_id = _frame_id(given.get("frame_id"), frame_id)
         captured_at_ms = _captured_at(given.get("captured_at_ms"), captured_at_ms)
         traceparent = _trace(given.get("traceparent"))
@@ -123,8 +123,11 @@ def _read_headers(record: Record, given: dict[str, Any]) -> bytes | None:
     return content_type
 
 
-def _payload(value: bytes | None, content_type: bytes | None, given: dict[str, Any]) -> bytes:
+def _payload(record: Record, content_type: bytes | None, given: dict[str, Any]) -> bytes:
     """The encoded image. An envelope's fields go into `given`, over what headers and key said."""
+    if record.headers_lost:  # one of them may have been the source ID
+        raise _Unfit("unreadable_headers", "a header name of it is not UTF-8, so none of its headers can be read")
+    value = record.value
     if not value:
         raise _Unfit("empty", "the record has no value")
     if not _is_envelope(value, content_type):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from consumer.types import Receipt
+from consumer.types import Receipt, Record
 
 HeaderList = list[tuple[str, bytes | None]]
 
@@ -22,6 +22,22 @@ def record_id(receipt: Receipt) -> str:
     """`<topic>/<partition>/<offset>`: one name for all outcomes of one input record, so repeats can be dropped."""
     (topic, partition), offset, _ = receipt
     return f"{topic}/{partition}/{offset}"
+
+
+def read_record(message: Any) -> Record:
+    """A message of the client library as a record, with its headers read once.
+
+    A header name that is not UTF-8 makes `headers()` of confluent-kafka raise SystemError; asked again it would hand
+    out a list with a hole that crashes the interpreter. Anyone who may write to a topic can send such a name, so it
+    must not end a consumer: the headers are lost, and the record says so.
+    """
+    kind, timestamp_ms = message.timestamp()
+    headers, lost = (), False
+    try:
+        headers = tuple(message.headers() or ())
+    except (SystemError, UnicodeDecodeError):
+        lost = True
+    return Record(message.key(), message.value(), headers, timestamp_ms if kind else None, lost)
 
 
 def utf8(text: str) -> bytes:

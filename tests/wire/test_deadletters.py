@@ -30,6 +30,10 @@ def replayed(message: wire.Message, offset: int = 7) -> Frame:
     return wire.parse_frame(record, Receipt(TopicPartition("frames", 0), offset, 1), 0.0)
 
 
+def _record(message: wire.Message) -> Record:
+    return Record(message.key, message.value, tuple(message.headers), message.timestamp_ms)
+
+
 def wire_size(message: wire.Message) -> int:
     """What librdkafka and the broker count, with every varint at its longest."""
     headers = chain.from_iterable((name.encode(), value or b"") for name, value in message.headers)
@@ -168,6 +172,15 @@ class TestDeadLetters:
         message = dead(frame, limit=50_000)
         assert time.perf_counter() - started < 2
         assert wire_size(message) <= 50_000
+
+    def test_a_record_whose_headers_were_lost_is_told_as_one_that_was_cut(self) -> None:
+        """Catches a replay of it that passes for a repair."""
+        frame = wire.parse_frame(Record(b"cam-1", JPEG, (), 5, headers_lost=True), RECEIPT, 0.0)
+        assert isinstance(frame.verdict, Rejected)
+        assert (frame.verdict.reason, frame.source_id, frame.payload) == ("unreadable_headers", "cam-1", b"")
+        letter = wire.read_dead_letter(_record(dead(frame, frame.verdict)))
+        assert letter is not None
+        assert (letter.reason, letter.truncated, letter.record.value) == ("unreadable_headers", True, JPEG)
 
     def test_read_dead_letter_gives_back_the_original_record(self) -> None:
         record = parse(headers=(("ce_id", b"theirs"), ("frame-id", b"5"))).record

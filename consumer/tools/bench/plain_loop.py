@@ -21,8 +21,8 @@ from consumer.config import DecodeConfig, DetectorConfig
 from consumer.decoder import Decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.loader import load_detector
-from consumer.types import Detected, Letterbox, Receipt, Record, TopicPartition
-from consumer.wire import Message, ResultEncoder, parse_frame
+from consumer.types import Detected, Letterbox, Receipt, TopicPartition
+from consumer.wire import Message, ResultEncoder, parse_frame, read_record
 
 _JOIN_S = 60.0
 
@@ -90,8 +90,7 @@ def _predict(
     """The result message of one input message."""
     arrived = time.monotonic()
     place = TopicPartition(message.topic(), message.partition())
-    record = Record(message.key(), message.value(), tuple(message.headers() or ()), message.timestamp()[1])
-    frame = parse_frame(record, Receipt(place, message.offset(), 0), arrived)
+    frame = parse_frame(read_record(message), Receipt(place, message.offset(), 0), arrived)
     letterbox = decoder.decode(frame.payload, slots[0])
     if not isinstance(letterbox, Letterbox):
         raise TypeError(f"{place} offset {message.offset()}: {letterbox.detail}")

@@ -16,8 +16,7 @@ from consumer.errors import KafkaError
 from consumer.tools import clients
 from consumer.tools.demo.broker import Broker
 from consumer.tools.demo.summary import Outcome, Place
-from consumer.types import Record
-from consumer.wire import decode_result, read_dead_letter
+from consumer.wire import decode_result, read_dead_letter, read_record
 
 _SILENCE_S: Final = 30.0
 _ANSWER_S: Final = 15.0
@@ -134,8 +133,7 @@ def _result(message: Any) -> tuple[Outcome, dict[str, Any]]:
 
 
 def _dead_letter(message: Any) -> Outcome:
-    record = Record(message.key(), message.value(), tuple(message.headers() or ()), message.timestamp()[1])
-    letter = read_dead_letter(record)
+    letter = read_dead_letter(read_record(message))
     if letter is None:
         raise KafkaError(f"{message.topic()} holds a record that is no dead letter, at offset {message.offset()}")
     source = (letter.record.key or b"").decode(errors="replace")

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka import KafkaError as Code
@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError as Code
 from consumer.errors import KafkaError
 from consumer.tools import clients
 from consumer.types import Record
+from consumer.wire import read_record
 
 _SILENCE_S: Final = 30.0  # a broker that has said nothing for so long is gone
 _DEFAULTS: Final = {
@@ -83,7 +84,7 @@ def scan(
         if offset >= end:
             ends[number] = -1
             continue
-        yield Found(number, offset, _record(message))
+        yield Found(number, offset, read_record(message))
         if offset + 1 >= end:
             ends[number] = -1
 
@@ -105,8 +106,3 @@ def _end(client: Consumer, topic: str, partition: int) -> int:
     """Where the partition ended as the latest fetch saw it."""
     known = client.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
     return known[1] if known is not None and known[1] > 0 else 2**63 - 1  # then the end is where it says so
-
-
-def _record(message: Any) -> Record:
-    kind, stamp = message.timestamp()
-    return Record(message.key(), message.value(), tuple(message.headers() or ()), stamp if kind else None)
