@@ -108,6 +108,7 @@ def serve(config: Config, stop: threading.Event) -> None:
     configure_opencv()
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     metrics = Metrics()
+    metrics.decode_threads.set(config.decode.thread_count)
     health = Health(clock=clock, stall_timeout_s=config.limits.stall_timeout_s)
     server = HealthServer(config.http, health, metrics) if config.http.port else None
     watchdog = Watchdog(health)  # never closed: it also ends a process whose clients hang while they close
@@ -130,7 +131,9 @@ def serve(config: Config, stop: threading.Event) -> None:
         publisher = Publisher(config, worker.info, clock=clock, wall_clock_ms=wall_clock_ms)
         pipeline = Pipeline(
             config,
-            lambda listener: Source(config, listener, clock=clock, wall_clock_ms=wall_clock_ms),
+            lambda listener: Source(
+                config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed
+            ),
             worker,
             publisher,
             health=health,

@@ -120,6 +120,7 @@ class HealthServer:
             if path == "/metrics":
                 metrics.loop_age.set(health.loop_age_s)
                 metrics.ready.set(health.ready)
+                metrics.state.set(health.state)
                 return _Answer(ok=True, body=generate_latest(metrics.registry), content_type=CONTENT_TYPE_LATEST)
             return None
 

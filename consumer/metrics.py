@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from consumer.types import Acknowledged, BatchResult, Lag, Rejected, Skipped
+from consumer.types import CLOSED_BY, Acknowledged, BatchResult, DeviceMemory, Lag, Rejected, Skipped
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
@@ -21,15 +21,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.labels: dict[str, tuple[str, ...]] = {}  # of every metric that has some
+
+        def declared(name: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+            if labels:
+                self.labels[f"sluice_{name}"] = labels
+            return labels
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(f"sluice_{name}", meaning, labels, registry=self.registry)
+            return Counter(f"sluice_{name}", meaning, declared(name, labels), registry=self.registry)
 
         def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(f"sluice_{name}", meaning, labels, registry=self.registry)
+            return Gauge(f"sluice_{name}", meaning, declared(name, labels), registry=self.registry)
 
         def histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"sluice_{name}", meaning, labels, registry=self.registry, buckets=buckets)
+            return Histogram(f"sluice_{name}", meaning, declared(name, labels), registry=self.registry, buckets=buckets)
 
         self.received = counter("frames_received_total", "Records read from the input topics.")
         self.outcomes = counter("outcomes_total", "Outcomes acknowledged by the brokers, by kind.", "outcome")
@@ -41,9 +47,10 @@ class Metrics:
         self.batch_size = histogram("batch_size_frames", "Frames in a batch.", buckets=_BATCH_SIZES)
         self.stage = histogram(
             "stage_seconds",
-            "Time per stage. queue (per frame): from the consumer to the engine. decode_wait (per batch): the engine "
-            "waiting for its last decode. infer (per batch): the engine. acknowledge (per frame): until the broker "
-            "had the outcome.",
+            "Time per stage. queue (per frame): from the consumer to the engine. decode (per batch): decoding it, all "
+            "threads together. decode_wait (per batch): the engine waiting for its last decode. infer (per batch): the "
+            "engine. publish (per batch): writing its outcomes. acknowledge (per frame): until the broker had the "
+            "outcome. commit (per commit): from the first offset handed over until the broker had committed it.",
             "stage",
         )
         self.latency = histogram("latency_seconds", "From a frame's capture time to its acknowledged outcome.")
@@ -65,9 +72,40 @@ class Metrics:
         self.ready = gauge("ready", "1 when /readyz answers 200.")
         self.build = gauge("build_info", "1, labelled with version and model.", "version", "model", "device")
 
+        self.state = gauge("state", "0 starting, 1 running, 2 draining, 3 failed.")
+        self.decode_busy = counter("decode_busy_seconds_total", "Time that the decode threads spent, all together.")
+        self.decode_threads = gauge(
+            "decode_threads", "Decode threads; their busy seconds in a second are at most this."
+        )
+        self.commits = counter("commits_total", "Commits that the group's coordinator answered.", "result")
+        self.rebalance = histogram(
+            "rebalance_seconds", "Time that a rebalance held the loop up; revoked includes finishing work.", "event"
+        )
+        self.gpu_memory_used = gauge(
+            "gpu_memory_used_bytes", "Memory in use on the GPU, by anyone. No GPU: absent.", "device"
+        )
+        self.gpu_memory_total = gauge("gpu_memory_total_bytes", "Memory of the GPU. No GPU: absent.", "device")
+        ProcessCollector(registry=self.registry)
+        self._lagging: set[tuple[str, str]] = set()
+        self._start_at_zero()
+
         # Looked up once: a lookup a frame costs more than the observation.
         self._queue, self._acknowledge = self.stage.labels("queue"), self.stage.labels("acknowledge")
         self._decode_wait, self._infer = self.stage.labels("decode_wait"), self.stage.labels("infer")
+        self._decode, self._publish = self.stage.labels("decode"), self.stage.labels("publish")
+        self._commit = self.stage.labels("commit")
+
+    def _start_at_zero(self) -> None:
+        """A series that begins with its first event looks to `rate` as if that had not happened."""
+        for outcome in ("detected", "skipped", "rejected"):
+            self.outcomes.labels(outcome)
+        for closed_by in CLOSED_BY:
+            self.batches.labels(closed_by)
+        for result in ("ok", "failed"):
+            self.commits.labels(result)
+        for event in ("assigned", "revoked", "lost"):
+            self.rebalances.labels(event)
+            self.rebalance.labels(event)
 
     def batch(self, result: BatchResult) -> None:
         """A batch has come out of the engine."""
@@ -77,6 +115,8 @@ class Metrics:
         self._decode_wait.observe(result.timings.decode_wait_ms / 1000)
         self._infer.observe(result.timings.infer_ms / 1000)
         self.engine_busy.inc(result.timings.infer_ms / 1000)
+        self._decode.observe(result.timings.decode_ms / 1000)
+        self.decode_busy.inc(result.timings.decode_ms / 1000)
         for frame in frames:
             self._queue.observe(max(0.0, result.taken_at - frame.received_at))
 
@@ -98,9 +138,37 @@ class Metrics:
 
     def lag(self, behind: Iterable[Lag]) -> None:
         """Set the lag of the assigned partitions; those that went away are removed."""
-        self.lag_records.clear()
-        self.lag_seconds.clear()
+        lagging = set()
         for partition, records, seconds in behind:
             labels = partition.topic, str(partition.partition)
+            lagging.add(labels)
             self.lag_records.labels(*labels).set(records)
             self.lag_seconds.labels(*labels).set(seconds)
+        for labels in self._lagging - lagging:
+            self.lag_records.remove(*labels)
+            self.lag_seconds.remove(*labels)
+        self._lagging = lagging
+
+    def published(self, seconds: float) -> None:
+        """The outcomes of one batch have been handed to the producer."""
+        self._publish.observe(seconds)
+
+    def committed(self, seconds: float | None) -> None:
+        """The coordinator has committed, `seconds` after the first of these offsets was stored; None: it refused."""
+        if seconds is None:
+            self.commits.labels("failed").inc()
+        else:
+            self.commits.labels("ok").inc()
+            self._commit.observe(seconds)
+
+    def rebalanced(self, event: str, *, partitions: int, assigned: int, seconds: float) -> None:
+        """`partitions` were assigned, revoked or lost, and `assigned` are held now."""
+        self.rebalances.labels(event).inc(partitions)
+        self.rebalance.labels(event).observe(seconds)
+        self.assigned.set(assigned)
+
+    def device(self, name: str, memory: DeviceMemory | None) -> None:
+        """What the device holds now. None: it has no memory of its own, and the metrics stay absent."""
+        if memory is not None:
+            self.gpu_memory_used.labels(name).set(memory.used_bytes)
+            self.gpu_memory_total.labels(name).set(memory.total_bytes)

@@ -23,7 +23,7 @@ from consumer.health import Health, State
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
-from consumer.types import Acknowledged, BatchResult, Frame, Lag, Outcome, Rejected, TopicPartition
+from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, Lag, Outcome, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +62,10 @@ class WorkerLike(Protocol):
     def expecting(self) -> bool: ...
     @property
     def busy_since(self) -> float | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_memory(self) -> DeviceMemory | None: ...
     def admit(self, frames: Sequence[Frame]) -> None: ...
     def results(self, timeout_s: float = 0.0) -> list[BatchResult]: ...
     def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]: ...
@@ -205,12 +209,14 @@ class Pipeline(RebalanceListener):
 
     def _publish(self, result: BatchResult) -> None:
         self._metrics.batch(result)
+        began = self._clock()
         for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
             if self._offsets.is_current(frame.receipt):
                 self._count_rejections(frame, self._publisher.publish(frame, outcome, result))
             else:
                 self._held_bytes -= _size(frame)
                 self._metrics.stale_outcomes.inc()
+        self._metrics.published(self._clock() - began)
 
     def _acknowledge(self, acknowledged: Sequence[Acknowledged]) -> None:
         for done in acknowledged:
@@ -249,12 +255,14 @@ class Pipeline(RebalanceListener):
 
     def assigned(self, epochs: dict[TopicPartition, int]) -> None:
         """New partitions: frames of them come from now on."""
+        began = self._clock()
         for partition, epoch in epochs.items():
             self._offsets.assign(partition, epoch)
-        self._count_rebalance("assigned", len(epochs))
+        self._count_rebalance("assigned", len(epochs), began)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Finish what was submitted of these partitions, publish it, commit it, and forget them."""
+        began = self._clock()
         try:
             self._discard(partitions, overtaken=False)
             left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
@@ -265,13 +273,14 @@ class Pipeline(RebalanceListener):
         finally:
             # Also where settling fails: one poll can bring more than one rebalance before it raises.
             self._forget(partitions)
-        self._count_rebalance("revoked", len(partitions))
+        self._count_rebalance("revoked", len(partitions), began)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Someone else owns them already: drop everything, commit nothing."""
+        began = self._clock()
         self._discard(partitions, overtaken=True)
         self._forget(partitions)
-        self._count_rebalance("lost", len(partitions))
+        self._count_rebalance("lost", len(partitions), began)
 
     def _discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> None:
         for frame in self._worker.discard(partitions, overtaken=overtaken):
@@ -330,10 +339,12 @@ class Pipeline(RebalanceListener):
             self._metrics.in_flight.set(self._offsets.outstanding())
             self._metrics.in_flight_bytes.set(self._held_bytes)
             self._metrics.lag(self._source.lag())
+            self._metrics.device(self._worker.device, self._worker.device_memory)
 
-    def _count_rebalance(self, event: str, partitions: int) -> None:
-        self._metrics.rebalances.labels(event).inc(partitions)
-        self._metrics.assigned.set(len(self._offsets.partitions))
+    def _count_rebalance(self, event: str, partitions: int, began: float) -> None:
+        self._metrics.rebalanced(
+            event, partitions=partitions, assigned=len(self._offsets.partitions), seconds=self._clock() - began
+        )
 
 
 def _size(frame: Frame) -> int:

@@ -94,12 +94,20 @@ class Source:
     """Frames of the assigned partitions. `subscribe` makes the calling thread the owner; other threads raise."""
 
     def __init__(
-        self, config: Config, listener: RebalanceListener, *, clock: Clock, wall_clock_ms: Callable[[], int]
+        self,
+        config: Config,
+        listener: RebalanceListener,
+        *,
+        clock: Clock,
+        wall_clock_ms: Callable[[], int],
+        on_committed: Callable[[float | None], None] = lambda _: None,
     ) -> None:
         self._topics = config.input.topics
         self._listener = listener
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
+        self._on_committed = on_committed  # seconds since the first offset of the commit was stored; None: refused
+        self._stored_at: float | None = None  # when the first offset was stored that is not committed yet
         settings = consumer_settings(config)
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
             settings["partition.assignment.strategy"]
@@ -172,6 +180,7 @@ class Source:
         if stored := [_topic_partition(item.partition, item.next_offset) for item in offsets]:
             try:
                 self._client.store_offsets(offsets=stored)
+                self._stored_at = self._clock() if self._stored_at is None else self._stored_at
             except KafkaException as error:
                 # The assignment has gone and the callback that says so has not run yet; its new owner repeats.
                 _log.warning("offsets not stored", error=_text(error))
@@ -193,6 +202,9 @@ class Source:
                 self._client.commit(offsets=asked, asynchronous=False)
             except KafkaException as error:
                 _log.warning("commit refused; these frames will be repeated", error=_text(error))
+                self._count_commit(ok=False)
+            else:
+                self._count_commit(ok=True)
 
         # On a thread of its own, because without a coordinator the client waits for all of session.timeout.ms.
         committing = threading.Thread(target=commit, name="consumer-commit", daemon=True)
@@ -332,8 +344,19 @@ class Source:
     def _on_commit(
         self, error: confluent_kafka.KafkaError | None, _partitions: list[confluent_kafka.TopicPartition]
     ) -> None:
-        if error is not None and error.code() != _Code._NO_OFFSET:  # noqa: SLF001
+        if error is None:
+            self._count_commit(ok=True)
+        elif error.code() != _Code._NO_OFFSET:  # noqa: SLF001
             _log.warning("commit failed; librdkafka tries again", error=error.name(), text=error.str())
+            self._count_commit(ok=False)
+
+    def _count_commit(self, *, ok: bool) -> None:
+        stored_at = self._stored_at
+        if not ok:
+            self._on_committed(None)
+        elif stored_at is not None:
+            self._stored_at = None
+            self._on_committed(self._clock() - stored_at)
 
     def _fail(self, error: BaseException) -> None:
         """What `poll` raises: the first failure; later ones may follow from it."""

@@ -223,11 +223,13 @@ class StageTimings:
     """Where a batch spent its time, in milliseconds.
 
     `decode_wait` is what the engine still waited for the last decode once it had taken the batch; `infer` is the
-    engine's own time, pre- and post-processing included.
+    engine's own time, pre- and post-processing included; `decode` is what the decode threads spent on the batch, all
+    together, before and during that wait.
     """
 
     decode_wait_ms: float
     infer_ms: float
+    decode_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,13 @@ class Acknowledged:
     frame: Frame
     outcome: Outcome
     published_at: float
+
+
+class DeviceMemory(NamedTuple):
+    """Memory of the device that the detector runs on, by whomever it is used."""
+
+    used_bytes: int
+    total_bytes: int
 
 
 class Lag(NamedTuple):

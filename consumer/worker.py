@@ -30,6 +30,7 @@ from consumer.types import (
     Clock,
     Detected,
     Detections,
+    DeviceMemory,
     Frame,
     Letterbox,
     ModelInfo,
@@ -45,6 +46,8 @@ _log = structlog.get_logger(__name__)
 BUFFERS = 4
 # Frames per decoding job. A job per frame costs twice the CPU; larger ones leave a decode thread without work.
 CHUNK = 8
+# How often the device is asked for its memory.
+_MEMORY_EVERY_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -65,15 +68,15 @@ class _Work:
     batch: Batch
     lease: _Lease
     start: int
-    decoding: Sequence[Future[None]]
+    decoding: Sequence[_Chunk]
 
 
 class _Chunk(NamedTuple):
-    """A decoding job, and the slots that it writes to: [first, stop)."""
+    """A decoding job, and the slots that it writes to: [first, stop). It returns the seconds that it took."""
 
     first: int
     stop: int
-    job: Future[None]
+    job: Future[float]
 
 
 @dataclass(slots=True)
@@ -122,6 +125,8 @@ class Worker:
         self._busy_since: float | None = None
         self._info: ModelInfo | None = None
         self._device = ""
+        self._device_memory: DeviceMemory | None = None
+        self._looked_at = 0.0
         self._batcher: Batcher
         self._ring: Ring
         self._decoder: Decoder
@@ -162,6 +167,11 @@ class Worker:
     def device(self) -> str:
         """Where the detector runs. Empty before `start`."""
         return self._device
+
+    @property
+    def device_memory(self) -> DeviceMemory | None:
+        """The device's memory, a second old at most while batches come; None where the device has none of its own."""
+        return self._device_memory
 
     # Main thread: work
 
@@ -268,7 +278,7 @@ class Worker:
     def _close_batch(self, opened: _Open, due: Due) -> _Work:
         batch = self._batcher.take(due)
         stop = opened.start + due.size
-        awaited = [chunk.job for chunk in opened.decoding if chunk.first < stop]
+        awaited = [chunk for chunk in opened.decoding if chunk.first < stop]
         work = _Work(batch, opened.lease, opened.start, awaited)
         opened.start = stop
         opened.decoding = [chunk for chunk in opened.decoding if chunk.stop > stop]
@@ -287,7 +297,8 @@ class Worker:
 
     # Decode pool
 
-    def _decode_chunk(self, lease: _Lease, first: int, frames: Sequence[Frame]) -> None:
+    def _decode_chunk(self, lease: _Lease, first: int, frames: Sequence[Frame]) -> float:
+        began = self._clock()
         decode, slots, verdicts = self._decoder.decode, lease.buffer.slots, lease.verdicts
         for slot, frame in enumerate(frames, first):
             try:
@@ -296,6 +307,7 @@ class Worker:
                 raise
             except Exception as error:  # noqa: BLE001 - decoding is deterministic: a restart would meet it again
                 verdicts[slot] = Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
+        return self._clock() - began
 
     # Inference thread
 
@@ -341,6 +353,7 @@ class Worker:
         )
         self._detector = ResilientDetector(detector, self._on_retry)
         self._detector.warm_up(batching.max_batch_size)
+        self._device_memory = self._detector.device_memory()
         self._info, self._device = detector.info, detector.device
 
     def _next(self) -> _Work | None:
@@ -360,10 +373,13 @@ class Worker:
 
     def _infer(self, work: _Work) -> BatchResult:
         self._busy_since = taken_at = self._clock()
-        for job in work.decoding:
-            job.result()
-        decoded_at = self._clock()
         frames, stop = work.batch.frames, work.start + len(work.batch.frames)
+        decode_s = 0.0
+        for chunk in work.decoding:
+            spent_s = chunk.job.result()
+            if chunk.stop <= stop:  # else its last frames belong to the next batch, which counts all of it
+                decode_s += spent_s
+        decoded_at = self._clock()
         verdicts = work.lease.verdicts[work.start : stop]
         rows = [row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox)]
         looked_at: list[Detections | Rejected] = []
@@ -376,7 +392,9 @@ class Worker:
             )
         done_at = self._clock()
         self._busy_since = None
-        timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000)
+        if done_at - self._looked_at >= _MEMORY_EVERY_S:
+            self._device_memory, self._looked_at = self._detector.device_memory(), done_at
+        timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000, decode_s * 1000)
         return BatchResult(work.batch, _merge(verdicts, looked_at), timings, taken_at)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import threading
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from consumer.config import HttpConfig
 from consumer.errors import ConfigError, StalledError
 from consumer.health import Health, HealthServer, State, Watchdog
 from consumer.metrics import Metrics
-from consumer.types import Acknowledged, Lag, Rejected, Skipped
+from consumer.types import Acknowledged, DeviceMemory, Lag, Rejected, Skipped, StageTimings
 from made_frames import P0, P1, VirtualClock, detected, frame, result
 from waiting import wait_until
 
@@ -194,6 +196,46 @@ class TestMetrics:
         assert value("sluice_stage_seconds_count", {"stage": "queue"}) == 4
         assert value("sluice_stage_seconds_sum", {"stage": "queue"}) == 2.0
 
+    def test_the_decode_threads_work_is_counted_against_their_number(self, metrics: Metrics) -> None:
+        batch = result([frame(0)], taken_at=1000.0)
+        metrics.batch(dataclasses.replace(batch, timings=StageTimings(1.0, 2.0, decode_ms=8.0)))
+        value = metrics.registry.get_sample_value
+        assert value("sluice_decode_busy_seconds_total") == pytest.approx(0.008)
+        assert value("sluice_stage_seconds_sum", {"stage": "decode"}) == pytest.approx(0.008)
+
+    def test_a_commit_is_timed_and_a_refused_one_counted(self, metrics: Metrics) -> None:
+        metrics.committed(0.25)
+        metrics.committed(None)
+        value = metrics.registry.get_sample_value
+        assert (
+            value("sluice_commits_total", {"result": "ok"}) == value("sluice_commits_total", {"result": "failed"}) == 1
+        )
+        assert value("sluice_stage_seconds_sum", {"stage": "commit"}) == 0.25
+
+    def test_a_rebalance_counts_its_partitions_and_its_time(self, metrics: Metrics) -> None:
+        metrics.rebalanced("revoked", partitions=3, assigned=1, seconds=0.5)
+        value = metrics.registry.get_sample_value
+        assert value("sluice_rebalances_total", {"event": "revoked"}) == 3
+        assert value("sluice_rebalance_seconds_sum", {"event": "revoked"}) == 0.5
+        assert value("sluice_assigned_partitions") == 1
+
+    def test_a_gpu_has_memory_and_a_cpu_has_no_such_metric(self, metrics: Metrics) -> None:
+        """Catches a 0 that an alert on free memory would take for a full GPU."""
+        value = metrics.registry.get_sample_value
+        metrics.device("cpu", None)
+        assert b"sluice_gpu_memory_used_bytes{" not in generate_latest(metrics.registry)
+        metrics.device("cuda:0", DeviceMemory(3, 10))
+        assert value("sluice_gpu_memory_used_bytes", {"device": "cuda:0"}) == 3
+        assert value("sluice_gpu_memory_total_bytes", {"device": "cuda:0"}) == 10
+
+    def test_what_alerts_count_starts_at_zero(self, metrics: Metrics) -> None:
+        """Catches a series that begins with its first event: `rate` sees no rise in it, and the alert stays silent."""
+        value = metrics.registry.get_sample_value
+        assert value("sluice_outcomes_total", {"outcome": "rejected"}) == 0
+        assert value("sluice_rebalances_total", {"event": "lost"}) == 0
+        assert value("sluice_rebalance_seconds_count", {"event": "revoked"}) == 0
+        assert value("sluice_commits_total", {"result": "failed"}) == 0
+
     def test_the_lag_of_a_partition_that_went_away_goes_too(self, metrics: Metrics) -> None:
         """Catches an alert on a partition that another pod has long been reading."""
         metrics.lag([Lag(P0, 5, 1.5), Lag(P1, 7, 2.5)])
@@ -205,7 +247,7 @@ class TestMetrics:
 
     def test_no_label_is_a_source(self, metrics: Metrics) -> None:
         """Catches a time series per camera, which a producer could make as many of as it likes."""
-        labels = {name for metric in metrics.registry._names_to_collectors.values() for name in metric._labelnames}
+        labels = {label for each in metrics.labels.values() for label in each}
         assert labels == {
             "outcome",
             "stage",
@@ -214,6 +256,7 @@ class TestMetrics:
             "topic",
             "partition",
             "event",
+            "result",
             "version",
             "model",
             "device",

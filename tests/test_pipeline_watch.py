@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from consumer.errors import EngineError, RejectRateError
-from consumer.types import Rejected
+from consumer.types import DeviceMemory, Rejected
 from made_frames import P0
 from pipeline_runs import NEVER, run, until, world
 from pipeline_world import BAD, UNPUBLISHABLE
@@ -67,6 +67,12 @@ class TestWatchingOver:
         run(made, 2)
         assert max(ages) < 1
         assert made.log.committed == {P0: 4}
+
+    def test_what_the_device_holds_is_measured(self) -> None:
+        made = world(4)
+        made.worker.device, made.worker.device_memory = "cuda:0", DeviceMemory(3, 10)
+        made.steps(5)
+        assert made.metrics.registry.get_sample_value("sluice_gpu_memory_used_bytes", {"device": "cuda:0"}) == 3
 
     def test_what_is_held_is_measured(self) -> None:
         made = world(4, payload=bytes(100))

@@ -48,11 +48,13 @@ class Bench:
     def __init__(self, **kafka: Any) -> None:
         self.listener = Listener()
         self.clock = VirtualClock()
+        self.commits: list[float | None] = []
         self.source = Source(
             Config(kafka=kafka),
             self.listener,
             clock=self.clock,
             wall_clock_ms=self.clock.unix_ms,  # type: ignore[arg-type]
+            on_committed=self.commits.append,
         )
         self.client: FakeConsumer = self.source._client  # type: ignore[assignment]
         self.source.subscribe()
@@ -260,6 +262,23 @@ class TestCommit:
         bench.source.commit([Committable(P0, 3)])
         assert time.monotonic() - before < 10
         hung.set()
+
+    def test_is_timed_from_the_first_offset_that_it_covers(self, bench: Bench) -> None:
+        """Catches a time since the last store, which is always short, and one that counts while nothing is stored."""
+        report = bench.client.settings["on_commit"]
+        bench.source.store([Committable(P0, 3)])
+        bench.clock.advance(0.25)
+        bench.source.store([Committable(P0, 4)])
+        bench.clock.advance(0.25)
+        report(failed(_Code.REQUEST_TIMED_OUT), [])
+        report(None, [])
+        report(None, [])  # what librdkafka commits without a new offset of ours says nothing
+        bench.clock.advance(100)
+        report(failed(_Code._NO_OFFSET), [])
+        bench.source.store([Committable(P0, 5)])
+        bench.clock.advance(1)
+        bench.source.commit([Committable(P0, 5)])
+        assert bench.commits == [None, 0.5, 1.0]
 
     def test_nothing_is_not_sent(self, bench: Bench) -> None:
         """Catches commit(offsets=[]), which commits the current positions."""

@@ -16,7 +16,7 @@ import pytest
 from consumer.batcher import WAITING_BATCHES
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.errors import EngineError, ModelError
-from consumer.types import BatchResult, Detected, Frame, Outcome, Rejected, Skipped
+from consumer.types import BatchResult, Detected, DeviceMemory, Frame, Outcome, Rejected, Skipped
 from consumer.worker import BUFFERS, Worker
 from fake_detector import NUMBERS, FakeDetector, number_of, numbered_jpeg
 from made_frames import P0, P1, REJECTED, frame, offsets
@@ -227,6 +227,32 @@ class TestBatching:
         worker.drain(draining=True)
         assert max(sizes(collect(worker, 6))) <= 3
         assert detector.warmed_up_at == 3
+
+
+class TestMeasuring:
+    def test_decoding_is_counted_once_where_two_batches_share_a_job(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a decode share above what the threads can do: a job of eight frames that two batches wait for."""
+        detector.hold()
+        worker = start(max_batch_size=8, preferred_batch_sizes=[4, 8])
+        spent = []
+        decode = worker._decode_chunk
+
+        def timed(*job: Any) -> float:
+            spent.append(decode(*job))
+            return spent[-1]
+
+        worker._decode_chunk = timed  # type: ignore[method-assign]
+        worker.admit(numbered(0, 4))
+        wait_until(lambda: detector.calls, 10, "the first batch in the engine")
+        worker.admit(numbered(4, 6))
+        worker.drain(draining=True)
+        detector.let_go()
+        counted = sum(item.timings.decode_ms for item in collect(worker, 10))
+        assert counted == pytest.approx(1000 * sum(spent))
+
+    def test_the_memory_of_the_device_is_known_from_the_start(self, start: Start, detector: FakeDetector) -> None:
+        detector.used = DeviceMemory(3, 10)
+        assert start().device_memory == (3, 10)
 
 
 class TestDiscard:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
+from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
 
 class Detector(Protocol):
@@ -50,6 +50,9 @@ class Detector(Protocol):
         caller retries, then bisects. `EngineError` means that the device is lost and no retry will help.
         `MemoryError` (or torch's OutOfMemoryError) means that fewer frames may fit.
         """
+
+    def device_memory(self) -> DeviceMemory | None:
+        """The memory of the device, for the metrics; None where the device has none of its own. Takes no time."""
 
     def close(self) -> None:
         """Free the device. Called once; `detect` is not called after it."""

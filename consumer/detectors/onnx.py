@@ -20,7 +20,7 @@ from consumer.detectors.canvas import CHANNELS, canvases, group_by_shape, policy
 from consumer.detectors.device import parse_device
 from consumer.detectors.postprocess import is_end_to_end, select, to_detections
 from consumer.errors import EngineError, ModelError
-from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
+from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
 _MIN_STRIDE = 32
 _DTYPES: dict[str, type[np.floating]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -79,6 +79,9 @@ class OnnxDetector:
                 for row, found in zip(rows, select(prediction, self._config), strict=True):
                     results[row] = to_detections(found, letterboxes[row])
         return results
+
+    def device_memory(self) -> DeviceMemory | None:
+        return None  # onnxruntime has no call for it
 
     def close(self) -> None:
         self._session = None

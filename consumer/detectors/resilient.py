@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from consumer.detectors.base import Detector
 from consumer.errors import EngineError
-from consumer.types import Detections, Letterbox, Rejected
+from consumer.types import Detections, DeviceMemory, Letterbox, Rejected
 
 _log = structlog.get_logger(__name__)
 _GREY = 114
@@ -44,6 +44,10 @@ class ResilientDetector:
                 _log.warning("engine out of memory while warming up", ceiling=size, error=_line(error))
             else:
                 return
+
+    def device_memory(self) -> DeviceMemory | None:
+        """As `Detector.device_memory`."""
+        return self._detector.device_memory()
 
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections | Rejected]:
         """N in, N out, in order, as `Detector.detect`; a frame that the engine cannot take is `Rejected`.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from consumer.config import DetectorConfig
 from consumer.detectors.canvas import group_by_shape, policy_for
 from consumer.errors import ModelError
-from consumer.types import Clock, Detections, Letterbox, LetterboxPolicy, ModelInfo
+from consumer.types import Clock, Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
 SCHEME = "simulated://"
 LABELS = {0: "simulated"}
@@ -103,6 +103,9 @@ class SimulatedDetector:
         if (left := ends_at - self._clock()) > 0:
             self._sleep(left)
         return results
+
+    def device_memory(self) -> DeviceMemory | None:
+        return None
 
     def close(self) -> None:
         """Holds nothing."""

@@ -29,7 +29,7 @@ from consumer.detectors.device import parse_device
 from consumer.detectors.postprocess import to_detections
 from consumer.detectors.postprocess_torch import select
 from consumer.errors import EngineError, ModelError
-from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
+from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
 # Ultralytics lets an end-to-end head propose at least so many boxes, whatever max_detections says.
 _MIN_PROPOSALS = 300
@@ -88,6 +88,15 @@ class TorchDetector:
                 for row, found in zip(group.rows, select(prediction, self._config), strict=True):
                     results[row] = to_detections(found, letterboxes[row])
         return results
+
+    def device_memory(self) -> DeviceMemory | None:
+        if not self._cuda:
+            return None
+        try:
+            free, total = torch.cuda.mem_get_info(self._device)
+        except RuntimeError:  # the device is lost; the next batch says so, with what to do
+            return None
+        return DeviceMemory(total - free, total)
 
     def close(self) -> None:
         self._model = None

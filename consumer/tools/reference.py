@@ -56,12 +56,20 @@ def _metrics() -> Iterator[str]:
     yield ""
     yield "On `/metrics`, in base units. Histograms have `_bucket`, `_sum` and `_count`."
     yield ""
-    yield "| metric | type | meaning |"
-    yield "| --- | --- | --- |"
-    for family in Metrics().registry.collect():
+    yield "| metric | type | unit | labels | meaning |"
+    yield "| --- | --- | --- | --- | --- |"
+    metrics = Metrics()
+    for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        yield f"| `{name}` | {family.type} | {family.documentation} |"
+        labels = ", ".join(metrics.labels.get(name, ()))
+        yield f"| `{name}` | {family.type} | {_unit(name)} | {labels} | {family.documentation} |"
     yield ""
+
+
+def _unit(name: str) -> str:
+    """Names end in their unit, as Prometheus has it; what counts or says yes has none."""
+    last = name.removesuffix("_total").rpartition("_")[2]
+    return last if last in {"seconds", "bytes", "frames", "records", "partitions", "threads"} else ""
 
 
 def _exit_codes() -> Iterator[str]:

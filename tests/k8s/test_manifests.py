@@ -470,11 +470,13 @@ def rules(render: Render) -> list[Object]:
 def exported() -> dict[str, set[str]]:
     """Every sample name that the program exports, with its labels."""
     found: dict[str, set[str]] = {}
-    for collector in Metrics().registry._collector_to_names:
-        labels = set(collector._labelnames)  # type: ignore[attr-defined]
-        for name in collector.describe():
-            names = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(name.type, [""])
-            found |= {name.name + suffix: labels | ({"le"} if suffix == "_bucket" else set()) for suffix in names}
+    metrics = Metrics()
+    for family in metrics.registry.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+        for suffix in suffixes:
+            name = family.name + suffix
+            labels = set(metrics.labels.get(name if family.type == "counter" else family.name, ()))
+            found[name] = labels | ({"le"} if suffix == "_bucket" else set())
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from consumer.types import Detections, Letterbox, LetterboxPolicy, ModelInfo
+from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
 SIDE = 32
 NUMBERS = 16**3  # what a picture can tell: 16 shades of red, green and blue, far enough apart to survive JPEG
@@ -48,6 +48,7 @@ class FakeDetector:
         self.closed = 0
         self.threads: set[int] = set()
         self.memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.used: DeviceMemory | None = None
         self._free = threading.Event()
         self._free.set()
 
@@ -78,6 +79,10 @@ class FakeDetector:
         return [
             Detections(np.zeros((1, 4), np.float32), np.ones(1, np.float32), np.array([n], np.int32)) for n in numbers
         ]
+
+    def device_memory(self) -> DeviceMemory | None:
+        self.threads.add(threading.get_ident())
+        return self.used
 
     def close(self) -> None:
         self.threads.add(threading.get_ident())

@@ -19,7 +19,18 @@ from consumer.metrics import Metrics
 from consumer.offsets import Committable
 from consumer.pipeline import Pipeline
 from consumer.source import BURST, RebalanceListener
-from consumer.types import Acknowledged, BatchResult, Detected, Frame, Lag, Outcome, Receipt, Rejected, TopicPartition
+from consumer.types import (
+    Acknowledged,
+    BatchResult,
+    Detected,
+    DeviceMemory,
+    Frame,
+    Lag,
+    Outcome,
+    Receipt,
+    Rejected,
+    TopicPartition,
+)
 from made_frames import REJECTED, VirtualClock, detected, frame, result
 
 T = TypeVar("T")
@@ -194,6 +205,8 @@ class FakeWorker:
         self.busy: tuple[float, float, BatchResult] | None = None  # since, until, what
         self.in_flight = 0
         self.held_bytes = 0
+        self.device = "fake"
+        self.device_memory: DeviceMemory | None = None
 
     @property
     def room(self) -> int:
