@@ -26,7 +26,7 @@ from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from consumer.tools.embedded import dies_with_parent, free_port, tail_of
-from kafka_jars import classpath, java
+from kafka_jars import KafkaUnavailableError, classpath, java
 from kafka_properties import HOST, Node, Value, render, server_properties
 from waiting import wait_until
 
@@ -62,6 +62,15 @@ class KafkaCluster:
         leader: int = self.metadata().topics[topic].partitions[partition].leader
         return leader
 
+    def in_sync(self) -> bool:
+        """Every partition of every topic has a leader, and all its replicas."""
+        try:
+            topics = self.metadata().topics.values()
+        except KafkaException:
+            return False
+        partitions = [partition for topic in topics for partition in topic.partitions.values()]
+        return all(each.leader >= 0 and set(each.isrs) == set(each.replicas) for each in partitions)
+
     def metadata(self) -> ClusterMetadata:
         return self.admin().list_topics(timeout=_ANSWER_TIMEOUT_SECONDS)
 
@@ -90,6 +99,7 @@ class ApacheKafka(KafkaCluster):
         }
         self._overrides = {name.replace("_", "."): value for name, value in overrides.items()}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._limited: list[int] = []  # nodes whose disk has an end
         self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         super().__init__(",".join(node.address for node in self._nodes.values()))
 
@@ -115,7 +125,30 @@ class ApacheKafka(KafkaCluster):
         for process in self._processes.values():
             process.wait()
         self._processes.clear()
+        for node in self._limited:
+            subprocess.run(["umount", "--lazy", self.data(node)], check=False)
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def limit_disks(self, mebibytes: int) -> None:
+        """Before the start: give each node a disk of this size, in memory. It takes the right to mount (root)."""
+        for node in self._nodes:
+            self.data(node).mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "sluice-test", str(self.data(node))]
+            said = subprocess.run(command, capture_output=True, text=True, check=False)
+            if said.returncode != 0:
+                raise KafkaUnavailableError(f"cannot mount a small disk for node {node}: {said.stderr.strip()}")
+            self._limited.append(node)
+
+    @property
+    def nodes(self) -> list[int]:
+        return list(self._nodes)
+
+    def data(self, node: int) -> Path:
+        """Its only log directory."""
+        return Path(self._nodes[node].data)
+
+    def runs(self, node: int) -> bool:
+        return node in self._processes and self._processes[node].poll() is None
 
     def kill(self, node: int) -> None:
         """SIGKILL: the machine is gone. Its data stays."""
@@ -146,6 +179,12 @@ class ApacheKafka(KafkaCluster):
             self.stop(node)
         self._launch(node)
         self._wait_for([node])
+
+    def start(self, *nodes: int) -> None:
+        """Start nodes that do not run, all at once, and wait until they are back: one alone may have no quorum."""
+        for node in nodes:
+            self._launch(node)
+        self._wait_for(nodes)
 
     def pid(self, node: int) -> int:
         """The process ID of a node, for whoever measures it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ class Sluice:
     options: Mapping[str, Any] = field(default_factory=dict)
     group: str = field(default_factory=lambda: unique_name("group"))
     port: int = field(default_factory=free_port)
+    entry: Sequence[str] = ("-m", "consumer")  # what Python runs
+    variables: Mapping[str, str] = field(default_factory=dict)  # more of the environment
     _process: subprocess.Popen[bytes] | None = None
     _log: Path = field(default_factory=lambda: Path(tempfile.mkstemp(prefix="sluice-", suffix=".log")[1]))
 
@@ -66,10 +69,10 @@ class Sluice:
             "SLUICE_" + path.replace(".", "__").upper(): value if isinstance(value, str) else json.dumps(value)
             for path, value in settings.items()
         }
-        return {**os.environ, **encoded}
+        return {**os.environ, **encoded, **self.variables}
 
     def start(self) -> Sluice:
-        command = dies_with_parent([sys.executable, "-m", "consumer", "run"])
+        command = dies_with_parent([sys.executable, *self.entry, "run"])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
         return self
@@ -97,6 +100,10 @@ class Sluice:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL: nothing is drained, nothing is committed."""
         assert self._process is not None
@@ -119,6 +126,9 @@ class Sluice:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def remove_log(self) -> None:
+        self._log.unlink(missing_ok=True)
 
     def _alive(self) -> bool:
         assert self.running, f"the program has ended\n{self.log}"

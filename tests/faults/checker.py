@@ -1,0 +1,299 @@
+"""Judge a history by the promises of Sluice. Pure: the same history gives the same verdict.
+
+Each check says what it takes for sound: it must never blame a run that kept the promises, because a rig that cries
+wolf is switched off.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from history import History, InputId, Outcome, Position, Rebalance, Sample
+
+Kind = Literal[
+    "loss",  # an input record has no outcome
+    "duplicate",  # exactly once: it has two; at least once: there are more repeats than the faults explain
+    "order",  # outcomes of a source do not come in the order of its frames
+    "commit_ahead",  # a committed offset was beyond an outcome that was not written yet
+    "offset_back",  # a committed offset went back
+    "zombie",  # a member wrote for a partition that it knew it had lost, or that someone else owned
+    "recovery",  # outcomes did not flow again in time after a fault
+    "invented",  # an outcome of a record that is not in the input topic
+    "unclean_end",  # a member that was told to end did not drain and exit with 0
+    "left_behind",  # all members ended cleanly, and what they had finished is not committed
+    "stuck",  # with nothing broken, the group did not start to work
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What one run showed. `input_lost` is the brokers' doing: records that they had acknowledged and lost."""
+
+    violations: list[Violation] = field(default_factory=list)
+    frames: int = 0
+    lost: int = 0
+    repeats: int = 0
+    out_of_order: int = 0
+    samples: int = 0
+    commit_ahead: int = 0  # samples that show it
+    late: int = 0  # outcomes that a member wrote before it could know that it had lost the partition
+    recoveries_s: list[float] = field(default_factory=list)
+    input_lost: int = 0
+
+
+class _Tenure(NamedTuple):
+    """One assignment of one input partition to one writer."""
+
+    began_ms: float
+    writer: str
+
+
+def check(history: History) -> Verdict:
+    """All checks, worst first."""
+    inputs = {sent.id: sent.source for sent in history.inputs}
+    first_seen = _first_seen(history.outcomes)
+    tenures = Tenures(history.rebalances)
+    verdict = Verdict(frames=len(inputs), samples=len(history.samples))
+    verdict.input_lost = sum(sent.id not in inputs for sent in history.acknowledged)
+    found = verdict.violations
+    lost = sorted(inputs.keys() - first_seen.keys())
+    verdict.lost = len(lost)
+    found += [Violation("loss", f"input {_name(each)} of {inputs[each]} has no outcome") for each in lost]
+    found += _invented(first_seen, inputs.keys())
+    verdict.repeats = len(history.outcomes) - len(first_seen)
+    found += _duplicates(history, verdict.repeats)
+    out_of_order = [*_order(history.outcomes), *_order_in_a_tenure(history.outcomes, tenures)]
+    verdict.out_of_order = len(out_of_order)
+    found += out_of_order
+    ahead = list(_commit_ahead(history.samples, sorted(inputs), _earliest(history.outcomes)))
+    verdict.commit_ahead = len(ahead)
+    found += ahead
+    found += _offsets_back(history.samples)
+    zombies, verdict.late = _zombies(history, tenures)
+    found += zombies
+    verdict.recoveries_s, unrecovered = _recoveries(history, first_seen)
+    found += unrecovered
+    found += [Violation("unclean_end", f"a member ended with code {code}") for code in history.unclean_ends]
+    found += _left_behind(history)
+    found += [Violation("stuck", history.stuck)] if history.stuck else []
+    return verdict
+
+
+class Tenures:
+    """Who owned what, as the members themselves saw it."""
+
+    def __init__(self, rebalances: Iterable[Rebalance]) -> None:
+        self._began: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self._ended: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
+        for each in rebalances:
+            for partition in each.partitions:
+                if each.event == "assigned":
+                    self._began[each.writer, partition].append(each.at_ms)
+                else:
+                    self._ended[each.writer, partition].append((each.at_ms, each.event))
+
+    def of(self, outcome: Outcome) -> _Tenure | None:
+        """The tenure that an outcome was published in: its writer's last assignment of the partition before it."""
+        began = self._began.get((outcome.writer, outcome.id.partition), [])
+        # A millisecond of slack: the message says whole milliseconds, rounded down.
+        n = bisect.bisect_right(began, outcome.published_ms + 1)
+        return _Tenure(began[n - 1], outcome.writer) if n else None
+
+    def end(self, tenure: _Tenure, partition: int) -> tuple[float, str] | None:
+        """When and how the writer noticed the end of its tenure; None if it never did."""
+        ended = self._ended.get((tenure.writer, partition), [])
+        return next((each for each in ended if each[0] >= tenure.began_ms), None)
+
+
+def _first_seen(outcomes: Iterable[Outcome]) -> dict[InputId, Outcome]:
+    first: dict[InputId, Outcome] = {}
+    for outcome in outcomes:
+        first.setdefault(outcome.id, outcome)
+    return first
+
+
+def _earliest(outcomes: Iterable[Outcome]) -> dict[InputId, list[Position]]:
+    """Every place where an outcome of a record lies."""
+    places: dict[InputId, list[Position]] = defaultdict(list)
+    for outcome in outcomes:
+        places[outcome.id].append(outcome.position)
+    return places
+
+
+def _invented(first_seen: dict[InputId, Outcome], inputs: Iterable[InputId]) -> Iterator[Violation]:
+    for each in sorted(first_seen.keys() - set(inputs)):
+        yield Violation("invented", f"{_place(first_seen[each].position)} is an outcome of {_name(each)}, never sent")
+
+
+def _duplicates(history: History, repeats: int) -> Iterator[Violation]:
+    if history.delivery == "at_least_once":
+        if history.allowed_repeats is not None and repeats > history.allowed_repeats:
+            yield Violation("duplicate", f"{repeats} repeats, where the faults explain {history.allowed_repeats}")
+        return
+    seen: dict[InputId, Outcome] = {}
+    for outcome in history.outcomes:
+        if (first := seen.setdefault(outcome.id, outcome)) is not outcome:
+            yield Violation(
+                "duplicate",
+                f"input {_name(outcome.id)} has two outcomes: {_place(first.position)} by {first.writer or '?'} "
+                f"and {_place(outcome.position)} by {outcome.writer or '?'}",
+            )
+
+
+def _order(outcomes: Iterable[Outcome]) -> Iterator[Violation]:
+    """For a reader that drops repeats. Per topic: the dead letters of a source among themselves, and its results."""
+    seen: set[InputId] = set()
+    last: dict[tuple[str, str, int], Outcome] = {}
+    for outcome in outcomes:
+        if outcome.id in seen:
+            continue
+        seen.add(outcome.id)
+        key = (outcome.position.topic, outcome.source, outcome.id.partition)
+        before = last.get(key)
+        if before is not None and outcome.id.offset < before.id.offset:
+            yield Violation(
+                "order",
+                f"{outcome.source}: {_name(outcome.id)} at {_place(outcome.position)} by {outcome.writer or '?'} "
+                f"came after {_name(before.id)} at {_place(before.position)} by {before.writer or '?'}",
+            )
+        else:
+            last[key] = outcome
+
+
+def _order_in_a_tenure(outcomes: Iterable[Outcome], tenures: Tenures) -> Iterator[Violation]:
+    """Repeats included: nobody has a reason to go back while it owns a partition."""
+    last: dict[tuple[_Tenure, str, str], Outcome] = {}
+    for outcome in outcomes:
+        tenure = tenures.of(outcome)
+        if tenure is None:
+            continue
+        key = (tenure, outcome.position.topic, outcome.source)
+        before = last.get(key)
+        # An exactly-once member that aborts rewinds; a read_committed reader does not see what it had aborted.
+        if before is not None and before.id.partition == outcome.id.partition and outcome.id <= before.id:
+            yield Violation(
+                "order",
+                f"{outcome.source}: {outcome.writer} wrote {_name(outcome.id)} at {_place(outcome.position)} after "
+                f"{_name(before.id)} at {_place(before.position)}, in one and the same assignment",
+            )
+        last[key] = outcome
+
+
+def _commit_ahead(
+    samples: Iterable[Sample], inputs: Sequence[InputId], places: dict[InputId, list[Position]]
+) -> Iterator[Violation]:
+    """Each sample looks at what is committed since the one before: one violation a sample."""
+    checked: dict[int, int] = defaultdict(int)
+    for sample in samples:
+        for partition, committed in sample.committed.items():
+            low = bisect.bisect_left(inputs, InputId(partition, checked[partition]))
+            high = bisect.bisect_left(inputs, InputId(partition, committed))
+            checked[partition] = max(checked[partition], committed)
+            ahead = [each for each in inputs[low:high] if not _is_written(places.get(each, []), sample)]
+            if ahead:
+                yield Violation(
+                    "commit_ahead",
+                    f"offset {committed} of partition {partition} was committed, and {len(ahead)} outcomes before it "
+                    f"were not written yet, the first of {_name(ahead[0])}",
+                )
+
+
+def _is_written(places: Sequence[Position], sample: Sample) -> bool:
+    return any(place.offset < sample.ends.get((place.topic, place.partition), 0) for place in places)
+
+
+def _offsets_back(samples: Iterable[Sample]) -> Iterator[Violation]:
+    last: dict[int, int] = {}
+    for sample in samples:
+        for partition, before in last.items():
+            now = sample.committed.get(partition)
+            if now is None or now < before:
+                yield Violation("offset_back", f"partition {partition}: from {before} to {now or 'none'}")
+        last.update(sample.committed)
+
+
+def _left_behind(history: History) -> Iterator[Violation]:
+    if history.final is None or history.unclean_ends:
+        return
+    ends: dict[int, int] = defaultdict(int)
+    for sent in history.inputs:
+        ends[sent.id.partition] = max(ends[sent.id.partition], sent.id.offset + 1)
+    for partition, end in sorted(ends.items()):
+        committed = history.final.committed.get(partition, 0)
+        if committed < end:
+            yield Violation("left_behind", f"a clean stop committed {committed} of partition {partition}, not {end}")
+
+
+def _zombies(history: History, tenures: Tenures) -> tuple[list[Violation], int]:
+    """The tenures of a partition must not go back along the log of its outcomes.
+
+    Where they do, a member wrote after its successor had written. It is to blame if it had been told of the loss, or
+    had given the partition up itself. If not (it was stopped, or cut off), the outcome is late: at least once cannot
+    prevent that, and a repeat that keeps the order harms nobody. Exactly once must prevent it.
+    """
+    found: list[Violation] = []
+    late = 0
+    newest: dict[tuple[str, int, int], _Tenure] = {}
+    for outcome in history.outcomes:
+        tenure = tenures.of(outcome)
+        if tenure is None:
+            continue
+        key = (outcome.position.topic, outcome.position.partition, outcome.id.partition)
+        successor = newest.get(key)
+        end = tenures.end(tenure, outcome.id.partition)
+        said = f"{outcome.writer} wrote {_name(outcome.id)} at {_place(outcome.position)}"
+        if end is not None and end[1] == "lost" and outcome.published_ms > end[0]:
+            found.append(Violation("zombie", f"{said}, {outcome.published_ms - end[0]:.0f} ms after it lost it"))
+        elif successor is not None and tenure < successor:
+            knew = end is not None and outcome.published_ms > max(end[0], successor.began_ms)
+            if knew or history.delivery == "exactly_once":
+                found.append(Violation("zombie", f"{said}, behind outcomes of {successor.writer}, the next owner"))
+            else:
+                late += 1
+        if successor is None or tenure > successor:
+            newest[key] = tenure
+    return found, late
+
+
+def _recoveries(history: History, first_seen: dict[InputId, Outcome]) -> tuple[list[float], list[Violation]]:
+    """From the end of each fault until every partition has a new outcome: the slowest of them counts."""
+    arrivals: dict[int, list[float]] = {each.id.partition: [] for each in history.inputs}
+    for outcome in first_seen.values():
+        arrivals.setdefault(outcome.id.partition, []).append(outcome.arrived_s)
+    recoveries: list[float] = []
+    violations: list[Violation] = []
+    for strike in history.strikes:
+        waits = []
+        for partition, times in sorted(arrivals.items()):
+            after = min((at - strike.ended_s for at in times if at > strike.ended_s), default=None)
+            if after is None or after > history.recovery_limit_s:
+                shown = "never" if after is None else f"{after:.1f} s"
+                violations.append(
+                    Violation("recovery", f"partition {partition} after {strike.fault}: new outcomes after {shown}")
+                )
+            else:
+                waits.append(after)
+        if len(waits) == len(arrivals) and waits:
+            recoveries.append(max(waits))
+    return recoveries, violations
+
+
+def _name(each: InputId) -> str:
+    return f"{each.partition}@{each.offset}"
+
+
+def _place(position: Position) -> str:
+    return f"{position.topic}/{position.partition}/{position.offset}"

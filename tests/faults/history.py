@@ -1,0 +1,107 @@
+"""What one run of the rig saw. Plain data, so that a history can be made by hand, saved, and judged again.
+
+Times named `_s` are of one monotonic clock, the rig's. Times named `_ms` are Unix milliseconds, the members' own: all
+run on one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Delivery = Literal["at_least_once", "exactly_once"]
+
+
+class InputId(NamedTuple):
+    """The coordinates of a record of the input topic; the `id` of its outcome says them."""
+
+    partition: int
+    offset: int
+
+
+class Position(NamedTuple):
+    """Where an outcome lies: in the output topic, or among the dead letters."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A record of the input topic."""
+
+    id: InputId
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A record of the output or dead-letter topic. `writer` is "" where it does not say which process wrote it."""
+
+    id: InputId
+    source: str
+    position: Position
+    writer: str
+    published_ms: int
+    arrived_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The group's committed offsets, and then, asked after their answer had come, the ends of the output topics.
+
+    In that order: an outcome behind these ends had not been acknowledged when the offsets were committed.
+    """
+
+    asked_s: float
+    committed: Mapping[int, int]  # input partition -> next offset to read; a partition without a commit is absent
+    ends: Mapping[tuple[str, int], int]  # (topic, partition) -> the offset that the next record gets
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """A line of a member's log. It is written before the member acts on it."""
+
+    writer: str
+    at_ms: float
+    event: Literal["assigned", "revoked", "lost"]
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One fault, from its first harm until the last of it was mended (a killed process: until it was started anew)."""
+
+    fault: str
+    began_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process of the fleet that ended without having been told to. It was started anew."""
+
+    writer: str
+    code: int
+    last_words: str
+
+
+@dataclass(slots=True)
+class History:
+    """Everything about one run. `outcomes` of one output partition are in the order of the log."""
+
+    delivery: Delivery
+    acknowledged: list[Sent] = field(default_factory=list)  # what the brokers promised the feeder to keep
+    inputs: list[Sent] = field(default_factory=list)  # the input topic, read after the run
+    outcomes: list[Outcome] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    rebalances: list[Rebalance] = field(default_factory=list)  # of one writer in the order of its log
+    strikes: list[Strike] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
+    unclean_ends: list[int] = field(default_factory=list)  # exit codes of the members that were told to end, if not 0
+    final: Sample | None = None  # taken when all members had ended; None where the run did not get so far
+    stuck: str = ""  # what was waited for in vain while nothing was broken
+    allowed_repeats: int | None = None  # at least once: a bound on the repeats of this run, where there is one
+    recovery_limit_s: float = 60.0

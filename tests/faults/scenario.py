@@ -1,0 +1,248 @@
+"""One run of the rig: start a group, feed it, harm it, let it recover, stop it, and judge what happened.
+
+A run is told by its specification, `harm:delivery:protocol:seed`: the same one makes the same choices again. (The
+machine's timing is not in it: a violation that needs a certain moment may take several replays.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from apache_kafka import ApacheKafka
+from brokers import APACHE, Broker, unique_name
+from checker import Verdict, check
+from fleet import Fleet, Member
+from history import Delivery, History, Strike
+from recorder import Feeder, Observer, Sampler, read_inputs, read_outcomes
+from sluice_process import Topics
+from waiting import wait_until
+
+Protocol = Literal["classic", "consumer"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+DELIVERIES: tuple[Delivery, ...] = get_args(Delivery)
+
+PARTITIONS = 4
+SOURCES = 12
+FRAMES_PER_S = 120.0
+SESSION_S = 3.0
+RECOVERY_LIMIT_S = 60.0
+COMMIT_INTERVAL_MS = 200
+BATCH = 16
+# What one unclean end may leave acknowledged and not committed: four buffers of a batch, and what the engine can do
+# (800 frames/s) in two commit intervals; two, because the machine of the tests is slow and shared.
+REPEATS_PER_DEATH = 4 * BATCH + int(800 * 2 * COMMIT_INTERVAL_MS / 1000)
+# What the rig's clusters are started with: quick to notice a death, as far as production's order of things allows.
+BROKER_SETTINGS: Mapping[str, Any] = {
+    "group_consumer_session_timeout_ms": int(SESSION_S * 1000),
+    "broker_session_timeout_ms": 6000,
+    "broker_heartbeat_interval_ms": 1000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """Something that happens to a group, to its brokers, or between them.
+
+    `inflict` returns when the last of the harm is mended. `deaths`: unclean ends that it brings, each of which may
+    repeat some outcomes under at-least-once; None where it is not known how much it may repeat.
+    """
+
+    name: str
+    inflict: Callable[[World], None]
+    deaths: int | None = 0
+    members: int = 2
+    strikes: int = 2
+    proxied: bool = False  # the members reach the brokers through a proxy
+    deliveries: tuple[Delivery, ...] = DELIVERIES
+    engine_faults: str = ""
+    engine_ms: tuple[int, int] = (5, 20)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """`str(spec)` and `Spec.parse` are inverse."""
+
+    harm: str
+    delivery: Delivery
+    protocol: Protocol
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.harm}:{self.delivery}:{self.protocol}:{self.seed}"
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        try:
+            harm, delivery, protocol, seed = text.split(":")
+            parsed = cls(harm, delivery, protocol, int(seed))  # type: ignore[arg-type] # checked below
+        except ValueError:
+            raise ValueError(f"{text!r} is not of the form harm:delivery:protocol:seed") from None
+        if delivery not in DELIVERIES or protocol not in PROTOCOLS:
+            raise ValueError(f"{text!r}: the delivery is one of {DELIVERIES}, the protocol one of {PROTOCOLS}")
+        return parsed
+
+
+class World:
+    """What a harm may touch. `proxy` is there for harms that ask for it; `chance` is the only source of chance."""
+
+    def __init__(self, cluster: ApacheKafka, fleet: Fleet, observer: Observer, chance: random.Random) -> None:
+        self.cluster = cluster
+        self.fleet = fleet
+        self.observer = observer
+        self.chance = chance
+        self.history = fleet.history
+        self.topics = fleet.topics
+        self.proxy: Any = None
+        self._nothing = threading.Event()
+
+    def wait(self, predicate: Callable[[], object], timeout_s: float, what: str) -> None:
+        """Wait for a state, and start anew meanwhile what ended by itself."""
+
+        def tend_and_look() -> object:
+            self.fleet.tend()
+            return predicate()
+
+        wait_until(tend_and_look, timeout_s, what, interval=0.05)
+
+    def last(self, at_least_s: float, at_most_s: float) -> None:
+        """Let the harm last, for a time that chance chooses."""
+        ends_s = time.monotonic() + self.chance.uniform(at_least_s, at_most_s)
+        while (left := ends_s - time.monotonic()) > 0:
+            self.fleet.tend()
+            self._nothing.wait(min(0.1, left))
+
+    def wait_for_death(self, member: Member, timeout_s: float) -> None:
+        """Of a member that is to die by its own hand."""
+        self.wait(lambda: not member.sluice.running, timeout_s, "the death of a member that was to kill itself")
+        self.fleet.bury(member)
+
+    def any_member(self) -> Member:
+        return self.chance.choice(self.fleet.members)
+
+    def shared_out(self) -> bool:
+        """Every member has partitions, and no partition is without a member."""
+        owned = [member.partitions for member in self.fleet.members]
+        return all(owned) and sum(owned) == PARTITIONS
+
+    def flowing_since(self, moment_s: float) -> bool:
+        """A new outcome has come from every partition."""
+        return all(self.observer.fresh_s[number] > moment_s for number in range(PARTITIONS))
+
+
+@dataclass(slots=True)
+class Run:
+    """What is left of a run."""
+
+    spec: Spec
+    verdict: Verdict
+    history: History
+    logs: Mapping[str, str]
+    took_s: float
+
+
+def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, str] | None = None) -> Run:
+    """One run on a healthy cluster (`proxied` for harms that ask for it), which is healthy again afterwards.
+
+    `variables` are for `sluice_entry`. Raises where the rig itself, not the program, could not do its part.
+    """
+    began = time.monotonic()
+    history = History(spec.delivery, recovery_limit_s=RECOVERY_LIMIT_S)
+    if harm.deaths is not None:
+        history.allowed_repeats = harm.deaths * harm.strikes * REPEATS_PER_DEATH
+    with contextlib.ExitStack() as stack:
+        proxy = _proxy(cluster, stack) if harm.proxied else None
+        bootstrap = proxy.bootstrap_servers if proxy else cluster.bootstrap_servers
+        broker = Broker("apache", bootstrap, {}, APACHE, cluster.create_topic)
+        topics = Topics.on(broker, PARTITIONS)
+        stack.callback(_delete, cluster, topics)
+        fleet = Fleet(broker, topics, unique_name("group"), history, _options(spec, harm), variables or {})
+        fleet.engine_ms, fleet.engine_faults = harm.engine_ms, harm.engine_faults
+        with _recording(history, cluster.bootstrap_servers, fleet) as (observer, feeder, sampler):
+            world = World(cluster, fleet, observer, random.Random(spec.seed))
+            world.proxy = proxy
+            try:
+                _go_through(world, harm, feeder)
+                history.final = sampler.take()
+            except TimeoutError as error:
+                history.stuck = str(error)
+        history.inputs = read_inputs(cluster.bootstrap_servers, topics)
+        history.outcomes = list(read_outcomes(cluster.bootstrap_servers, topics, spec.delivery, observer))
+        done = Run(spec, check(history), history, fleet.logs, time.monotonic() - began)
+        fleet.forget_logs()
+    return done
+
+
+def _go_through(world: World, harm: Harm, feeder: Feeder) -> None:
+    for _ in range(harm.members):
+        world.fleet.start()
+    feeder.start()
+    world.wait(lambda: world.flowing_since(0.0), 60, "the first outcomes of every partition")
+    for _ in range(harm.strikes):
+        world.wait(world.cluster.in_sync, 90, "all replicas to be in sync")
+        world.wait(world.shared_out, 90, "the members to share the partitions")
+        world.last(0.2, 1.5)
+        began_s = time.monotonic()
+        harm.inflict(world)
+        world.history.strikes.append(Strike(harm.name, began_s, time.monotonic()))
+        _wait_in_vain(world, world.flowing_since, world.history.strikes[-1].ended_s)
+    feeder.finish(60)
+    _wait_in_vain(world, lambda acknowledged: acknowledged <= world.observer.seen, _ids(world.history))
+    for member in list(world.fleet.members):
+        world.fleet.retire(member)
+
+
+def _wait_in_vain(world: World, reached: Callable[[Any], bool], what: Any) -> None:
+    """Wait as long as a recovery may take. That it was not reached is for the checker to say."""
+    with contextlib.suppress(TimeoutError):
+        world.wait(lambda: reached(what), RECOVERY_LIMIT_S, "")
+
+
+def _ids(history: History) -> set[Any]:
+    return {sent.id for sent in history.acknowledged}
+
+
+@contextlib.contextmanager
+def _recording(history: History, bootstrap: str, fleet: Fleet) -> Iterator[tuple[Observer, Feeder, Sampler]]:
+    observer = Observer(history.delivery, bootstrap, fleet.topics)
+    feeder = Feeder(history, bootstrap, fleet.topics.frames, sources=SOURCES, rate=FRAMES_PER_S)
+    sampler = Sampler(history, bootstrap, fleet.group, fleet.topics)
+    observer.start()
+    sampler.start()
+    try:
+        yield observer, feeder, sampler
+    finally:
+        fleet.close()
+        for loop in (feeder, sampler, observer):
+            loop.stop()
+
+
+def _options(spec: Spec, harm: Harm) -> dict[str, Any]:
+    classic = {"session.timeout.ms": int(SESSION_S * 1000), "heartbeat.interval.ms": 500}
+    return {
+        "delivery": spec.delivery,
+        "kafka.consumer": classic if spec.protocol == "classic" else {"group.protocol": "consumer"},
+        "kafka.commit_interval_ms": COMMIT_INTERVAL_MS,
+        "batching.max_batch_size": BATCH,
+        **harm.options,
+    }
+
+
+def _proxy(cluster: ApacheKafka, stack: contextlib.ExitStack) -> Any:
+    from proxy import Proxy
+
+    return stack.enter_context(Proxy(cluster.routes))
+
+
+def _delete(cluster: ApacheKafka, topics: Topics) -> None:
+    """So that a long campaign does not fill the disk."""
+    admin = cluster.admin()
+    for future in admin.delete_topics([topics.frames, topics.detections, topics.dead]).values():
+        with contextlib.suppress(Exception):  # a cluster that could not recover is replaced by its owner
+            future.result(10)

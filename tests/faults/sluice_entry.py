@@ -1,0 +1,69 @@
+"""`python -m sluice_entry run`: the program as `python -m consumer run`, with what only tests may switch on.
+
+SLUICE_TEST_DIE_AT=publish:40   SIGKILL of the own process at the 40th passage of that stage
+SLUICE_TEST_BUG=NAME            one of the seeded bugs of `bugs.py`
+
+Nothing of this is in the program: it is patched from here, before its entry point is called.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from consumer.__main__ import main
+from consumer.decoder import Decoder
+from consumer.detectors.simulated import SimulatedDetector
+from consumer.publisher import Publisher
+from consumer.source import Source
+
+DIE_AT = "SLUICE_TEST_DIE_AT"
+BUG = "SLUICE_TEST_BUG"
+
+# stage: whose method, which, and whether the process dies before the call or behind it. A call without a result
+# (an empty poll) is no passage.
+STAGES: dict[str, tuple[type, str, bool]] = {
+    "poll": (Source, "poll", False),  # frames are received, and nothing else has happened
+    "decode": (Decoder, "decode", True),
+    "infer": (SimulatedDetector, "detect", True),
+    "infer_end": (SimulatedDetector, "detect", False),
+    "publish": (Publisher, "publish", False),  # the outcome is in librdkafka's queue
+    "acknowledge": (Publisher, "poll", False),  # the brokers have it, and the offsets are not stored
+    "store": (Source, "store", False),  # stored, and not committed yet
+    "commit": (Source, "commit", False),  # the last commit of a drain has been answered
+}
+
+
+def die_at(stage: str, passage: int) -> None:
+    """From now on, the process kills itself at that passage of that stage."""
+    owner, name, before = STAGES[stage]
+    passages = itertools.count(1)
+    whole: Callable[..., Any] = getattr(owner, name)
+
+    def die() -> None:
+        if next(passages) == passage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def mortal(*arguments: Any, **named: Any) -> Any:
+        if before:
+            die()
+        result = whole(*arguments, **named)
+        if not before and (result is None or result):
+            die()
+        return result
+
+    setattr(owner, name, mortal)
+
+
+if __name__ == "__main__":
+    if where := os.environ.get(DIE_AT):
+        stage, _, number = where.partition(":")
+        die_at(stage, int(number))
+    if bug := os.environ.get(BUG):
+        import bugs  # the seeded bugs import what they break
+
+        bugs.plant(bug)
+    main()
