@@ -5,6 +5,7 @@
     embedded_broker  the one that the demo uses, for the whole session
     apache_kafka     one node of Apache Kafka for the whole session: do not harm it
     apache_cluster   a function that starts a cluster of your own: kill what you like
+    lasting_cluster  the same, gone after the last test of its module
     topic            a function that makes a topic on `broker` and returns its unique name
     apache_topic     the same on `apache_kafka`
     shared_model, shared_videos   the files beside the repository
@@ -18,7 +19,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -50,7 +51,14 @@ def apache_kafka() -> Iterator[KafkaCluster]:
 def apache_cluster() -> Iterator[Callable[..., ApacheKafka]]:
     """`apache_cluster(nodes=3, min_insync_replicas=1)`: always of our own, and gone after the test."""
     with contextlib.ExitStack() as stack:
-        yield lambda nodes=1, **overrides: _start_apache(stack, nodes, **overrides)
+        yield lambda nodes=1, **options: _start_apache(stack, nodes, **options)
+
+
+@pytest.fixture(scope="module")
+def lasting_cluster() -> Iterator[Callable[..., ApacheKafka]]:
+    """As `apache_cluster`, for all tests of a module."""
+    with contextlib.ExitStack() as stack:
+        yield lambda nodes=1, **options: _start_apache(stack, nodes, **options)
 
 
 @pytest.fixture(scope="session")
@@ -136,9 +144,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _start_apache(stack: contextlib.ExitStack, nodes: int = 1, **overrides: Value) -> ApacheKafka:
+def _start_apache(stack: contextlib.ExitStack, nodes: int = 1, **options: Any) -> ApacheKafka:
     try:
-        return stack.enter_context(ApacheKafka(nodes, **overrides))
+        return stack.enter_context(ApacheKafka(nodes, **options))
     except KafkaUnavailableError as error:
         _unavailable(f"no Apache Kafka: {error}")
 

@@ -86,17 +86,15 @@ class KafkaCluster:
 class ApacheKafka(KafkaCluster):
     """Nodes 1 to `nodes`, each broker and controller, of a new cluster in a temporary directory.
 
-    `overrides` are broker settings, with `_` for `.`: `ApacheKafka(message_max_bytes=1000)`.
+    `overrides` are broker settings, with `_` for `.`: `ApacheKafka(message_max_bytes=1000)`. `proxied` gives each node
+    a second listener, which clients reach only through a proxy that follows `routes`.
     Raises `KafkaUnavailableError` where there is no Java or no way to the jars, `RuntimeError` with the end of the
     log when a node does not start.
     """
 
-    def __init__(self, nodes: int = 1, **overrides: Value) -> None:
+    def __init__(self, nodes: int = 1, *, proxied: bool = False, **overrides: Value) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="sluice-kafka-"))
-        self._nodes = {
-            number: Node(number, free_port(HOST), free_port(HOST), str(self._directory / f"data-{number}"))
-            for number in range(1, nodes + 1)
-        }
+        self._nodes = {number: self._new_node(number, proxied=proxied) for number in range(1, nodes + 1)}
         self._overrides = {name.replace("_", "."): value for name, value in overrides.items()}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._limited: list[int] = []  # nodes whose disk has an end
@@ -150,6 +148,11 @@ class ApacheKafka(KafkaCluster):
     def runs(self, node: int) -> bool:
         return node in self._processes and self._processes[node].poll() is None
 
+    @property
+    def routes(self) -> dict[int, int]:
+        """With `proxied`: from the port that clients are told to the one behind it, for each node."""
+        return dict(node.proxy for node in self._nodes.values() if node.proxy is not None)
+
     def kill(self, node: int) -> None:
         """SIGKILL: the machine is gone. Its data stays."""
         process = self._processes.pop(node)
@@ -192,6 +195,10 @@ class ApacheKafka(KafkaCluster):
 
     def log(self, node: int) -> Path:
         return self._directory / f"node-{node}.log"
+
+    def _new_node(self, number: int, *, proxied: bool) -> Node:
+        proxy = (free_port(HOST), free_port(HOST)) if proxied else None
+        return Node(number, free_port(HOST), free_port(HOST), str(self._directory / f"data-{number}"), proxy)
 
     def _format_storage(self) -> None:
         formatting = {number: self._start_formatting(node) for number, node in self._nodes.items()}

@@ -18,6 +18,7 @@ class Node:
     port: int
     controller_port: int
     data: str
+    proxy: tuple[int, int] | None = None  # the port that clients are told, and the one that leads to the broker
 
     @property
     def address(self) -> str:
@@ -40,13 +41,17 @@ def _text(value: Value) -> str:
 
 
 def _identity(node: Node, nodes: Sequence[Node]) -> dict[str, Value]:
+    own, told, protocols = "", "", ""
+    if node.proxy is not None:
+        front, back = node.proxy
+        own, told, protocols = f",PROXIED://{HOST}:{back}", f",PROXIED://{HOST}:{front}", ",PROXIED:PLAINTEXT"
     return {
         "process.roles": "broker,controller",
         "node.id": node.id,
         "controller.quorum.voters": ",".join(f"{each.id}@{HOST}:{each.controller_port}" for each in nodes),
-        "listeners": f"CLIENT://{node.address},CONTROLLER://{HOST}:{node.controller_port}",
-        "advertised.listeners": f"CLIENT://{node.address}",
-        "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": f"CLIENT://{node.address},CONTROLLER://{HOST}:{node.controller_port}{own}",
+        "advertised.listeners": f"CLIENT://{node.address}{told}",
+        "listener.security.protocol.map": f"CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}",
         "inter.broker.listener.name": "CLIENT",
         "controller.listener.names": "CONTROLLER",
         "log.dirs": node.data,
