@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# For `make fuzz`, in all.
+FUZZ_MINUTES ?= 10
 # TORCH=cpu: the small CPU build of torch from PyTorch's own index (200 MB) instead of the CUDA build (5.7 GB).
 TORCH ?=
 GPU_ONLY := '^(torch|torchvision|triton|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z]+)=='
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test check unit lock clean
+.PHONY: setup demo test check unit fuzz lock clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +41,10 @@ check: setup
 
 test: check
 	$(BIN)/pytest $(ARGS)
+
+# Goes on where the fuzz tests end: seeds that no run had before. What fails is kept in tests/fuzz/kept.
+fuzz: setup
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/fuzzing.py $(FUZZ_MINUTES)
 
 # Locks are resolved for every platform and Python that the project supports; hashes, no index addresses.
 lock: setup

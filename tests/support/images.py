@@ -90,6 +90,11 @@ def exif_rotated_webp(orientation: int = 6, width: int = 64, height: int = 48) -
     return webp_extended(width, height, [webp(width, height)[12:], webp_chunk(b"EXIF", tiff(orientation))], flags=0x08)
 
 
+def restarting_jpeg(width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    """With a restart marker behind every second block row, as hardware encoders write them."""
+    return _encode(".jpg", scene(width, height, seed), cv2.IMWRITE_JPEG_RST_INTERVAL, 2)
+
+
 def animated_png() -> bytes:
     """Two frames; the default image is the first."""
     first, second = png(64, 48, 1), png(64, 48, 2)
