@@ -23,6 +23,7 @@ from consumer.health import Health, State
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
+from consumer.sparing import SparingLog
 from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, Lag, Outcome, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)
@@ -125,6 +126,7 @@ class Pipeline(RebalanceListener):
         self._paused = False
         self._most_room = 0
         self._rejected_in_a_row = 0
+        self._rejection_log = SparingLog(_log, clock)
         self._observe_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -235,7 +237,7 @@ class Pipeline(RebalanceListener):
             self._rejected_in_a_row = 0
             return
         self._rejected_in_a_row += 1
-        _log.warning(
+        self._rejection_log.warning(
             "frame rejected",
             source=frame.source_id,
             frame=frame.frame_id,

@@ -194,6 +194,52 @@ class TestOutOfMemory:
         resilient.warm_up(32)
         assert (tried, resilient.ceiling) == ([32, 16, 8], 8)
 
+    def test_that_has_passed_lets_the_batches_grow_again(self) -> None:
+        """Catches a pod that runs small batches for weeks because of one full minute."""
+        fits = 4
+
+        def judge(numbers: list[int]) -> None:
+            if len(numbers) > fits:
+                raise MemoryError
+
+        resilient, fake = make(judge)
+        detect(resilient, 32)
+        assert resilient.ceiling == 4
+        fits = 64
+        for _ in range(100):
+            assert detect(resilient, 32) == list(range(32))
+        assert len(fake.calls[-1]) == 32
+
+    def test_that_stays_is_tried_ever_more_rarely(self) -> None:
+        """Catches a small device that fails a call in every hundred for ever."""
+        failed = 0
+
+        def judge(numbers: list[int]) -> None:
+            nonlocal failed
+            if len(numbers) > 4:
+                failed += 1
+                raise MemoryError
+
+        resilient, _ = make(judge)
+        for _ in range(4000):
+            assert detect(resilient, 8) == list(range(8))
+        assert resilient.ceiling == 4
+        assert 3 <= failed <= 9  # of 8,000 calls: after 100, 200, 400, ... of them
+
+    def test_while_warming_up_is_not_tried_again(self) -> None:
+        class Small(FakeDetector):
+            def warm_up(self, batch_size: int) -> None:
+                if batch_size > 8:
+                    raise MemoryError
+
+        fake = Small()
+        resilient = ResilientDetector(fake)  # type: ignore[arg-type]
+        resilient.warm_up(32)
+        for _ in range(200):
+            detect(resilient, 32)
+        assert resilient.ceiling == 8
+        assert {len(call) for call in fake.calls} == {8}
+
     def test_with_one_frame_is_an_error_of_the_engine(self) -> None:
         """Catches rejecting a frame because the device is full."""
 

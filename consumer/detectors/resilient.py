@@ -18,18 +18,27 @@ from consumer.types import Detections, DeviceMemory, Letterbox, Rejected
 
 _log = structlog.get_logger(__name__)
 _GREY = 114
+# Full batches at the ceiling before a larger one is tried, as memory may be free again; each time that it is not,
+# twice as many, up to the most. So a device that stays small wastes a call in a hundred at first, and ever fewer.
+_TRUST = 100
+_MOST_TRUST = 12_800
 
 
 class ResilientDetector:
     """Wraps a detector's `detect`. Lives on the inference thread, like the detector.
 
-    `ceiling` is the largest batch that the device's memory has held since it last ran out; None until then.
+    `ceiling` is the largest batch that the device's memory is trusted with since it last ran out; None: any. What did
+    not fit while warming up stays too large; what did not fit later is tried again after a while.
     """
 
     def __init__(self, detector: Detector, on_retry: Callable[[], None] = lambda: None) -> None:
         self._detector = detector
         self._on_retry = on_retry
         self.ceiling: int | None = None
+        self._highest: int | None = None  # the ceiling that it never rises above
+        self._trust = _TRUST
+        self._calm = 0  # full batches at this ceiling since it changed
+        self._risen = False  # it has, since memory ran out last
 
     def warm_up(self, batch_size: int) -> None:
         """As `Detector.warm_up`; where memory does not hold `batch_size`, half of it, and so on."""
@@ -40,7 +49,7 @@ class ResilientDetector:
             except Exception as error:
                 if not _is_out_of_memory(error) or size == 1:
                     raise
-                size = self.ceiling = size // 2
+                size = self.ceiling = self._highest = size // 2
                 _log.warning("engine out of memory while warming up", ceiling=size, error=_line(error))
             else:
                 return
@@ -59,6 +68,8 @@ class ResilientDetector:
             start = len(results)
             stop = min(len(letterboxes), start + (self.ceiling or len(letterboxes)))
             results.extend(self._attempt(slots[start:stop], letterboxes[start:stop], retries=1))
+            if stop - start == self.ceiling != self._highest:
+                self._raise_ceiling(len(letterboxes))
         return results
 
     def _attempt(
@@ -97,9 +108,22 @@ class ResilientDetector:
                 "use a smaller detector.image_size or free the device"
             ) from error
         self.ceiling = count // 2
+        if self._risen:
+            self._trust = min(_MOST_TRUST, 2 * self._trust)
+        self._calm, self._risen = 0, False
         _log.warning("engine out of memory", frames=count, ceiling=self.ceiling, error=_line(error))
         self._on_retry()
         return self.detect(slots, letterboxes)
+
+    def _raise_ceiling(self, wanted: int) -> None:
+        """After a while at the ceiling, twice as much is tried, up to `_highest`, where larger batches are `wanted`."""
+        self._calm += 1
+        if self.ceiling is None or self._calm < self._trust or wanted <= self.ceiling:
+            return
+        higher = 2 * self.ceiling
+        self.ceiling = higher if self._highest is None else min(higher, self._highest)
+        self._calm, self._risen = 0, True
+        _log.info("engine memory has been enough for a while; trying larger batches", ceiling=self.ceiling)
 
     def _blame(
         self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException

@@ -3,6 +3,8 @@
 `simulated://6.667ms@1,40ms@32` takes 6.667 ms for a batch of one and 40 ms for a batch of 32, and in between and
 beyond what the straight line through both says: a fixed cost per batch plus a cost per frame, which is how a GPU
 behaves. With one point, `simulated://5ms@1`, every batch takes that long, whatever its size.
+
+`simulated://5ms@1?fault=oom>16` has trouble on purpose: see `scripted`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from consumer.config import DetectorConfig
 from consumer.detectors.canvas import group_by_shape, policy_for
+from consumer.detectors.scripted import Script
 from consumer.errors import ModelError
 from consumer.types import Clock, Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
@@ -43,12 +46,15 @@ class ServiceTime:
 
     @classmethod
     def parse(cls, url: str) -> ServiceTime:
-        """Read `simulated://A@n` or `simulated://A@n,B@m`. Raises ModelError that shows the right form."""
+        """Read `simulated://A@n` or `simulated://A@n,B@m`; what follows a `?` is left alone.
+
+        Raises ModelError that shows the right form.
+        """
 
         def wrong(why: str) -> ModelError:
             return ModelError(f"detector.model {url!r}: {why}. The form is {SCHEME}6.667ms@1,40ms@32")
 
-        matches = [_POINT.fullmatch(text) for text in url.removeprefix(SCHEME).split(",")]
+        matches = [_POINT.fullmatch(text) for text in url.removeprefix(SCHEME).partition("?")[0].split(",")]
         points = sorted((int(match[2]), float(match[1])) for match in matches if match)
         if len(points) != len(matches) or len(points) > 2:
             raise wrong("expected one or two service times, each as TIMEms@FRAMES")
@@ -78,6 +84,7 @@ class SimulatedDetector:
         self, config: DetectorConfig, *, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._service_time = ServiceTime.parse(config.model)
+        self._script = Script.parse(config.model.partition("?")[2], sleep)
         self._sees = config.confidence < SCORE
         self._clock = clock
         self._sleep = sleep
@@ -91,12 +98,14 @@ class SimulatedDetector:
         return np.zeros(shape, np.uint8)
 
     def warm_up(self, batch_size: int) -> None:
-        """Nothing is lazy here."""
+        """Nothing is lazy here, but memory may be short."""
+        self._script.warm_up(batch_size)
 
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
         """Takes the service time in all: what is spent on the results is taken off the sleep."""
         if not letterboxes:
             return []
+        self._script.play(slots, letterboxes)
         ends_at = self._clock() + self._service_time.seconds(len(letterboxes))
         group_by_shape(slots, letterboxes)  # the same checks as in a real backend
         results = [self._result(letterbox) for letterbox in letterboxes]

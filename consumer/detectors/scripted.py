@@ -1,0 +1,129 @@
+"""Faults of the simulated detector, as its address tells them: `simulated://5ms@1?fault=oom>16@100+&fault=hang@500`.
+
+    error@CALLS        the call fails with an error that says nothing of the device
+    error:black@CALLS  it fails where a picture with a black middle is among its frames: a poison frame
+    oom>FRAMES@CALLS   a batch of more frames than that runs out of memory
+    hang@CALLS         the call never returns
+    lost@CALLS         the device is lost: the call raises EngineError, as a backend does that knows the error
+    slow:MSms@CALLS    the call takes so many milliseconds longer
+
+CALLS counts the calls of `detect` from 1, retries and probes included: `7` is the seventh, `7+` all from the seventh
+on, `7-9` three of them, `*/7` every seventh. Without `@CALLS` it is every call, and for `oom` the warm-up, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consumer.errors import EngineError, ModelError
+from consumer.types import Letterbox
+
+MAX_SLOW_MS = 600_000
+_FORMS = "error@7, error@7+, error@7-9, error@*/7, error:black, oom>16, hang@7, lost@7, slow:200ms@*/7"
+_FAULT = re.compile(
+    r"(?:(?P<kind>error|hang|lost)|error:(?P<black>black)|oom>(?P<above>\d{1,4})|slow:(?P<ms>\d{1,6})ms)"
+    r"(?:@(?:\*/(?P<every>\d{1,9})|(?P<first>\d{1,9})(?P<on>\+|-(?P<last>\d{1,9}))?))?"
+)
+_BLACK = 16  # a middle pixel as dark as this in all colours; JPEG does not keep 0 exactly
+_HANG_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Which calls: from `first` to `last` (None: all later ones), and of those every `every`-th."""
+
+    first: int = 1
+    last: int | None = None
+    every: int = 1
+
+    def __contains__(self, call: int) -> bool:
+        return self.first <= call and (self.last is None or call <= self.last) and call % self.every == 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    text: str
+    kind: str
+    calls: _Calls
+    above: int = 0  # frames, for oom
+    ms: int = 0  # for slow
+
+
+class Script:
+    """The faults of one detector. It counts the calls, so it belongs to one detector."""
+
+    def __init__(self, faults: Sequence[_Fault], sleep: Callable[[float], None]) -> None:
+        self._faults = faults
+        self._sleep = sleep
+        self._call = 0
+
+    @classmethod
+    def parse(cls, query: str, sleep: Callable[[float], None]) -> Script:
+        """query: what follows the `?`, or "". Raises ModelError that quotes what is wrong and shows the forms."""
+        return cls([_parse(text) for text in query.split("&")] if query else [], sleep)
+
+    def warm_up(self, frames: int) -> None:
+        """Raises MemoryError where a fault that is always there says so."""
+        for fault in self._faults:
+            if fault.kind == "oom" and fault.calls == _Calls() and frames > fault.above:
+                raise MemoryError(_said(fault))
+
+    def play(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> None:
+        """What happens in this call, before anything is looked at. Returns where nothing does."""
+        self._call += 1
+        for fault in self._faults:
+            if self._call in fault.calls:
+                self._strike(fault, slots, letterboxes)
+
+    def _strike(self, fault: _Fault, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> None:
+        match fault.kind:
+            case "slow":
+                self._sleep(fault.ms / 1000)
+            case "hang":
+                while True:
+                    self._sleep(_HANG_S)
+            case "lost":
+                raise EngineError(f"{_said(fault)}: the device is lost; nothing of this batch was committed")
+            case "oom":
+                if len(letterboxes) > fault.above:
+                    raise MemoryError(_said(fault))
+            case "black":
+                if any(map(_is_black, slots, letterboxes)):
+                    raise RuntimeError(_said(fault))
+            case _:
+                raise RuntimeError(_said(fault))
+
+
+def _parse(text: str) -> _Fault:
+    name, _, script = text.partition("=")
+    found = _FAULT.fullmatch(script)
+    if name != "fault" or found is None:
+        raise ModelError(f"detector.model: {text!r} is not a fault of a simulated detector. The forms: {_FORMS}")
+    calls = _Calls()
+    if found["every"]:
+        calls = _Calls(every=int(found["every"]))
+    elif found["first"]:
+        first = int(found["first"])
+        last = int(found["last"]) if found["last"] else None if found["on"] else first
+        calls = _Calls(first, last)
+    if not calls.every or not calls.first or (calls.last is not None and calls.last < calls.first):
+        raise ModelError(f"detector.model: {text!r} names no call: they are counted from 1, as in {_FORMS}")
+    ms = int(found["ms"] or 0)
+    if ms > MAX_SLOW_MS:
+        raise ModelError(f"detector.model: {text!r}: {ms} ms is above {MAX_SLOW_MS} ms")
+    kind = found["kind"] or found["black"] or ("oom" if found["above"] else "slow")
+    return _Fault(script, kind, calls, int(found["above"] or 0), ms)
+
+
+def _said(fault: _Fault) -> str:
+    return f"simulated fault {fault.text}"
+
+
+def _is_black(slot: NDArray[np.uint8], letterbox: Letterbox) -> bool:
+    middle = letterbox.canvas_height // 2 * letterbox.canvas_width + letterbox.canvas_width // 2
+    return bool((slot[3 * middle : 3 * middle + 3] <= _BLACK).all())
