@@ -11,7 +11,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -24,6 +24,12 @@ from consumer.tools.demo import demo
 from consumer.tools.dlq import app as dlq
 from consumer.tools.produce import produce
 from consumer.tools.tail import tail
+
+if TYPE_CHECKING:  # the command line starts fast
+    from consumer.delivery import MakeDelivery
+    from consumer.metrics import Metrics
+    from consumer.publisher import Publisher, TransactionalPublisher
+    from consumer.types import ModelInfo
 
 _log = structlog.get_logger(__name__)
 
@@ -99,7 +105,6 @@ def serve(config: Config, stop: threading.Event) -> None:
     from consumer.health import Health, HealthServer, Watchdog
     from consumer.metrics import Metrics
     from consumer.pipeline import Pipeline
-    from consumer.publisher import Publisher
     from consumer.source import Source
     from consumer.worker import Worker
 
@@ -128,14 +133,14 @@ def serve(config: Config, stop: threading.Event) -> None:
             return
         metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
         _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
-        publisher = Publisher(config, worker.info, clock=clock, wall_clock_ms=wall_clock_ms)
+        publisher, make_delivery = _delivery(config, worker.info, metrics)
         pipeline = Pipeline(
             config,
             lambda listener: Source(
                 config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed
             ),
             worker,
-            publisher,
+            make_delivery,
             health=health,
             metrics=metrics,
             clock=clock,
@@ -153,6 +158,23 @@ def serve(config: Config, stop: threading.Event) -> None:
         worker.close(2.0)
         if server is not None:
             server.close()
+
+
+def _delivery(
+    config: Config, model: ModelInfo, metrics: Metrics
+) -> tuple[Publisher | TransactionalPublisher, MakeDelivery]:
+    """The producer, which this thread owns from now on, and how the pipeline delivers with it."""
+    from consumer.delivery import AtLeastOnce, ExactlyOnce
+    from consumer.publisher import Publisher, TransactionalPublisher
+
+    clock, wall_clock_ms = time.monotonic, _wall_clock_ms
+    if config.delivery == "at_least_once":
+        plain = Publisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms)
+        return plain, lambda source, _offsets, judge: AtLeastOnce(source, plain, judge)
+    transactions = TransactionalPublisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms)
+    return transactions, lambda source, offsets, judge: ExactlyOnce(
+        source, transactions, offsets, judge, metrics=metrics, clock=clock
+    )
 
 
 def set_up_logging(config: LogConfig) -> None:

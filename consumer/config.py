@@ -7,6 +7,7 @@ This is the only module that reads the environment.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,16 @@ class KafkaConfig(_Section):
     consumer: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer alone.")
     producer: Librdkafka = Field({}, description="Any librdkafka setting, for the producer alone.")
     commit_interval_ms: int = Field(
-        500, ge=10, le=60_000, description="Milliseconds between commits of what was acknowledged."
+        500,
+        ge=10,
+        le=60_000,
+        description="at_least_once: milliseconds between commits of what was acknowledged.",
+    )
+    transactional_id: str = Field(
+        "",
+        pattern=r"^[\x21-\x7e]{0,249}$",
+        description="exactly_once: the name of this process's transactions. It must stay the same over restarts and be "
+        "different in every process. Empty: sluice-<group_id>-<host name>-0.",
     )
 
     @model_validator(mode="after")
@@ -80,7 +90,7 @@ OWN_SETTINGS: dict[str, str] = {
     "acks": "Sluice needs acks=all to keep results",
     "request.required.acks": "Sluice needs acks=all to keep results",
     "delivery.report.only.error": "Sluice commits what was acknowledged, so it needs the reports of success",
-    "transactional.id": "it comes with delivery: exactly_once",
+    "transactional.id": "set kafka.transactional_id, and delivery: exactly_once",
 }
 
 
@@ -221,7 +231,9 @@ class Config(BaseSettings):
     output: OutputConfig = OutputConfig()
     dead_letter: DeadLetterConfig = DeadLetterConfig()
     delivery: Literal["at_least_once", "exactly_once"] = Field(
-        "at_least_once", description="at_least_once: repeats after a crash. exactly_once: not in this version."
+        "at_least_once",
+        description="at_least_once: repeats after a crash. exactly_once: results and offsets in one transaction; its "
+        "readers must be read_committed.",
     )
     batching: BatchingConfig = BatchingConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -250,8 +262,21 @@ class Config(BaseSettings):
         if self.output.topic == self.dead_letter.topic:
             raise ValueError(f"dead_letter.topic: {self.output.topic!r} is the output topic too")
         if self.delivery == "exactly_once":
-            raise ValueError("delivery: exactly_once is not in this version; use at_least_once")
+            self._can_be_exactly_once()
         return self
+
+    def _can_be_exactly_once(self) -> None:
+        settings = {**self.kafka.client, **self.kafka.consumer}
+        if settings.get("isolation.level", "read_committed") != "read_committed":
+            raise ValueError(
+                "kafka: isolation.level must be read_committed with delivery: exactly_once; a consumer that reads what "
+                "is not committed would start at offsets that may be taken back"
+            )
+
+    @property
+    def transactional_id(self) -> str:
+        """The name of this process's transactions; the host name is the pod's in Kubernetes."""
+        return self.kafka.transactional_id or f"sluice-{self.kafka.group_id}-{platform.node()}-0"
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -44,6 +44,10 @@ class PublishError(KafkaError):
     exit_code = 5
 
 
+class TransactionError(KafkaError):
+    """A transaction did not commit, or may not have. Exactly-once delivery begins anew at what is committed."""
+
+
 class EngineError(SluiceError):
     """The detector failed in a way that no retry on this device can mend. Nothing of the batch was committed."""
 

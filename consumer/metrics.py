@@ -78,6 +78,10 @@ class Metrics:
             "decode_threads", "Decode threads; their busy seconds in a second are at most this."
         )
         self.commits = counter("commits_total", "Commits that the group's coordinator answered.", "result")
+        self.transactions = counter(
+            "transactions_total", "Transactions (exactly_once), by what became of them.", "result"
+        )
+        self.transaction = histogram("transaction_seconds", "Time that a committed transaction held the loop up.")
         self.rebalance = histogram(
             "rebalance_seconds", "Time that a rebalance held the loop up; revoked includes finishing work.", "event"
         )
@@ -103,6 +107,8 @@ class Metrics:
             self.batches.labels(closed_by)
         for result in ("ok", "failed"):
             self.commits.labels(result)
+        for result in ("committed", "aborted"):
+            self.transactions.labels(result)
         for event in ("assigned", "revoked", "lost"):
             self.rebalances.labels(event)
             self.rebalance.labels(event)

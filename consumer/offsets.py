@@ -8,7 +8,7 @@ have gaps (compaction, transaction markers), so the watermark follows the order 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from consumer.types import Receipt, TopicPartition
@@ -110,6 +110,11 @@ class OffsetTracker:
             for partition in partitions
             if (assignment := self._assigned.get(partition)) is not None and assignment.watermark is not None
         ]
+
+    def in_line(self, partition: TopicPartition) -> Iterator[int]:
+        """Offsets received and not below the watermark, in order of receipt. Do not mark any `done` meanwhile."""
+        assignment = self._assigned.get(partition)
+        return iter(assignment.pending if assignment is not None else ())
 
     def outstanding(self, partitions: Iterable[TopicPartition] | None = None) -> int:
         """Frames of these partitions (default: all) that were received and still await their outcome."""

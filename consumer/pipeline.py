@@ -12,19 +12,20 @@ needs a lock. The order that the promises stand on:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
 
 from consumer.config import Config
+from consumer.delivery import MakeDelivery, SourceLike
 from consumer.errors import DrainError, EngineError, RejectRateError
 from consumer.health import Health, State
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
 from consumer.sparing import SparingLog
-from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, Lag, Outcome, Rejected, TopicPartition
+from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, Outcome, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
@@ -37,19 +38,6 @@ FULL_S = 0.05  # no room for frames: block on the results alone
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5
 OBSERVE_EVERY_S = 1.0
-
-
-class SourceLike(Protocol):
-    """What the pipeline asks of `source.Source`; tests put a fake one here."""
-
-    def subscribe(self) -> None: ...
-    def poll(self, room: int, timeout_s: float) -> list[Frame]: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def store(self, offsets: Iterable[Committable]) -> None: ...
-    def commit(self, offsets: Sequence[Committable]) -> None: ...
-    def lag(self) -> list[Lag]: ...
-    def close(self, timeout_s: float) -> bool: ...
 
 
 class WorkerLike(Protocol):
@@ -73,15 +61,6 @@ class WorkerLike(Protocol):
     def drain(self, *, draining: bool) -> None: ...
 
 
-class PublisherLike(Protocol):
-    """What the pipeline asks of `publisher.Publisher`."""
-
-    @property
-    def outstanding(self) -> int: ...
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> Outcome: ...
-    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
-
-
 class Deadline:
     """One budget of time that everything inside a rebalance or a shutdown shares."""
 
@@ -103,7 +82,7 @@ class Pipeline(RebalanceListener):
         config: Config,
         make_source: Callable[[RebalanceListener], SourceLike],
         worker: WorkerLike,
-        publisher: PublisherLike,
+        make_delivery: MakeDelivery,
         *,
         health: Health,
         metrics: Metrics,
@@ -114,8 +93,8 @@ class Pipeline(RebalanceListener):
         self._max_consecutive = config.dead_letter.max_consecutive
         self._source = make_source(self)
         self._worker = worker
-        self._publisher = publisher
         self._offsets = OffsetTracker()
+        self._delivery = make_delivery(self._source, self._offsets, self._count_rejections)
         self._health = health
         self._metrics = metrics
         self._clock = clock
@@ -146,7 +125,10 @@ class Pipeline(RebalanceListener):
             self._source.close(5.0)
 
     def step(self) -> None:
-        """One turn. Blocks for `IDLE_S` at most."""
+        """One turn. Blocks for `IDLE_S` at most, and for a transaction where those are asked for."""
+        if self._delivery.broken:
+            self._recover()
+            return
         if room := self._room():
             self._admit(self._source.poll(room, self._poll_timeout_s()))  # 1 poll, 2 batch; decoding starts here
             results = self._worker.results()  # 3 infer: what the inference thread has finished
@@ -154,7 +136,7 @@ class Pipeline(RebalanceListener):
             results = self._worker.results(FULL_S)
         for result in results:
             self._publish(result)  # 4 publish
-        self._acknowledge(self._publisher.poll())
+        self._acknowledge(self._delivery.deliver())
         self._commit(self._offsets.committable())  # 5 commit
         self._watch_over()
 
@@ -187,7 +169,7 @@ class Pipeline(RebalanceListener):
         room = self._worker.room
         self._most_room = max(self._most_room, room)
         free_bytes = self._limits.max_in_flight_bytes * share - self._held_bytes
-        if free_bytes <= 0 or self._publisher.outstanding >= self._limits.max_unacknowledged * share:
+        if free_bytes <= 0 or self._delivery.outstanding >= self._limits.max_unacknowledged * share:
             return 0
         if self._paused and room < self._most_room * share:
             return 0
@@ -197,7 +179,7 @@ class Pipeline(RebalanceListener):
     def _poll_timeout_s(self) -> float:
         if self._worker.in_flight:
             return BUSY_S if self._worker.expecting else WAITING_S
-        return ACKNOWLEDGE_S if self._publisher.outstanding else IDLE_S
+        return ACKNOWLEDGE_S if self._delivery.outstanding else IDLE_S
 
     def _admit(self, frames: Sequence[Frame]) -> None:
         # A rebalance inside the poll may have ended the epoch of frames that it returned.
@@ -214,7 +196,7 @@ class Pipeline(RebalanceListener):
         began = self._clock()
         for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
             if self._offsets.is_current(frame.receipt):
-                self._count_rejections(frame, self._publisher.publish(frame, outcome, result))
+                self._delivery.publish(frame, outcome, result)
             else:
                 self._held_bytes -= _size(frame)
                 self._metrics.stale_outcomes.inc()
@@ -229,7 +211,7 @@ class Pipeline(RebalanceListener):
 
     def _commit(self, risen: Sequence[Committable]) -> None:
         if risen:
-            self._source.store(risen)
+            self._delivery.commit(risen)
             self._metrics.stored.inc(len(risen))
 
     def _count_rejections(self, frame: Frame, outcome: Outcome) -> None:
@@ -270,8 +252,7 @@ class Pipeline(RebalanceListener):
             left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
             if left:
                 _log.warning("revoked before all was done; their new owner repeats them", frames=left)
-            # Stored, not committed: librdkafka commits it when they are unassigned, which follows this call.
-            self._source.store(self._offsets.watermarks(partitions))
+            self._delivery.hand_over(self._offsets.watermarks(partitions))
         finally:
             # Also where settling fails: one poll can bring more than one rebalance before it raises.
             self._forget(partitions)
@@ -280,8 +261,7 @@ class Pipeline(RebalanceListener):
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Someone else owns them already: drop everything, commit nothing."""
         began = self._clock()
-        self._discard(partitions, overtaken=True)
-        self._forget(partitions)
+        self._drop(partitions)
         self._count_rebalance("lost", len(partitions), began)
 
     def _discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> None:
@@ -289,23 +269,42 @@ class Pipeline(RebalanceListener):
             self._offsets.abandon(frame.receipt)
             self._held_bytes -= _size(frame)
 
+    def _drop(self, partitions: Sequence[TopicPartition]) -> None:
+        self._discard(partitions, overtaken=True)
+        self._forget(partitions)
+
     def _forget(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
             self._offsets.revoke(partition)
+        for frame in self._delivery.forget(partitions):
+            self._held_bytes -= _size(frame)
 
     def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
         """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time."""
         self._worker.drain(draining=True)
         try:
-            while (left := self._offsets.outstanding(partitions)) and deadline.left_s:
+            while (left := self._offsets.outstanding(partitions)) and deadline.left_s and not self._delivery.broken:
                 self._health.beat()
                 waiting = bool(self._worker.in_flight)
                 for result in self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0):
                     self._publish(result)
-                self._acknowledge(self._publisher.poll(0.0 if waiting else ACKNOWLEDGE_S))
+                self._acknowledge(self._delivery.deliver(0.0 if waiting else ACKNOWLEDGE_S))
         finally:
             self._worker.drain(draining=False)
         return left
+
+    # After a failed transaction
+
+    def _recover(self) -> None:
+        """Drop all, and read again from what the group has committed, in new epochs; or try it in the next turn."""
+        self._source.pause()
+        self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # keeps the membership; may bring and take partitions
+        for result in self._worker.results():
+            self._publish(result)
+        self._drop(self._offsets.partitions)
+        self._rejected_in_a_row = 0
+        self._delivery.recover()
+        self._watch_over()
 
     # Shutdown
 
@@ -315,10 +314,7 @@ class Pipeline(RebalanceListener):
         partitions = self._offsets.partitions
         self._discard(partitions, overtaken=False)
         left = self._settle(partitions, deadline)
-        watermarks = self._offsets.watermarks(partitions)
-        # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
-        self._source.store(watermarks)
-        self._source.commit(watermarks)
+        self._delivery.finish(self._offsets.watermarks(partitions))
         if left:
             raise DrainError(
                 f"{left} frames were not done within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s); "

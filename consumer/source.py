@@ -17,6 +17,7 @@ import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
+from consumer import group
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
@@ -27,8 +28,6 @@ _log = structlog.get_logger(__name__)
 
 # Frames handed out by one `poll`: enough to share the cost of a turn, few enough that decoding starts soon.
 BURST = 32
-# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
-_LOOKUP_S, _LOOKUP_TRIES = 10.0, 3
 # A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
 _COMMIT_S = 5.0
 
@@ -63,6 +62,7 @@ class RebalanceListener(Protocol):
 @dataclass(slots=True)
 class _Position:
     epoch: int
+    first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
     next_offset: int | None = None
     timestamp_ms: int | None = None
 
@@ -84,7 +84,7 @@ def consumer_settings(config: Config) -> dict[str, Any]:
     return settings | {
         "bootstrap.servers": config.kafka.bootstrap_servers,
         "group.id": config.kafka.group_id,
-        "enable.auto.commit": True,
+        "enable.auto.commit": config.delivery == "at_least_once",  # else its transactions commit
         "auto.commit.interval.ms": config.kafka.commit_interval_ms,
         "enable.auto.offset.store": False,
     }
@@ -126,7 +126,7 @@ class Source:
                 logger=logging.getLogger("librdkafka.consumer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise KafkaError(f"kafka.consumer: {_text(error)}") from error
+            raise KafkaError(f"kafka.consumer: {group.text_of(error)}") from error
 
     def subscribe(self) -> None:
         """Join the group. From now on this thread must `poll` at least every `max.poll.interval.ms`."""
@@ -183,7 +183,7 @@ class Source:
                 self._stored_at = self._clock() if self._stored_at is None else self._stored_at
             except KafkaException as error:
                 # The assignment has gone and the callback that says so has not run yet; its new owner repeats.
-                _log.warning("offsets not stored", error=_text(error))
+                _log.warning("offsets not stored", error=group.text_of(error))
 
     def commit(self, offsets: Sequence[Committable]) -> None:
         """Commit these offsets and wait for the answer, for a few seconds at most.
@@ -201,7 +201,7 @@ class Source:
             try:
                 self._client.commit(offsets=asked, asynchronous=False)
             except KafkaException as error:
-                _log.warning("commit refused; these frames will be repeated", error=_text(error))
+                _log.warning("commit refused; these frames will be repeated", error=group.text_of(error))
                 self._count_commit(ok=False)
             else:
                 self._count_commit(ok=True)
@@ -212,6 +212,30 @@ class Source:
         committing.join(_COMMIT_S)
         if committing.is_alive():
             _log.warning("commit not answered in time; these frames may be repeated", waited_s=_COMMIT_S)
+
+    def membership(self) -> object | None:
+        """What a transaction proves with that it may commit our offsets; for this turn alone. None: not a member."""
+        self._check_owner()
+        metadata = self._client.consumer_group_metadata()
+        return metadata if group.is_member(metadata) else None
+
+    def rewind(self) -> dict[TopicPartition, int] | None:
+        """Go back to what the group has committed, and fetch again. For a time when no transaction is open.
+
+        Returns the new epochs; None where it is not possible now: try again, after a poll.
+        """
+        self._check_owner()
+        try:
+            found = group.committed(self._client, self._assignment(), tries=1) if self._positions else []
+            self.resume()  # before the seek: it would go on at the position of the pause
+            for item in found:
+                self._seek(item)
+        except (KafkaException, KafkaError) as error:
+            _log.warning("cannot go back to the committed offsets yet", error=group.text_of(error))
+            return None
+        _log.info("rewound", offsets={f"{item.topic}[{item.partition}]": item.offset for item in found})
+        positions = list(self._positions.items())
+        return {partition: self._begin_epoch(partition, position.first_offset) for partition, position in positions}
 
     def lag(self) -> list[Lag]:
         """How far each assigned partition is behind, from what the last fetches said. Asks nobody."""
@@ -249,9 +273,25 @@ class Source:
                 f"the offsets of {partition} went back from {position.next_offset} to {offset}: the topic was made "
                 "anew or cut. Restart this process to read it from there"
             )
+        if position.first_offset is None:
+            position.first_offset = offset
         position.next_offset = offset + 1
         position.timestamp_ms = record.timestamp_ms
         return parse_frame(record, Receipt(partition, offset, position.epoch), self._clock())
+
+    def _begin_epoch(self, partition: TopicPartition, first_offset: int | None = None) -> int:
+        self._last_epoch += 1
+        self._positions[partition] = _Position(self._last_epoch, first_offset)
+        return self._last_epoch
+
+    def _seek(self, committed: confluent_kafka.TopicPartition) -> None:
+        position = self._positions[TopicPartition(committed.topic, committed.partition)]
+        if committed.offset < 0:  # nothing was committed yet: back to where this assignment began
+            if position.first_offset is None:
+                return
+            committed.offset = position.first_offset
+        self._client.seek(committed)
+        position.next_offset = None  # it may go back now, even if the seek of another partition fails
 
     def _judge(self, error: confluent_kafka.KafkaError) -> None:
         code = error.code()
@@ -277,17 +317,15 @@ class Source:
                 self._client.assign(starts)
             epochs = {}
             for item in assigned:
-                self._last_epoch += 1
                 partition = TopicPartition(item.topic, item.partition)
                 self._known[partition] = partition
-                self._positions[partition] = _Position(self._last_epoch)
-                epochs[partition] = self._last_epoch
+                epochs[partition] = self._begin_epoch(partition)
             # A pause can survive revoke and re-assign, so both states are set, not only one.
             (self._client.pause if self._paused else self._client.resume)(assigned)
             _log.info("assigned", partitions=[str(partition) for partition in epochs])
             self._listener.assigned(epochs)
         except BaseException as error:  # noqa: BLE001 - raised again by poll
-            self._fail(error if not isinstance(error, KafkaException) else KafkaError(_text(error)))
+            self._fail(error if not isinstance(error, KafkaException) else KafkaError(group.text_of(error)))
 
     def _on_revoke(self, _client: confluent_kafka.Consumer, revoked: list[confluent_kafka.TopicPartition]) -> None:
         self._end(revoked, self._listener.revoked, "revoked")
@@ -320,19 +358,11 @@ class Source:
         """A partition without a committed offset starts at its beginning: nothing is skipped on a first start."""
         if not self._look_up_offsets:
             return assigned
-        for tries_left in reversed(range(_LOOKUP_TRIES)):
-            try:
-                committed = self._client.committed(assigned, timeout=_LOOKUP_S)
-                break
-            except KafkaException as error:
-                if not tries_left:
-                    raise KafkaError(f"cannot read the committed offsets of the group: {_text(error)}") from error
-        for item in committed:
-            if item.error is not None:
-                raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
+        starts = group.committed(self._client, assigned)
+        for item in starts:
             if item.offset < 0:
                 item.offset = confluent_kafka.OFFSET_BEGINNING
-        return committed
+        return starts
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
         if error.fatal() or error.code() in _FATAL:
@@ -374,8 +404,3 @@ def _topic_partition(partition: TopicPartition, offset: int | None = None) -> co
     if offset is None:
         return confluent_kafka.TopicPartition(partition.topic, partition.partition)
     return confluent_kafka.TopicPartition(partition.topic, partition.partition, offset)
-
-
-def _text(error: BaseException) -> str:
-    inner = error.args[0] if error.args else error
-    return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

@@ -166,7 +166,12 @@ class TestMistakesAreNamed:
             ),
             ({"input": {"topics": []}}, "input.topics"),
             ({"input": {"topics": ["a b"]}}, "input.topics"),
-            ({"delivery": "exactly_once"}, "delivery"),
+            ({"delivery": "at_most_once"}, "delivery"),
+            (
+                {"delivery": "exactly_once", "kafka": {"client": {"isolation.level": "read_uncommitted"}}},
+                "isolation.level must be read_committed",
+            ),
+            ({"kafka": {"transactional_id": "two words"}}, "kafka.transactional_id"),
             ({"batching": {"preferred_batch_sizes": [64]}}, "preferred_batch_sizes: 64"),
             ({"kafka": {"bootstrap_servers": " "}}, "kafka.bootstrap_servers"),
             ({"kafka": {"client": "not a map"}}, "kafka.client"),

@@ -47,6 +47,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from consumer.errors import ConfigError, KafkaError
+from consumer.publisher.transactional import EMBEDDED_CLUSTERS
 
 CLIENT_SETTINGS: Final[Mapping[str, str | int | float | bool]] = MappingProxyType(
     {
@@ -119,7 +120,7 @@ class EmbeddedBroker:
         self._host = host
         self._port = port or free_port(host)
         # Whoever answers on our port with another ID is somebody else's broker.
-        self._cluster_id = f"sluice-{uuid.uuid4()}"
+        self._cluster_id = f"{EMBEDDED_CLUSTERS}{uuid.uuid4()}"
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from consumer.batcher import Batcher
 from consumer.config import Config
+from consumer.delivery import AtLeastOnce
 from consumer.errors import PublishError
 from consumer.health import Health
 from consumer.metrics import Metrics
@@ -329,12 +330,11 @@ class World:
             self.publisher = FakePublisher(self.source, self.clock, self._delay_s)
             return self.source
 
-        # The publisher needs the source that the pipeline makes.
         self.pipeline = Pipeline(
             config,
             make_source,
             self.worker,
-            _Late(lambda: self.publisher),
+            lambda source, _offsets, judge: AtLeastOnce(source, self.publisher, judge),
             health=self.health,
             metrics=self.metrics,
             clock=self.clock,
@@ -355,20 +355,3 @@ class World:
     def check(self) -> None:
         held = self.worker.held_bytes + self.publisher.held_bytes
         assert self.pipeline._held_bytes == held, f"{self.pipeline._held_bytes} bytes counted, {held} held"
-
-
-class _Late:
-    """The publisher, looked up when it is needed."""
-
-    def __init__(self, publisher: Callable[[], FakePublisher]) -> None:
-        self._publisher = publisher
-
-    @property
-    def outstanding(self) -> int:
-        return self._publisher().outstanding
-
-    def publish(self, item: Frame, outcome: Outcome, of: BatchResult) -> Outcome:
-        return self._publisher().publish(item, outcome, of)
-
-    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
-        return self._publisher().poll(timeout_s)

@@ -1,4 +1,4 @@
-"""Publish: the sole owner of `confluent_kafka.Producer`. Results, skips and dead letters go out here.
+"""One producer: results, skips and dead letters go out here, and delivery reports come back.
 
 An outcome counts only once its own delivery report says so; `flush` proves nothing. The producer is idempotent, so
 outcomes of one source, which share a partition, arrive in the order in which they were published.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,25 +19,37 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError, PublishError
-from consumer.types import Acknowledged, BatchResult, Clock, Frame, ModelInfo, Outcome, Rejected
+from consumer.types import Acknowledged, BatchResult, Clock, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 from consumer.wire import Message, ResultEncoder, encode_dead_letter, record_id
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
 
 # A dead letter holds a whole input record. What the brokers refuse for its size is cut to these, in turn.
-_DEAD_LETTER_LIMITS = (64 * 2**20, 900_000, 60_000)
+DEAD_LETTER_LIMITS = (64 * 2**20, 900_000, 60_000)
+# What no repetition mends, and a person can.
+ADVICE = {
+    _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on it",
+    _Code.UNKNOWN_TOPIC_OR_PART: "create it",
+    _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
+}
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
+class Pending:
+    """A message that is on its way, as its delivery report names it."""
+
     frame: Frame
     outcome: Outcome
     published_at: float
     limit: int = 0  # for a dead letter: which of the limits it was cut to
+
+
+Report = tuple[Pending, confluent_kafka.KafkaError | None]
 
 
 def producer_settings(config: Config) -> dict[str, Any]:
@@ -49,7 +61,7 @@ def producer_settings(config: Config) -> dict[str, Any]:
             "partitioner": "murmur2_random",
             # The results of a batch come together; waiting for more only adds latency.
             "linger.ms": 0,
-            "message.max.bytes": _DEAD_LETTER_LIMITS[0],
+            "message.max.bytes": DEAD_LETTER_LIMITS[0],
         }
         | {**config.kafka.client, **config.kafka.producer}
         | {"bootstrap.servers": config.kafka.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
@@ -59,7 +71,18 @@ def producer_settings(config: Config) -> dict[str, Any]:
 class Publisher:
     """Writes one message per outcome. The thread that makes it owns it; other threads raise."""
 
-    def __init__(self, config: Config, model: ModelInfo, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: ModelInfo,
+        *,
+        clock: Clock,
+        wall_clock_ms: Callable[[], int],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`settings`: of librdkafka; default: `producer_settings(config)`."""
+        self.errors = 0  # calls of librdkafka's error callback
+        self.cuts: dict[tuple[TopicPartition, int], int] = {}  # see `DEAD_LETTER_LIMITS`; of frames known to need one
         self._owner = threading.get_ident()
         self._topic = config.output.topic
         self._dead_letter_topic = config.dead_letter.topic
@@ -68,14 +91,19 @@ class Publisher:
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._outstanding = 0
-        self._reports: list[tuple[_Pending, confluent_kafka.KafkaError | None]] = []
+        self._reports: list[Report] = []
         try:
             self._client = confluent_kafka.Producer(
-                producer_settings(config) | {"error_cb": self._on_error},
+                {**(settings or producer_settings(config)), "error_cb": self._on_error},
                 logger=logging.getLogger("librdkafka.producer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
             raise KafkaError(f"kafka.producer: {_text(error)}") from error
+
+    @property
+    def client(self) -> confluent_kafka.Producer:
+        """For the transactions around what is published."""
+        return self._client
 
     @property
     def outstanding(self) -> int:
@@ -91,7 +119,7 @@ class Publisher:
         self._check_owner()
         now = self._clock()
         if isinstance(outcome, Rejected):
-            self._bury(_Pending(frame, outcome, now))
+            self._bury(Pending(frame, outcome, now))
             return outcome
         timings = {
             "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
@@ -106,12 +134,12 @@ class Publisher:
                 timings_ms=timings,
                 published_at_ms=self._wall_clock_ms(),
             )
-            self._send(self._topic, message, _Pending(frame, outcome, now))
+            self._send(self._topic, message, Pending(frame, outcome, now))
         except (ValueError, KafkaException) as error:
             if isinstance(error, KafkaException) and error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
                 raise PublishError(f"cannot write to {self._topic}: {_text(error)}") from error
             rejected = Rejected("publish", "unpublishable", _text(error))
-            self._bury(_Pending(frame, rejected, now))
+            self._bury(Pending(frame, rejected, now))
             return rejected
         return outcome
 
@@ -122,15 +150,28 @@ class Publisher:
         """
         self._check_owner()
         self._serve(timeout_s)
-        reports, self._reports = self._reports, []
         acknowledged: list[Acknowledged] = []
-        for pending, error in reports:
-            self._outstanding -= 1
+        for pending, error in self.reports():
             if error is None:
                 acknowledged.append(Acknowledged(pending.frame, pending.outcome, pending.published_at))
             else:
                 self._failed(pending, error)
         return acknowledged
+
+    def reports(self) -> list[Report]:
+        """The delivery reports that have come, without a judgement on them."""
+        reports, self._reports = self._reports, []
+        self._outstanding -= len(reports)
+        return reports
+
+    def refused(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
+        """What to raise where the brokers do not take a message."""
+        advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
+        dead = isinstance(pending.outcome, Rejected)
+        what, topic = ("dead letter", self._dead_letter_topic) if dead else ("result", self._topic)
+        return PublishError(
+            f"cannot write the {what} of {record_id(pending.frame.receipt)} to {topic}: {error.str()}; {advice}"
+        )
 
     def close(self, timeout_s: float) -> bool:
         """Give up what is not acknowledged and close. False where the client did not close in time."""
@@ -138,13 +179,16 @@ class Publisher:
         self._client.purge()
         return bool(self._client.flush(timeout_s) == 0)
 
-    def _bury(self, pending: _Pending) -> None:
-        assert isinstance(pending.outcome, Rejected)
+    def _bury(self, pending: Pending) -> None:
+        if (known := self.cuts.get(pending.frame.receipt[:2], 0)) > pending.limit:
+            pending = replace(pending, limit=known)
+        outcome = pending.outcome
+        assert isinstance(outcome, Rejected)
         message = encode_dead_letter(
             pending.frame,
-            pending.outcome,
+            outcome,
             source=self._source,
-            max_bytes=_DEAD_LETTER_LIMITS[pending.limit],
+            max_bytes=DEAD_LETTER_LIMITS[pending.limit],
             now_ms=self._wall_clock_ms(),
         )
         try:
@@ -152,12 +196,12 @@ class Publisher:
         except KafkaException as error:
             self._bury_smaller(pending, error.args[0])
 
-    def _bury_smaller(self, pending: _Pending, error: confluent_kafka.KafkaError) -> None:
-        if error.code() != _Code.MSG_SIZE_TOO_LARGE or pending.limit + 1 == len(_DEAD_LETTER_LIMITS):
+    def _bury_smaller(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
+        if error.code() != _Code.MSG_SIZE_TOO_LARGE or pending.limit + 1 == len(DEAD_LETTER_LIMITS):
             raise PublishError(f"cannot write to {self._dead_letter_topic}: {error.str()}")
-        self._bury(_Pending(pending.frame, pending.outcome, pending.published_at, pending.limit + 1))
+        self._bury(replace(pending, limit=pending.limit + 1))
 
-    def _send(self, topic: str, message: Message, pending: _Pending) -> None:
+    def _send(self, topic: str, message: Message, pending: Pending) -> None:
         deadline = self._clock() + _QUEUE_FULL_S
         while True:
             try:
@@ -187,30 +231,23 @@ class Publisher:
                 f"the producer died: {_text(error)}; nothing unacknowledged was committed, a restart repeats it"
             ) from error
 
-    def _failed(self, pending: _Pending, error: confluent_kafka.KafkaError) -> None:
+    def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if isinstance(pending.outcome, Rejected):
             self._bury_smaller(pending, error)
             return
         # What was published behind it must not arrive before its repetition does.
         self._client.purge()
-        advice = {
-            _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
-            _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on it",
-            _Code.UNKNOWN_TOPIC_OR_PART: "create it",
-            _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001
-        }.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
-        raise PublishError(
-            f"cannot write the result of {record_id(pending.frame.receipt)} to {self._topic}: {error.str()}; {advice}"
-        )
+        raise self.refused(pending, error)
 
     # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
 
     def _on_delivery(
-        self, pending: _Pending, error: confluent_kafka.KafkaError | None, _message: confluent_kafka.Message
+        self, pending: Pending, error: confluent_kafka.KafkaError | None, _message: confluent_kafka.Message
     ) -> None:
         self._reports.append((pending, error))
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
+        self.errors += 1
         _log.warning("kafka", error=error.name(), text=error.str())
 
     def _check_owner(self) -> None:

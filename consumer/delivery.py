@@ -1,0 +1,242 @@
+"""Steps 4 and 5 of the loop, publish and commit, in the two ways that the option `delivery` offers.
+
+`AtLeastOnce` writes an outcome at once and stores offsets for the commit once it is acknowledged. `ExactlyOnce` holds
+outcomes until every earlier offset of their partition has one, then writes them and the offsets in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from consumer.errors import KafkaError, TransactionError
+from consumer.held import Finished, HeldOutcomes
+from consumer.metrics import Metrics
+from consumer.offsets import Committable, OffsetTracker
+from consumer.types import Acknowledged, BatchResult, Clock, Frame, Lag, Outcome, TopicPartition
+
+_log = structlog.get_logger(__name__)
+
+# How long it is tried to begin anew after a failed transaction, before the process ends.
+RECOVERY_S = 120.0
+
+Judge = Callable[[Frame, Outcome], None]
+"""Told of each outcome as it was written: a result that cannot be written has become a rejection."""
+
+
+class SourceLike(Protocol):
+    """What the loop asks of `source.Source`; tests put a fake one here."""
+
+    def subscribe(self) -> None: ...
+    def poll(self, room: int, timeout_s: float) -> list[Frame]: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def store(self, offsets: Iterable[Committable]) -> None: ...
+    def commit(self, offsets: Sequence[Committable]) -> None: ...
+    def membership(self) -> object | None: ...
+    def rewind(self) -> Mapping[TopicPartition, int] | None: ...
+    def lag(self) -> list[Lag]: ...
+    def close(self, timeout_s: float) -> bool: ...
+
+
+class PublisherLike(Protocol):
+    """What `AtLeastOnce` asks of `publisher.Publisher`."""
+
+    @property
+    def outstanding(self) -> int: ...
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> Outcome: ...
+    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
+
+
+class TransactionsLike(Protocol):
+    """What `ExactlyOnce` asks of `publisher.TransactionalPublisher`."""
+
+    def transact(self, finished: Sequence[Finished], membership: object) -> list[Acknowledged]: ...
+    def renew(self) -> None: ...
+    def rest(self, timeout_s: float) -> None: ...
+
+
+class Delivery(Protocol):
+    """What the loop does with outcomes and watermarks. For the main thread alone.
+
+    Raises KafkaError (and PublishError) where the process must end, from any method.
+    """
+
+    @property
+    def outstanding(self) -> int:
+        """Outcomes taken in that were not handed out as acknowledged."""
+        ...
+
+    @property
+    def broken(self) -> bool:
+        """Nothing more is acknowledged until `recover` succeeds. Before it, forget all partitions."""
+        ...
+
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+        """Take in the outcome of a frame whose epoch is current. Does not block."""
+        ...
+
+    def deliver(self, wait_s: float = 0.0) -> list[Acknowledged]:
+        """What the brokers have by now. Blocks up to `wait_s` where nothing is there, or for one transaction."""
+        ...
+
+    def commit(self, risen: Sequence[Committable]) -> None:
+        """These watermarks rose by what was acknowledged."""
+        ...
+
+    def hand_over(self, watermarks: Sequence[Committable]) -> None:
+        """Inside a revocation, once it is settled: the last word on these partitions."""
+        ...
+
+    def finish(self, watermarks: Sequence[Committable]) -> None:
+        """After the last turn, before the source is closed: the last word on all partitions."""
+        ...
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
+        """The epochs of these partitions have ended. Returns the frames that will not be acknowledged any more."""
+        ...
+
+    def recover(self) -> None:
+        """One try to begin anew, in new epochs of the offset tracker. Blocks for seconds. See `broken` for success."""
+        ...
+
+
+MakeDelivery = Callable[[SourceLike, OffsetTracker, Judge], Delivery]
+
+
+class AtLeastOnce:
+    """After a crash, what was written and not committed is written again."""
+
+    broken = False
+
+    def __init__(self, source: SourceLike, publisher: PublisherLike, judge: Judge) -> None:
+        self._source = source
+        self._publisher = publisher
+        self._judge = judge
+
+    @property
+    def outstanding(self) -> int:
+        return self._publisher.outstanding
+
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+        self._judge(frame, self._publisher.publish(frame, outcome, result))
+
+    def deliver(self, wait_s: float = 0.0) -> list[Acknowledged]:
+        return self._publisher.poll(wait_s)
+
+    def commit(self, risen: Sequence[Committable]) -> None:
+        self._source.store(risen)
+
+    def hand_over(self, watermarks: Sequence[Committable]) -> None:
+        # Stored, not committed: librdkafka commits it when they are unassigned, which follows.
+        self._source.store(watermarks)
+
+    def finish(self, watermarks: Sequence[Committable]) -> None:
+        # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
+        self._source.store(watermarks)
+        self._source.commit(watermarks)
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:  # noqa: ARG002
+        return []  # what is on its way is acknowledged still, and ignored then
+
+    def recover(self) -> None:
+        raise AssertionError("it is never broken")
+
+
+class ExactlyOnce:
+    """A `read_committed` reader sees each outcome once, and the group's offsets say exactly which there are.
+
+    Transactions are short: one begins when outcomes are ready, and ends within the same call. What cannot be committed
+    is dropped whole, and read again from the committed offsets in new epochs.
+    """
+
+    def __init__(
+        self,
+        source: SourceLike,
+        publisher: TransactionsLike,
+        offsets: OffsetTracker,
+        judge: Judge,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._source = source
+        self._publisher = publisher
+        self._offsets = offsets
+        self._judge = judge
+        self._metrics = metrics
+        self._clock = clock
+        self._held = HeldOutcomes()
+        self._failed_since: float | None = None  # of transactions in a row
+        self.broken = False
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._held)
+
+    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+        self._held.hold(Finished(frame, outcome, result))
+
+    def deliver(self, wait_s: float = 0.0) -> list[Acknowledged]:
+        ready = [] if self.broken else self._held.take(self._offsets)
+        if not ready:
+            if wait_s:
+                self._publisher.rest(wait_s)
+            return []
+        began = self._clock()
+        membership = self._source.membership()
+        if membership is None:
+            self._break(ready, TransactionError("this process is not a member of the group at the moment"))
+            return []
+        try:
+            done = self._publisher.transact(ready, membership)
+        except TransactionError as error:
+            self._break(ready, error)
+            return []
+        self._failed_since = None
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.transaction.observe(self._clock() - began)
+        for item in done:
+            self._judge(item.frame, item.outcome)
+        return done
+
+    def commit(self, risen: Sequence[Committable]) -> None:
+        """The transaction did."""
+
+    def hand_over(self, watermarks: Sequence[Committable]) -> None:
+        """The transactions did."""
+
+    def finish(self, watermarks: Sequence[Committable]) -> None:
+        """The transactions did."""
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
+        return [item.frame for item in self._held.forget(partitions)]
+
+    def recover(self) -> None:
+        try:
+            self._publisher.renew()
+        except TransactionError as error:
+            self._check_patience(error)
+            return
+        epochs = self._source.rewind()
+        if epochs is not None:
+            for partition, epoch in epochs.items():
+                self._offsets.assign(partition, epoch)
+            self.broken = False
+
+    def _break(self, ready: Sequence[Finished], error: TransactionError) -> None:
+        self.broken = True
+        for item in ready:  # whoever forgets the partitions finds them here
+            self._held.hold(item)
+        self._metrics.transactions.labels("aborted").inc()
+        _log.warning("transaction failed; going back to what is committed", outcomes=len(ready), error=str(error))
+        self._check_patience(error)
+
+    def _check_patience(self, error: TransactionError) -> None:
+        now = self._clock()
+        if self._failed_since is None:
+            self._failed_since = now
+        if now - self._failed_since > RECOVERY_S:
+            raise KafkaError(f"no transaction succeeded for {RECOVERY_S:.0f} s, the last: {error}") from error

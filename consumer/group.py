@@ -1,0 +1,62 @@
+"""What `source` asks the group's coordinator, and what the answers mean."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import confluent_kafka
+from confluent_kafka import KafkaException
+
+from consumer.errors import KafkaError
+
+# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
+LOOKUP_S, LOOKUP_TRIES = 10.0, 3
+# How librdkafka (2.0 to 2.16) writes the metadata of a member: this, the generation (int32, native), then strings that
+# end with a zero: group, member.
+_METADATA: Final = b"CGMDv2:"
+_GENERATION: Final = struct.Struct("=i")
+
+
+def committed(
+    client: confluent_kafka.Consumer, partitions: Sequence[confluent_kafka.TopicPartition], tries: int = LOOKUP_TRIES
+) -> list[confluent_kafka.TopicPartition]:
+    """What the group has committed of these partitions, a negative offset where it has nothing.
+
+    Offsets of a transaction that is still open are waited for (a `read_committed` consumer asks for stable ones).
+    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try.
+    """
+    for tries_left in reversed(range(tries)):
+        try:
+            found = client.committed(list(partitions), timeout=LOOKUP_S)
+            break
+        except KafkaException as error:
+            if not tries_left:
+                raise KafkaError(f"cannot read the committed offsets of the group: {text_of(error)}") from error
+    for item in found:
+        if item.error is not None:
+            raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
+    return found
+
+
+def is_member(metadata: bytes) -> bool:
+    """Whether the group metadata is that of a member: brokers check nothing where it is not, and would commit anyway.
+
+    Raises KafkaError where librdkafka writes it in a way that is not known here.
+    """
+    if not metadata.startswith(_METADATA):
+        raise KafkaError(
+            f"librdkafka {confluent_kafka.libversion()[0]} writes group metadata in a way that this version cannot "
+            "check; use delivery: at_least_once, or a confluent-kafka of the locked version"
+        )
+    body = metadata[len(_METADATA) :]
+    (generation,) = _GENERATION.unpack_from(body)
+    _group, member, *_ = body[_GENERATION.size :].split(b"\0")
+    return generation >= 0 and bool(member)
+
+
+def text_of(error: BaseException) -> str:
+    """The words of the library for an exception of it."""
+    inner = error.args[0] if error.args else error
+    return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

@@ -1,0 +1,223 @@
+"""Transactions that hold outcomes and the input offsets below them: a `read_committed` reader sees each outcome once.
+
+librdkafka leaves two things to us. A request to end a transaction that was sent twice can end a later one, because its
+epoch lasts as long as the producer (it lacks KIP-890): so a producer whose transaction did not go smoothly is thrown
+away, and the next one, with the same `transactional.id`, gets a new epoch and resolves what the old one left. And the
+brokers check the membership in the group only if it is sent: see `Source.membership`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import confluent_kafka
+import structlog
+from confluent_kafka import KafkaException
+
+from consumer.config import Config
+from consumer.errors import KafkaError, PublishError, TransactionError
+from consumer.held import Finished
+from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
+from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
+
+_log = structlog.get_logger(__name__)
+_Code = confluent_kafka.KafkaError
+
+# The brokers that `sluice demo` starts answer every request of a transaction and show what was aborted.
+EMBEDDED_CLUSTERS = "sluice-embedded-"
+# From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
+TRANSACTION_S = 10.0
+# At the start brokers may still be on their way; later, `ExactlyOnce.recover` counts the tries.
+_START_S, _CONNECT_S = 30.0, 8.0
+# Fenced once: the brokers gave up an old transaction of ours. Twice within this: someone else uses the same ID.
+FENCED_AGAIN_S = 60.0
+
+_FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
+_NO_TRANSACTIONS = "these brokers have no transactions; use delivery: at_least_once"
+_ADVICE = {
+    _Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant WRITE and DESCRIBE on the transactional ID",
+    _Code.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on the output and dead-letter topics",
+    _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
+    _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001
+    _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
+    _Code.INVALID_TRANSACTION_TIMEOUT: "lower transaction.timeout.ms in kafka.producer to what the brokers allow",
+    _Code._UNSUPPORTED_FEATURE: _NO_TRANSACTIONS,  # noqa: SLF001
+    _Code.UNSUPPORTED_VERSION: _NO_TRANSACTIONS,
+}
+
+
+def transactional_settings(config: Config) -> dict[str, Any]:
+    """As `producer_settings`, for transactions."""
+    ours = {
+        # The transaction of a pod that died stays open for so long, and its readers stand still; a restarted pod with
+        # the same ID ends it at once.
+        "transaction.timeout.ms": 15_000,
+        # A commit that takes longer may have been sent twice.
+        "socket.timeout.ms": 5_000,
+        # The brokers refuse a new transaction until the markers of the last one are written. The default of 100 ms
+        # would make that wait the length of a transaction.
+        "retry.backoff.ms": 2,
+    }
+    return ours | producer_settings(config) | {"transactional.id": config.transactional_id}
+
+
+class TransactionalPublisher:
+    """Writes outcomes in transactions, one at a time. The thread that makes it owns it.
+
+    Raises KafkaError where the brokers do not let it begin, with what to do.
+    """
+
+    def __init__(self, config: Config, model: ModelInfo, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
+        settings = transactional_settings(config)
+        self._id = config.transactional_id
+        self._socket_s = float(settings["socket.timeout.ms"]) / 1000
+        self._clock = clock
+        self._make = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms, settings=settings)
+        self._publisher = self._make()
+        self._cuts: dict[tuple[TopicPartition, int], int] = {}
+        self._suspect = False
+        self._fenced_at: float | None = None
+        self._start()
+
+    def transact(self, finished: Sequence[Finished], membership: object) -> list[Acknowledged]:
+        """Write these outcomes and commit the offset after the last one of each partition: all of it, or nothing.
+
+        `finished`: in offset order within each partition. `membership`: of `Source.membership`, from this turn.
+        Blocks for `TRANSACTION_S` at most. Raises TransactionError where it failed, or may have: look up what is
+        committed. KafkaError and PublishError where no repetition helps.
+        """
+        if self._suspect:
+            self._renew()
+        publisher, started = self._publisher, self._clock()
+        deadline = started + TRANSACTION_S
+        try:
+            publisher.client.poll(0)  # what happened between two transactions says nothing about this one
+            errors = publisher.errors
+            publisher.client.begin_transaction()
+            for item in finished:
+                publisher.publish(*item)
+            send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
+            calm = self._call(send_offsets, deadline)
+            calm = self._call(publisher.client.commit_transaction, deadline) and calm
+        except (KafkaException, PublishError) as error:
+            self._suspect = True
+            self._judge(error, publisher.reports())
+        self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
+        self._cuts.clear()
+        return publisher.poll()
+
+    def renew(self) -> None:
+        """After a failed transaction: a new producer, which resolves the old one's transaction. Blocks for seconds.
+
+        Raises TransactionError where the brokers do not answer: try again. KafkaError where no repetition helps.
+        """
+        if self._suspect:
+            self._renew()
+
+    def rest(self, timeout_s: float) -> None:
+        """Wait, and serve what the client has to say."""
+        with contextlib.suppress(KafkaException):  # the next transaction meets it too
+            self._publisher.client.poll(timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Close; between two transactions there is nothing to give up. False where it did not close in time."""
+        return self._publisher.close(timeout_s)
+
+    # The producer
+
+    def _start(self) -> None:
+        deadline = self._clock() + _START_S
+        connect = self._connect
+        while True:
+            try:
+                connect()
+            except TransactionError as error:
+                if self._clock() >= deadline:
+                    raise KafkaError(f"cannot begin transactions as {self._id!r}: {error}") from error
+                connect = self._renew
+            else:
+                break
+        if (self._publisher.client.cluster_id(_CONNECT_S) or "").startswith(EMBEDDED_CLUSTERS):
+            raise KafkaError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
+
+    def _renew(self) -> None:
+        _log.info("new producer", transactional_id=self._id)
+        _abandon(self._publisher.client)
+        self._publisher = self._make()
+        self._publisher.cuts = self._cuts
+        self._connect()
+        self._suspect = False
+
+    def _connect(self) -> None:
+        try:
+            self._publisher.client.init_transactions(_CONNECT_S)
+        except KafkaException as error:
+            self._judge(error, [])
+
+    # One call, and what its failure means
+
+    def _call(self, call: Callable[[float], None], deadline: float) -> bool:
+        """Make the call, and repeat it where it is retriable. False where it was: then a request may be sent twice."""
+        calm = True
+        while True:
+            try:
+                call(max(0.1, deadline - self._clock()))
+            except KafkaException as error:
+                if not error.args[0].retriable() or self._clock() >= deadline:
+                    raise
+                calm = False
+                self.rest(0.05)
+            else:
+                return calm
+
+    def _judge(self, failure: KafkaException | PublishError, reports: Sequence[Report]) -> NoReturn:
+        for pending, error in reports:
+            if error is None or error.code() not in ADVICE:
+                continue
+            cut = isinstance(pending.outcome, Rejected) and error.code() == _Code.MSG_SIZE_TOO_LARGE
+            if not cut or pending.limit + 1 == len(DEAD_LETTER_LIMITS):
+                raise self._publisher.refused(pending, error) from failure
+            self._cuts[pending.frame.receipt[:2]] = pending.limit + 1
+        codes = {error.code() for error in _errors(failure)} | {error.code() for _, error in reports if error}
+        if (known := next(filter(_ADVICE.get, codes), None)) is not None:
+            raise KafkaError(f"{failure}; {_ADVICE[known]} ({self._id})") from failure
+        if codes & _FENCED:
+            self._fenced(failure)
+        raise TransactionError(f"the transaction failed: {failure}") from failure
+
+    def _fenced(self, failure: Exception) -> None:
+        before, self._fenced_at = self._fenced_at, self._clock()
+        if before is not None and self._fenced_at - before < FENCED_AGAIN_S:
+            raise KafkaError(
+                f"another process writes with the transactional ID {self._id!r}: it has taken it over twice within "
+                f"{FENCED_AGAIN_S:.0f} s. Give each process its own kafka.transactional_id"
+            ) from failure
+
+
+def _positions(finished: Sequence[Finished]) -> list[confluent_kafka.TopicPartition]:
+    after = {item.frame.receipt.partition: item.frame.receipt.offset + 1 for item in finished}
+    return [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in after.items()]
+
+
+def _errors(failure: BaseException | None) -> Iterator[confluent_kafka.KafkaError]:
+    """What librdkafka said, wherever in the chain."""
+    while failure is not None:
+        if isinstance(failure, KafkaException):
+            yield failure.args[0]
+        failure = failure.__cause__ or failure.__context__
+
+
+def _abandon(client: confluent_kafka.Producer) -> None:
+    """Close it on a thread of its own: it waits for brokers that may be away, and nothing depends on it."""
+
+    def close() -> None:
+        with contextlib.suppress(KafkaException):
+            client.purge()
+            client.close()
+
+    threading.Thread(target=close, name="producer-close", daemon=True).start()
