@@ -7,7 +7,7 @@ outcomes until every earlier offset of their partition has one, then writes them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -21,6 +21,8 @@ _log = structlog.get_logger(__name__)
 
 # How long it is tried to begin anew after a failed transaction, before the process ends.
 RECOVERY_S = 120.0
+# From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
+TRANSACTION_S: Final = 10.0
 
 Judge = Callable[[Frame, Outcome], None]
 """Told of each outcome as it was written: a result that cannot be written has become a rejection."""
@@ -53,7 +55,7 @@ class PublisherLike(Protocol):
 class TransactionsLike(Protocol):
     """What `ExactlyOnce` asks of `publisher.TransactionalPublisher`."""
 
-    def transact(self, finished: Sequence[Finished], membership: object) -> list[Acknowledged]: ...
+    def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]: ...
     def renew(self) -> None: ...
     def rest(self, timeout_s: float) -> None: ...
 
@@ -78,8 +80,8 @@ class Delivery(Protocol):
         """Take in the outcome of a frame whose epoch is current. Does not block."""
         ...
 
-    def deliver(self, wait_s: float = 0.0) -> list[Acknowledged]:
-        """What the brokers have by now. Blocks up to `wait_s` where nothing is there, or for one transaction."""
+    def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
+        """What the brokers have by now. Blocks up to `wait_s` where nothing is there, or `within_s` to write it."""
         ...
 
     def commit(self, risen: Sequence[Committable]) -> None:
@@ -123,7 +125,7 @@ class AtLeastOnce:
     def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
         self._judge(frame, self._publisher.publish(frame, outcome, result))
 
-    def deliver(self, wait_s: float = 0.0) -> list[Acknowledged]:
+    def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:  # noqa: ARG002
         return self._publisher.poll(wait_s)
 
     def commit(self, risen: Sequence[Committable]) -> None:
@@ -179,7 +181,7 @@ class ExactlyOnce:
     def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
         self._held.hold(Finished(frame, outcome, result))
 
-    def deliver(self, wait_s: float = 0.0) -> list[Acknowledged]:
+    def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         ready = [] if self.broken else self._held.take(self._offsets)
         if not ready:
             if wait_s:
@@ -191,7 +193,7 @@ class ExactlyOnce:
             self._break(ready, TransactionError("this process is not a member of the group at the moment"))
             return []
         try:
-            done = self._publisher.transact(ready, membership)
+            done = self._publisher.transact(ready, membership, min(within_s, TRANSACTION_S))
         except TransactionError as error:
             self._break(ready, error)
             return []

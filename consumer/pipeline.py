@@ -288,7 +288,7 @@ class Pipeline(RebalanceListener):
                 waiting = bool(self._worker.in_flight)
                 for result in self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0):
                     self._publish(result)
-                self._acknowledge(self._delivery.deliver(0.0 if waiting else ACKNOWLEDGE_S))
+                self._acknowledge(self._delivery.deliver(0.0 if waiting else ACKNOWLEDGE_S, deadline.left_s))
         finally:
             self._worker.drain(draining=False)
         return left
@@ -297,13 +297,14 @@ class Pipeline(RebalanceListener):
 
     def _recover(self) -> None:
         """Drop all, and read again from what the group has committed, in new epochs; or try it in the next turn."""
-        self._source.pause()
-        self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # keeps the membership; may bring and take partitions
-        for result in self._worker.results():
-            self._publish(result)
         self._drop(self._offsets.partitions)
         self._rejected_in_a_row = 0
         self._delivery.recover()
+        if self._delivery.broken:
+            self._source.pause()
+            self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # for the membership; it may bring and take partitions
+            for result in self._worker.results():
+                self._publish(result)
         self._watch_over()
 
     # Shutdown

@@ -176,8 +176,11 @@ class Publisher:
     def close(self, timeout_s: float) -> bool:
         """Give up what is not acknowledged and close. False where the client did not close in time."""
         self._check_owner()
-        self._client.purge()
-        return bool(self._client.flush(timeout_s) == 0)
+        try:
+            self._client.purge()
+            return bool(self._client.flush(timeout_s) == 0)
+        except (KafkaException, SystemError):  # the latter where a fatal error meets a delivery report in the library
+            return False
 
     def _bury(self, pending: Pending) -> None:
         if (known := self.cuts.get(pending.frame.receipt[:2], 0)) > pending.limit:

@@ -29,8 +29,6 @@ _Code = confluent_kafka.KafkaError
 
 # The brokers that `sluice demo` starts answer every request of a transaction and show what was aborted.
 EMBEDDED_CLUSTERS = "sluice-embedded-"
-# From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
-TRANSACTION_S = 10.0
 # At the start brokers may still be on their way; later, `ExactlyOnce.recover` counts the tries.
 _START_S, _CONNECT_S = 30.0, 8.0
 # Fenced once: the brokers gave up an old transaction of ours. Twice within this: someone else uses the same ID.
@@ -84,17 +82,17 @@ class TransactionalPublisher:
         self._fenced_at: float | None = None
         self._start()
 
-    def transact(self, finished: Sequence[Finished], membership: object) -> list[Acknowledged]:
+    def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]:
         """Write these outcomes and commit the offset after the last one of each partition: all of it, or nothing.
 
         `finished`: in offset order within each partition. `membership`: of `Source.membership`, from this turn.
-        Blocks for `TRANSACTION_S` at most. Raises TransactionError where it failed, or may have: look up what is
+        Blocks for `within_s` at most. Raises TransactionError where it failed, or may have: look up what is
         committed. KafkaError and PublishError where no repetition helps.
         """
         if self._suspect:
             self._renew()
         publisher, started = self._publisher, self._clock()
-        deadline = started + TRANSACTION_S
+        deadline = started + within_s
         try:
             publisher.client.poll(0)  # what happened between two transactions says nothing about this one
             errors = publisher.errors

@@ -1,4 +1,4 @@
-"""delivery: exactly_once on Apache Kafka, with the real program. The readers here are read_committed, as librdkafka's are.
+"""delivery: exactly_once on Apache Kafka, with the real program. The readers are read_committed, librdkafka's default.
 
 What a `read_committed` reader must see: each frame exactly once, in order per source, whatever happens to the program,
 to its place in the group, and to the broker.
@@ -6,16 +6,18 @@ to its place in the group, and to the broker.
 
 from __future__ import annotations
 
+import contextlib
 import random
-import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 import images
 from apache_kafka import ApacheKafka
-from brokers import APACHE, Broker, unique_name
+from brokers import APACHE, EMBEDDED, Broker, unique_name
+from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker
 from sluice_process import Reader, Sluice, Topics, produce, reading, running
 from waiting import wait_until
 
@@ -32,11 +34,6 @@ def frames(count: int) -> list[tuple[str, bytes]]:
     return [
         ("cam-busy" if n % 3 else f"cam-{n % 7}", b"damaged" if n % 50 == 17 else image[n % 4]) for n in range(count)
     ]
-
-
-def places(reader: Reader) -> list[str]:
-    """Where the outcomes that were seen came from, as `topic/partition/offset`."""
-    return [dict(message.headers())["ce_id"].decode().rpartition("#")[0] or _id(message) for message in reader.messages]
 
 
 def _id(message: Any) -> str:
@@ -79,3 +76,122 @@ def test_sigkill_in_mid_stream_repeats_nothing_and_loses_nothing(apache_broker: 
         results.drain()
         letters.drain()
         check_once_and_in_order(results, letters, sent)
+
+
+@PROTOCOLS
+def test_partitions_move_under_load_without_a_loss_or_a_repeat(apache_broker: Broker, protocol: str) -> None:
+    """A second consumer joins, then the first is told to go, both in mid-stream.
+
+    Catches: outcomes committed for a partition that has gone, a revocation or a drain that gives up what it finished
+    without its transaction, a stale generation that is taken for a failed broker.
+    """
+    sent, topics = frames(4000), Topics.on(apache_broker)
+    options = {**EXACTLY_ONCE, "kafka__consumer": settings_of(apache_broker, protocol)}
+    produce(apache_broker, topics.frames, sent)
+    with (
+        running(apache_broker, topics, ENGINE, **options, kafka__transactional_id=unique_name("first")) as first,
+        reading(apache_broker, topics.detections) as results,
+        reading(apache_broker, topics.dead) as letters,
+    ):
+        results.read(200, 60, alive=lambda: first.running)
+        options |= {"kafka__group_id": first.group, "kafka__transactional_id": unique_name("second")}
+        with running(apache_broker, topics, ENGINE, **options) as second:
+            wait_until(lambda: metric(second, "assigned_partitions") > 0, 60, "the second consumer to have its share")
+            results.read(len(results.messages) + 200, 60, alive=lambda: first.running and second.running)
+            assert first.terminate() == 0, first.log
+            results.read(sum(value != b"damaged" for _, value in sent), 60, alive=lambda: second.running)
+            assert second.terminate() == 0, second.log
+        results.drain()
+        letters.drain()
+        check_once_and_in_order(results, letters, sent)
+
+
+def test_a_broker_that_stands_still_costs_no_outcome_and_repeats_none(
+    apache_cluster: Callable[..., ApacheKafka],
+) -> None:
+    """The broker is stopped twice: for longer than the socket's timeout, then until the transaction is given up.
+
+    Catches: going on with a producer whose commit may have been sent twice, no rewind after a transaction that failed,
+    a rewind to offsets that an unresolved transaction still changes.
+    """
+    cluster = apache_cluster()
+    broker = Broker("apache", cluster.bootstrap_servers, {}, APACHE, cluster.create_topic)
+    sent, topics = frames(4000), Topics.on(broker)
+    produce(broker, topics.frames, sent)
+    options = {**EXACTLY_ONCE, "kafka__producer": {"socket.timeout.ms": 1000}}
+    with (
+        running(broker, topics, ENGINE, **options) as sluice,
+        reading(broker, topics.detections) as results,
+        reading(broker, topics.dead) as letters,
+    ):
+        results.read(300, 60, alive=lambda: sluice.running)
+        with paused(cluster):
+            time.sleep(2.5)  # the length of the fault
+        results.read(len(results.messages) + 300, 60, alive=lambda: sluice.running)
+        assert "new producer" in sluice.log
+        with paused(cluster):
+            wait_until(lambda: "transaction failed" in sluice.log, 40, "a transaction to be given up")
+        wait_until(lambda: "rewound" in sluice.log, 60, "the consumer to go back to what is committed")
+        results.read(sum(value != b"damaged" for _, value in sent), 90, alive=lambda: sluice.running)
+        assert metric(sluice, 'transactions_total{result="aborted"}') >= 1
+        assert sluice.terminate() == 0, sluice.log
+        results.drain()
+        letters.drain()
+        check_once_and_in_order(results, letters, sent)
+
+
+def test_two_processes_with_one_transactional_id_end_with_a_message_and_without_a_repeat(apache_broker: Broker) -> None:
+    """Catches: two pods that fence each other for ever, and an outcome of the fenced one that is seen."""
+    sent, topics = frames(8000), Topics.on(apache_broker)
+    options = {
+        **EXACTLY_ONCE,
+        "kafka__consumer": settings_of(apache_broker),
+        "kafka__transactional_id": unique_name("one"),
+    }
+    produce(apache_broker, topics.frames, sent)
+    with (
+        running(apache_broker, topics, ENGINE, **options) as first,
+        reading(apache_broker, topics.detections) as results,
+        reading(apache_broker, topics.dead) as letters,
+    ):
+        results.read(200, 60, alive=lambda: first.running)
+        with running(apache_broker, topics, ENGINE, **options, kafka__group_id=first.group) as second:
+            wait_until(lambda: not (first.running and second.running), 60, "one of the two to give up")
+            left, ended = (first, second) if first.running else (second, first)
+            assert ended.wait() == 4
+            assert "kafka.transactional_id" in ended.log
+            assert "Traceback" not in ended.log
+            results.read(sum(value != b"damaged" for _, value in sent), 90, alive=lambda: left.running)
+            assert left.terminate() == 0, left.log
+        results.drain()
+        letters.drain()
+        check_once_and_in_order(results, letters, sent)
+
+
+def test_a_broker_that_shows_what_was_aborted_is_refused_at_the_start(embedded_broker: EmbeddedBroker) -> None:
+    """Catches: exactly once in name only. The embedded broker answers every request of a transaction."""
+    make = lambda name, partitions: embedded_broker.create_topics({name: partitions})  # noqa: E731
+    broker = Broker("embedded", embedded_broker.bootstrap_servers, CLIENT_SETTINGS, EMBEDDED, make)
+    with running(broker, Topics.on(broker, partitions=1), ENGINE, delivery="exactly_once") as sluice:
+        assert sluice.wait() == 4
+    assert "delivery: at_least_once" in sluice.log
+    assert "Traceback" not in sluice.log
+
+
+def settings_of(broker: Broker, protocol: str = "classic") -> dict[str, Any]:
+    return {"group.protocol": "consumer"} if protocol == "consumer" else dict(broker.client_settings)
+
+
+def metric(sluice: Sluice, name: str) -> float:
+    """The value of `sluice_NAME` now; 0 where the program does not answer."""
+    lines = sluice.get("/metrics")[1].splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(f"sluice_{name} ")), 0.0)
+
+
+@contextlib.contextmanager
+def paused(cluster: ApacheKafka) -> Iterator[None]:
+    cluster.pause(1)
+    try:
+        yield
+    finally:
+        cluster.resume(1)

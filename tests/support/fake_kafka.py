@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -59,6 +60,12 @@ def failed(code: int, text: str = "said the broker", *, fatal: bool = False) -> 
     return KafkaError(code, text, fatal=fatal)
 
 
+def group_metadata(generation: int, member: str, instance: str | None = None) -> bytes:
+    """As librdkafka writes it."""
+    tail = b"\x01" if instance is None else b"\x00" + instance.encode() + b"\0"
+    return b"CGMDv2:" + struct.pack("=i", generation) + b"sluice\0" + member.encode() + b"\0" + tail
+
+
 class FakeConsumer:
     """`script` is played by `poll`: messages come out, functions are called and the next entry follows."""
 
@@ -68,6 +75,8 @@ class FakeConsumer:
         self.calls: list[tuple[str, Any]] = []
         self.group: dict[Ours, int] = {}  # committed
         self.lookup_failures = 0
+        self.seek_failures = 0
+        self.metadata = group_metadata(3, "member-1")
         self.refuse: KafkaError | None = None  # what commit and store answer
         self.callbacks: dict[str, Callable[..., None]] = {}
         self.waits: list[float] = []
@@ -102,6 +111,15 @@ class FakeConsumer:
     def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
         assert cached, "it asks the brokers in the loop"
         return 0, 100
+
+    def consumer_group_metadata(self) -> bytes:
+        return self.metadata
+
+    def seek(self, partition: TopicPartition) -> None:
+        if self.seek_failures:
+            self.seek_failures -= 1
+            raise KafkaException(failed(KafkaError._STATE, "not fetching yet"))
+        self.calls.append(("seek", [(Ours(partition.topic, partition.partition), partition.offset)]))
 
     def store_offsets(self, *, offsets: list[TopicPartition]) -> None:
         self._answer("store", offsets)
@@ -167,3 +185,55 @@ class FakeProducer:
 
     def flush(self, timeout: float) -> int:
         return len(self.queue)
+
+
+class FakeTransactionalProducer(FakeProducer):
+    """As FakeProducer, with transactions. `fails`: by method, what its next calls raise; `takes`: seconds of its calls.
+
+    Messages are delivered in `commit_transaction`, as by the real one. `made` has every producer of a test, in order.
+    """
+
+    made: ClassVar[list[FakeTransactionalProducer]] = []
+    fails: ClassVar[dict[str, list[KafkaError]]] = {}
+    takes: ClassVar[dict[str, float]] = {}
+    cluster = "4L6g3nShT-eMCtK--X86sw"
+    advance: ClassVar[Callable[[float], None]]
+
+    def __init__(self, settings: dict[str, Any], logger: object = None) -> None:
+        super().__init__(settings, logger)
+        self.calls: list[str] = []
+        self.offsets: dict[Ours, int] = {}
+        self.metadata: list[object] = []
+        self.on_poll = FakeTransactionalProducer.advance
+        self.made.append(self)
+
+    def cluster_id(self, timeout: float) -> str:
+        return self.cluster
+
+    def init_transactions(self, timeout: float) -> None:
+        self._call("init_transactions")
+
+    def begin_transaction(self) -> None:
+        self._call("begin_transaction")
+
+    def send_offsets_to_transaction(self, offsets: list[TopicPartition], metadata: object, timeout: float) -> None:
+        assert 0 < timeout <= 10
+        self._call("send_offsets_to_transaction")
+        self.offsets |= {Ours(p.topic, p.partition): p.offset for p in offsets}
+        self.metadata.append(metadata)
+
+    def commit_transaction(self, timeout: float) -> None:
+        assert 0 < timeout <= 10
+        for message in list(self.queue):
+            message["on_delivery"](self.report(message), None)
+        self.queue.clear()
+        self._call("commit_transaction")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        FakeTransactionalProducer.advance(self.takes.get(name, 0.001))
+        if self.fails.get(name):
+            raise KafkaException(self.fails[name].pop(0))

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from consumer.batcher import Batcher
 from consumer.config import Config
-from consumer.delivery import AtLeastOnce
+from consumer.delivery import AtLeastOnce, Delivery, Judge, SourceLike
 from consumer.errors import PublishError
 from consumer.health import Health
 from consumer.metrics import Metrics
-from consumer.offsets import Committable
+from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
 from consumer.source import BURST, RebalanceListener
 from consumer.types import (
@@ -60,6 +60,7 @@ class Log:
     records: dict[TopicPartition, list[tuple[int, str, bytes]]]  # offset, source, payload
     acknowledged: set[tuple[TopicPartition, int]] = field(default_factory=set)
     committed: dict[TopicPartition, int] = field(default_factory=dict)
+    resolve: Callable[[], None] = lambda: None  # what is in an open transaction becomes committed, or not
 
     def append(self, partition: TopicPartition, source_id: str, payload: bytes, gap: int = 0) -> None:
         line = self.records[partition]
@@ -94,6 +95,8 @@ class FakeSource:
         self.rebalances: list[tuple[int, Callable[[], None]]] = []
         self.paused = False
         self.subscribed = self.closed = False
+        self.member = True
+        self.rewind_fails: Callable[[], bool] = lambda: False
         self.longest_rebalance_s = 0.0
         self._epoch = 0
         self._failure: BaseException | None = None
@@ -126,6 +129,17 @@ class FakeSource:
     def resume(self) -> None:
         self.paused = False
 
+    def membership(self) -> object | None:
+        return self._epoch if self.member else None
+
+    def rewind(self) -> dict[TopicPartition, int] | None:
+        if self.rewind_fails():
+            return None
+        self.paused = False
+        for partition in self.owned:
+            self._begin_epoch(partition)
+        return dict(self.owned)
+
     def store(self, offsets: Iterable[Committable]) -> None:
         for partition, next_offset in offsets:
             assert partition in self.owned, f"stored for {partition}, which is not ours"
@@ -153,11 +167,7 @@ class FakeSource:
                 self.log.committed[partition] = max(self.log.committed.get(partition, 0), self.stored.pop(partition))
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
-        epochs = {}
-        for partition in partitions:
-            self._epoch += 1
-            epochs[partition] = self.owned[partition] = self._epoch
-            self.positions[partition] = self.log.committed.get(partition, 0)
+        epochs = {partition: self._begin_epoch(partition) for partition in partitions}
         self._tell(lambda: self.listener.assigned(epochs))
 
     def revoke(self, partitions: Sequence[TopicPartition]) -> None:
@@ -170,6 +180,13 @@ class FakeSource:
     def lose(self, partitions: Sequence[TopicPartition]) -> None:
         self._end(partitions)
         self._tell(lambda: self.listener.lost(partitions))
+
+    def _begin_epoch(self, partition: TopicPartition) -> int:
+        self._epoch += 1
+        self.owned[partition] = self._epoch
+        self.log.resolve()
+        self.positions[partition] = self.log.committed.get(partition, 0)
+        return self._epoch
 
     def _end(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
@@ -324,17 +341,11 @@ class World:
         self.health = Health(clock=self.clock, stall_timeout_s=config.limits.stall_timeout_s)
         self.metrics = metrics or Metrics()
         self.source: FakeSource
-
-        def make_source(listener: RebalanceListener) -> FakeSource:
-            self.source = FakeSource(log, self.clock, listener)
-            self.publisher = FakePublisher(self.source, self.clock, self._delay_s)
-            return self.source
-
         self.pipeline = Pipeline(
             config,
-            make_source,
+            self._make_source,
             self.worker,
-            lambda source, _offsets, judge: AtLeastOnce(source, self.publisher, judge),
+            self._make_delivery,
             health=self.health,
             metrics=self.metrics,
             clock=self.clock,
@@ -346,12 +357,23 @@ class World:
             self.pipeline.step()
             self.check()
 
+    def check(self) -> None:
+        held = self.worker.held_bytes + self._published_bytes()
+        assert self.pipeline._held_bytes == held, f"{self.pipeline._held_bytes} bytes counted, {held} held"
+
+    def _published_bytes(self) -> int:
+        return self.publisher.held_bytes
+
+    def _make_source(self, listener: RebalanceListener) -> FakeSource:
+        self.source = FakeSource(self.log, self.clock, listener)
+        return self.source
+
+    def _make_delivery(self, source: SourceLike, offsets: OffsetTracker, judge: Judge) -> Delivery:
+        self.publisher = FakePublisher(self.source, self.clock, self._delay_s)
+        return AtLeastOnce(source, self.publisher, judge)
+
     def _service_s(self) -> float:
         return self.service_s()
 
     def _delay_s(self) -> float:
         return self.delay_s()
-
-    def check(self) -> None:
-        held = self.worker.held_bytes + self.publisher.held_bytes
-        assert self.pipeline._held_bytes == held, f"{self.pipeline._held_bytes} bytes counted, {held} held"

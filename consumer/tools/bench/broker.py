@@ -21,12 +21,16 @@ _ANSWER_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """`settings`: what consumers on it need. `pid`: of its process where it is ours, to measure its CPU."""
+    """`settings`: what consumers on it need. `pid`: of its process where it is ours, to measure its CPU.
+
+    `transactions`: whether it hides what was aborted, so that the program delivers exactly once on it.
+    """
 
     name: str
     bootstrap_servers: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     pid: int | None = None
+    transactions: bool = True
 
     @contextlib.contextmanager
     def topics(self, partitions: int) -> Iterator[tuple[str, str, str]]:
@@ -66,4 +70,7 @@ def broker_at(bootstrap_servers: str | None) -> Iterator[Broker]:
         yield Broker(bootstrap_servers, bootstrap_servers)
         return
     with EmbeddedBroker() as embedded:
-        yield Broker("embedded (Tansu, in memory)", embedded.bootstrap_servers, dict(CLIENT_SETTINGS), embedded.pid)
+        settings = dict(CLIENT_SETTINGS)
+        yield Broker(
+            "embedded (Tansu, in memory)", embedded.bootstrap_servers, settings, embedded.pid, transactions=False
+        )

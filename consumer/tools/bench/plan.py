@@ -18,11 +18,13 @@ from consumer.tools.bench.trial import (
     live,
     preloaded,
     steady_memory,
+    watched,
 )
 
 DEFAULT_ENGINE: Final = "simulated://6.667ms@1,40ms@32"
 LOADS: Final = (0.1, 0.5, 0.8)  # of the engine's limit: 80, 400 and 640 frames a second of 800
 OVERLOAD: Final = 1.125  # 900 of 800
+SEEN_RATE: Final = 400.0  # frames a second, until a reader has the result
 MEMORY_FRAMES: Final = (20_000, 200_000)
 MEMORY_RATE: Final = 1000.0  # frames a second: well below what two cores do, so that no backlog counts
 
@@ -66,8 +68,18 @@ class Plan:
         yield "zero_cost", lambda: median([self._zero_cost() for _ in range(self._repeat)])
         for load in LOADS:
             yield self._latency_name(load), partial(self._latency, load)
+        if self._lab.broker.transactions:
+            yield from self._both_deliveries()
         for count in self._memory_frames:
             yield f"memory_{count}", partial(self._memory, count)
+
+    def _both_deliveries(self) -> Iterator[tuple[str, Callable[[], Run]]]:
+        """What exactly-once delivery costs, beside the same run without it."""
+        lab = replace(self._lab, delivery="exactly_once")
+        saturated = partial(live, rate=self._limit * OVERLOAD)
+        yield "saturated_exactly_once", lambda: self._against_limit(saturated, "saturated_exactly_once", lab)
+        for name, each in (("seen_400", self._lab), ("seen_400_exactly_once", lab)):
+            yield name, partial(self._seen, name, each)
 
     @cached_property
     def decoding(self) -> Decoding:
@@ -96,8 +108,8 @@ class Plan:
             decode_only=figures,
         )
 
-    def _against_limit(self, trial: Callable[[Lab, str, str], Run], name: str) -> Run:
-        run = trial(self._lab, name, self._engine)
+    def _against_limit(self, trial: Callable[[Lab, str, str], Run], name: str, lab: Lab | None = None) -> Run:
+        run = trial(lab or self._lab, name, self._engine)
         return replace(
             run,
             engine_limit=self._limit,
@@ -126,6 +138,10 @@ class Plan:
     def _latency(self, load: float) -> Run:
         trial = partial(live, rate=load * self._limit, latency=True)
         return median([self._against_limit(trial, self._latency_name(load)) for _ in range(self._repeat)])
+
+    def _seen(self, name: str, lab: Lab) -> Run:
+        trial = partial(watched, rate=SEEN_RATE)
+        return median([self._against_limit(trial, name, lab) for _ in range(self._repeat)])
 
     def _memory(self, count: int) -> Run:
         tiny = images.save(images.tiny_frames(), Path(self._lab.folder) / "tiny.msgpack")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from consumer.tools.bench.figures import Decoding, Run
 from consumer.tools.bench.outcome import Integrity, Window
 from consumer.tools.bench.plain_loop import PlainLoop
 from consumer.tools.bench.processes import Child, Ending, Meter, Sluice, Subject
+from consumer.tools.bench.watcher import Watch
 
 ZERO_COST = "simulated://0ms@1,0ms@32"
 SOURCES, PARTITIONS = 8, 4
@@ -37,6 +38,7 @@ class Lab:
     device: str
     seconds: float
     warm_up_s: float
+    delivery: str = "at_least_once"
 
     def decode_only(self) -> Decoding:
         """Measure decoding alone, in a fresh process, now."""
@@ -79,6 +81,7 @@ class Lab:
                 "dead_letter.topic": dead,
                 "detector.model": engine,
                 "detector.device": self.device,
+                "delivery": self.delivery,
             }
         )
 
@@ -96,6 +99,14 @@ class Lab:
             each=each,
         )
         return Ending(Child("consumer.tools.bench.plain_loop", job.argument()), _CHILD_S)
+
+    @contextlib.contextmanager
+    def watched(self, topic: str) -> Iterator[Watch]:
+        """A reader of the results, at work while the block lasts."""
+        job = Watch(self.broker.bootstrap_servers, topic, str(self.folder / "seen.msgpack"))
+        with Child("consumer.tools.bench.watcher", job.argument()) as child:
+            yield job
+            child.terminate()
 
     def _alone(self, part: str, model: str, seconds: float) -> dict[str, float]:
         job = Alone(
@@ -156,21 +167,41 @@ def live(lab: Lab, name: str, engine: str, rate: float, *, latency: bool = False
     with lab.broker.topics(PARTITIONS) as topics:
         course = _play(lab, topics, engine, rate)
         results, integrity = _collect(lab, course)
-        stamps = [item.timestamp_ms for item in course.fed[PARTITIONS:]]
-        from_ms, until_ms = stamps[0] + lab.warm_up_s * 1000, stamps[-1]
+        from_ms, until_ms = _steady(lab, course)
         run = _run(lab, course, outcome.window(outcome.batches(results), from_ms, until_ms), integrity)
         run = replace(run, name=name, engine=engine)
-        if not latency:
-            return run
-        waits = outcome.latencies_ms(course.fed[PARTITIONS:], results, from_ms, until_ms)
-        p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist()
-        return replace(run, latency_ms={"p50": p50, "p95": p95, "p99": p99})
+        return replace(run, latency_ms=_latencies(course, results, from_ms, until_ms)) if latency else run
+
+
+def watched(lab: Lab, name: str, engine: str, rate: float) -> Run:
+    """As `live`, beside a `read_committed` reader: latency_ms is until that one has the result."""
+    with lab.broker.topics(PARTITIONS) as topics:
+        with lab.watched(topics[1]) as watch:
+            course = _play(lab, topics, engine, rate)
+        results, integrity = _collect(lab, course)
+        from_ms, until_ms = _steady(lab, course)
+        run = _run(lab, course, outcome.window(outcome.batches(results), from_ms, until_ms), integrity)
+        seen = watch.seen()
+        arrived = [result._replace(produced_ms=seen[result.partition, result.offset]) for result in results]
+        return replace(run, name=name, engine=engine, latency_ms=_latencies(course, arrived, from_ms, until_ms))
 
 
 def steady_memory(lab: Lab, name: str, count: int, rate: float) -> Run:
     """As `live`, for what the program holds after so many frames."""
     seconds = count / rate
     return live(replace(lab, warm_up_s=seconds / 10, seconds=seconds * 0.9), name, ZERO_COST, rate)
+
+
+def _steady(lab: Lab, course: _Course) -> tuple[float, float]:
+    """From when to when is measured, Unix milliseconds."""
+    stamps = [item.timestamp_ms for item in course.fed[PARTITIONS:]]
+    return stamps[0] + lab.warm_up_s * 1000, stamps[-1]
+
+
+def _latencies(course: _Course, results: Sequence[outcome.Result], from_ms: float, until_ms: float) -> dict[str, float]:
+    waits = outcome.latencies_ms(course.fed[PARTITIONS:], results, from_ms, until_ms)
+    p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist()
+    return {"p50": p50, "p95": p95, "p99": p99}
 
 
 def _play(lab: Lab, topics: tuple[str, str, str], engine: str, rate: float) -> _Course:

@@ -1,0 +1,138 @@
+"""The world of the pipeline with exactly-once delivery: transactions that may fail at any point, against one log.
+
+What each promise means is checked where a transaction takes effect: its outcomes are exactly those between the offset
+that the group had committed and the one that it commits, in order, each for the first time, and all of the epochs in
+which this process owns the partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from consumer.config import Config
+from consumer.delivery import Delivery, ExactlyOnce, Judge, SourceLike
+from consumer.errors import KafkaError, TransactionError
+from consumer.held import Finished
+from consumer.metrics import Metrics
+from consumer.offsets import Committable, OffsetTracker
+from consumer.types import Acknowledged, Detected, Rejected
+from made_frames import VirtualClock
+from pipeline_world import UNPUBLISHABLE, FakeSource, Log, World
+
+# What becomes of a transaction: it commits; it does not; it does, and the answer is lost; it is left in the middle, and
+# whoever renews the producer finds it committed, or not.
+Fate = Literal["commits", "aborts", "answer lost", "commits later", "aborts later"]
+FATES: tuple[Fate, ...] = ("commits", "aborts", "answer lost", "commits later", "aborts later")
+
+
+class FakeTransactions:
+    """As `TransactionalPublisher`. `fail` ends the process at the next transaction."""
+
+    def __init__(self, source: FakeSource, clock: VirtualClock, log: Log) -> None:
+        self.source, self.clock, self.log = source, clock, log
+        self.fate: Callable[[], Fate] = lambda: "commits"
+        self.takes_s: Callable[[], float] = lambda: 0.01
+        self.renewal_fails: Callable[[], bool] = lambda: False
+        self.fail = False
+        self.transactions: list[int] = []  # outcomes in each that committed
+        self._unresolved: list[Finished] | None = None
+        self._suspect = False
+        log.resolve()  # what an earlier process has left open
+        log.resolve = self._resolve
+
+    def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]:
+        assert membership is not None, "a transaction without a proof of membership"
+        assert not self._suspect, "the next transaction came before the recovery"
+        takes_s, fate = self.takes_s(), self.fate()
+        self.clock.advance(min(takes_s, within_s))
+        if self.fail:
+            raise KafkaError("the brokers refuse it")
+        if takes_s > within_s:
+            fate = {"commits": "answer lost"}.get(fate, fate)
+        if fate in {"commits", "answer lost"}:
+            self._commit(finished)
+        if fate == "commits":
+            return [Acknowledged(item.frame, _written(item), self.clock.now) for item in finished]
+        self._suspect = True
+        self._unresolved = list(finished) if fate == "commits later" else None
+        raise TransactionError(fate)
+
+    def renew(self) -> None:
+        self.clock.advance(self.takes_s())
+        if self.renewal_fails():
+            raise TransactionError("the brokers do not answer")
+        self._resolve()
+        self._suspect = False
+
+    def rest(self, timeout_s: float) -> None:
+        self.clock.advance(timeout_s)
+
+    def check_resolved(self) -> None:
+        assert not self._suspect, "what is committed was looked up while a transaction was unresolved"
+
+    def _resolve(self) -> None:
+        unresolved, self._unresolved = self._unresolved, None
+        if unresolved is not None:
+            self._commit(unresolved)
+
+    def _commit(self, finished: Sequence[Finished]) -> None:
+        lines: dict[object, list[int]] = {}
+        for item in finished:
+            partition, offset, epoch = item.frame.receipt
+            owned = self.source.owned.get(partition)
+            # A transaction that is resolved late may belong to an epoch before the one that owns the partition now.
+            assert owned is not None or self._suspect, f"committed for {partition}, which is not ours"
+            assert owned == epoch or self._suspect, f"committed for an epoch that has ended: {item.frame.receipt}"
+            lines.setdefault(partition, []).append(offset)
+            assert (partition, offset) not in self.log.acknowledged, f"{partition}: {offset} is seen twice"
+            self.log.acknowledged.add((partition, offset))
+        for partition, offsets in lines.items():
+            before, after = self.log.committed.get(partition, 0), offsets[-1] + 1
+            below = [offset for offset, _, _ in self.log.records[partition] if before <= offset < after]
+            assert offsets == below, f"{partition}: {offsets} written, {before} to {after} committed"
+            self.log.committed[partition] = after
+        self.transactions.append(len(finished))
+
+
+class ExactlyOnceSource(FakeSource):
+    """Nothing is stored or committed beside the transactions; what is committed is looked up when they are resolved."""
+
+    transactions: FakeTransactions
+
+    def rewind(self) -> object:
+        self.transactions.check_resolved()
+        return super().rewind()
+
+    def store(self, offsets: object) -> None:
+        raise AssertionError("stored beside the transactions")
+
+    def commit(self, offsets: Sequence[Committable]) -> None:
+        raise AssertionError("committed beside the transactions")
+
+
+class ExactlyOnceWorld(World):
+    """`publisher` are the transactions."""
+
+    def __init__(self, log: Log, config: Config, metrics: Metrics | None = None) -> None:
+        super().__init__(log, config.model_copy(update={"delivery": "exactly_once"}), metrics)
+
+    def _make_source(self, listener: object) -> FakeSource:
+        self.source = ExactlyOnceSource(self.log, self.clock, listener)
+        return self.source
+
+    def _make_delivery(self, source: SourceLike, offsets: OffsetTracker, judge: Judge) -> Delivery:
+        self.publisher = FakeTransactions(self.source, self.clock, self.log)
+        self.source.transactions = self.publisher
+        self.delivery = ExactlyOnce(source, self.publisher, offsets, judge, metrics=self.metrics, clock=self.clock)
+        return self.delivery
+
+    def _published_bytes(self) -> int:
+        lines = self.delivery._held._held.values()
+        return sum(len(item.frame.payload) for line in lines for item in line.values())
+
+
+def _written(item: Finished) -> Detected | Rejected:
+    if isinstance(item.outcome, Detected) and item.frame.payload.startswith(UNPUBLISHABLE):
+        return Rejected("publish", "unpublishable", "a number of the result is not finite")
+    return item.outcome

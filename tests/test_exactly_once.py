@@ -1,0 +1,235 @@
+"""The loop with exactly-once delivery, in virtual time: one promise at a time, then any schedule.
+
+`transaction_world` says where each promise is checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+
+from consumer.config import Config
+from consumer.delivery import RECOVERY_S
+from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
+from consumer.metrics import Metrics
+from made_frames import P0, P1
+from pipeline_chaos import CONFIG, DRAIN_S, ENTROPY, PARTITIONS, Chaos, Quiet
+from pipeline_runs import NEVER, run, until
+from pipeline_world import BAD, UNPUBLISHABLE, Chance, Log
+from transaction_world import FATES, ExactlyOnceWorld, Fate
+
+METRICS = Metrics()
+
+
+def world(records: int = 0, payload: bytes = b"good", **sections: Any) -> ExactlyOnceWorld:
+    """As `pipeline_runs.world`."""
+    log = Log({P0: [], P1: []})
+    made = ExactlyOnceWorld(log, Config(**{"batching": {"max_batch_size": 4}, **sections}))
+    for n in range(records):
+        log.append(P0, f"cam-{n % 2}", payload)
+    made.source.subscribe()
+    made.source.rebalances.append((0, lambda: made.source.assign([P0, P1])))
+    return made
+
+
+def count(made: ExactlyOnceWorld, result: str) -> float:
+    return made.metrics.registry.get_sample_value("sluice_transactions_total", {"result": result}) or 0.0
+
+
+class TestATransaction:
+    def test_holds_all_that_is_ready(self) -> None:
+        """Catches a transaction for each frame, or for each batch when several are there."""
+        made = world(40)
+        made.service_s = lambda: 0.0
+        made.publisher.takes_s = lambda: 0.5
+        until(made, lambda: made.log.committed.get(P0) == 40)
+        assert len(made.publisher.transactions) < 20
+        assert sum(made.publisher.transactions) == 40
+
+    def test_waits_for_the_frames_before_it(self) -> None:
+        """Fair turns: the one frame of cam-b overtakes eleven of cam-a. Catches what a crash would repeat."""
+        made = world()
+        for n in range(12):
+            made.log.append(P0, "cam-b" if n == 11 else "cam-a", b"good")
+        until(made, lambda: made.log.committed.get(P0) == 12)
+        assert len(made.publisher.transactions) > 1
+
+    @pytest.mark.parametrize("fate", FATES[1:])
+    def test_that_fails_is_followed_by_a_new_beginning_at_what_is_committed(self, fate: Fate) -> None:
+        """Catches a loss, a repeat, or a standstill, whatever the failure left behind."""
+        made = world(40)
+        fates = iter(["commits", fate])
+        made.publisher.fate = lambda: next(fates, "commits")
+        until(made, lambda: made.log.committed.get(P0) == 40)
+        assert count(made, "aborted") == 1
+        assert count(made, "committed") >= 2
+        assert made.pipeline._held_bytes == 0
+
+    def test_that_fails_again_and_again_ends_the_process(self) -> None:
+        """Catches an endless loop over something that no repetition mends."""
+        made = world(8)
+        made.publisher.fate = lambda: "aborts"
+        made.publisher.takes_s = lambda: 5.0
+        with pytest.raises(KafkaError, match=r"no transaction succeeded for 120 s"):
+            made.steps(1000)
+        assert made.clock.now - 1000 < RECOVERY_S + 30
+        assert made.log.committed == {}
+
+    def test_keeps_the_membership_while_the_brokers_are_away(self) -> None:
+        """Catches a recovery that does not poll, and frames that are taken in meanwhile."""
+        made = world(8)
+        fates = iter(["aborts"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        failing = [True]
+        made.publisher.renewal_fails = lambda: failing[0]
+        until(made, lambda: made.delivery.broken)
+        polled: list[bool] = []
+        made.source.rebalances.append((0, lambda: polled.append(made.source.paused)))
+        made.steps(3)
+        assert polled == [True]
+        assert made.worker.in_flight == 0
+        failing[0] = False
+        until(made, lambda: made.log.committed.get(P0) == 8)
+
+    def test_is_not_begun_without_a_membership(self) -> None:
+        """Catches a commit that the brokers do not check: they check what is sent."""
+        made = world(8)
+        made.source.member = False
+        made.steps(20)
+        assert made.log.acknowledged == set()
+        made.source.member = True
+        until(made, lambda: made.log.committed.get(P0) == 8)
+
+
+class TestRebalance:
+    def test_revoked_commits_what_was_submitted(self) -> None:
+        """Catches giving up finished work without its transaction."""
+        made = world(4)
+        made.service_s = lambda: 2.0
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+        made.steps()
+        assert made.log.committed == {P0: 4}
+
+    def test_revoked_ends_by_its_deadline_although_the_transaction_hangs(self) -> None:
+        made = world(4, limits={"drain_timeout_s": 6})
+        made.publisher.takes_s = lambda: 60.0
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+        made.steps()
+        assert made.source.longest_rebalance_s <= 3.1
+
+    def test_a_transaction_that_fails_in_it_drops_the_other_partitions_too_and_reads_them_again(self) -> None:
+        """Catches going on with frames of a transaction that may or may not have committed."""
+        made = world(8)
+        for _ in range(8):
+            made.log.append(P1, "cam-9", b"good")
+        made.service_s = lambda: 0.5
+        made.steps(2)
+        fates = iter(["answer lost"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+        until(made, lambda: made.log.committed.get(P1) == 8)
+        made.source.rebalances.append((0, lambda: made.source.assign([P0])))
+        until(made, lambda: made.log.committed.get(P0) == 8)
+
+    def test_lost_commits_nothing(self) -> None:
+        made = world(20)
+        made.service_s = lambda: 1.0
+        made.steps(2)
+        made.source.rebalances.append((0, lambda: made.source.lose([P0])))
+        for _ in range(3):
+            made.steps(5)
+            made.clock.advance(5)
+        assert made.log.acknowledged == set()
+        assert made.pipeline._held_bytes == 0
+
+
+class TestShutdown:
+    def test_finishes_what_was_submitted_in_a_transaction(self) -> None:
+        made = world(4)
+        made.service_s = lambda: 2.0
+        run(made, 2)
+        assert made.log.committed == {P0: 4}
+        assert made.source.closed
+
+    def test_with_a_transaction_that_failed_says_what_was_left(self) -> None:
+        """Catches an exit with 0 that left work undone."""
+        made = world(4)
+        made.service_s = lambda: 2.0
+        made.publisher.fate = lambda: "aborts"
+        with pytest.raises(DrainError, match="4 frames"):
+            run(made, 2)
+
+
+class TestTheBreaker:
+    LIMIT = {"max_consecutive": 5}
+
+    @pytest.mark.parametrize("payload", [BAD, UNPUBLISHABLE])
+    def test_counts_what_was_written(self, payload: bytes) -> None:
+        """Catches a breaker that does not see results which cannot be written: they are found out late here."""
+        made = world(20, payload=payload, dead_letter=self.LIMIT)
+        with pytest.raises(RejectRateError):
+            made.steps(100)
+
+    def test_does_not_count_a_repetition_twice(self) -> None:
+        """Catches rejections of transactions that failed, added up until the process stops for them."""
+        made = world(4, payload=BAD, dead_letter=self.LIMIT)
+        fates = iter(["aborts", "aborts", "aborts"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        until(made, lambda: made.log.committed.get(P0) == 4)
+
+
+class TestBackpressure:
+    def test_what_is_held_counts_against_the_limit(self) -> None:
+        """Catches reading on without bound while one frame holds all others up."""
+        made = world(200, limits={"max_unacknowledged": 10})
+        made.publisher.takes_s = lambda: 0.2
+        until(made, lambda: made.log.committed.get(P0) == 200, turns=20_000)
+
+    def test_a_hung_engine_ends_the_run(self) -> None:
+        made = world(4, limits={"stall_timeout_s": 47})
+        made.service_s = lambda: NEVER
+        with pytest.raises(EngineError):
+            made.steps(1_000_000)
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(entropy=ENTROPY)
+@example(entropy=b"")
+@mock.patch("consumer.pipeline._log", mock.Mock())
+@mock.patch("consumer.delivery._log", mock.Mock())
+def test_no_schedule_breaks_a_promise(entropy: bytes) -> None:
+    """Rebalances, losses and failed transactions at any point, then a successor that ends it.
+
+    Catches an outcome above the offset that is committed with it, a rewind before the transaction is resolved, bytes
+    that are never given back, an epoch that is not looked at.
+    """
+    log = Log({partition: [] for partition in PARTITIONS})
+    made = ExactlyOnceWorld(log, CONFIG, METRICS)
+    chance = Chance(entropy)
+    made.publisher.fate = lambda: chance.pick(["commits", "commits", *FATES])
+    made.publisher.takes_s = lambda: chance.pick([0.01, 0.3, 4.0, 12.0])
+    made.publisher.renewal_fails = lambda: chance.of(4) == 3
+    made.source.rewind_fails = lambda: chance.of(4) == 3
+    stop = Chaos(made, chance)
+    ended = False
+    try:
+        made.pipeline.run(stop)  # type: ignore[arg-type] # all that is asked of it is is_set()
+    except DrainError:
+        assert stop.stopped_at is not None
+    except (KafkaError, EngineError):
+        ended = True
+    assert made.source.closed
+    assert made.source.longest_rebalance_s <= DRAIN_S / 2 + 0.1
+    if stop.stopped_at is not None and not ended:
+        assert made.clock.now - stop.stopped_at <= DRAIN_S + 0.1
+        made.check()
+
+    successor = ExactlyOnceWorld(log, CONFIG, METRICS)
+    successor.pipeline.run(Quiet(successor))  # type: ignore[arg-type]
+    log.check_complete()
+    assert successor.pipeline._held_bytes == 0

@@ -1,0 +1,95 @@
+"""Outcomes that wait for earlier offsets: exactly those come out that a commit of the watermark covers."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer.held import Finished, HeldOutcomes
+from consumer.offsets import OffsetTracker
+from consumer.types import TopicPartition
+from made_frames import P0, P1, detected, frame, result
+
+
+def finished(offset: int, partition: TopicPartition = P0, epoch: int = 1) -> Finished:
+    item = frame(offset, partition=partition, epoch=epoch)
+    return Finished(item, detected(), result([item]))
+
+
+def tracker(*received: Finished) -> OffsetTracker:
+    offsets = OffsetTracker()
+    for partition in {item.frame.receipt.partition for item in received}:
+        offsets.assign(partition, 1)
+    for item in received:
+        offsets.received(item.frame.receipt)
+    return offsets
+
+
+def test_an_outcome_waits_for_the_frames_before_it() -> None:
+    """Catches an outcome that lies above the offset which its transaction commits: a crash would repeat it."""
+    frames = [finished(n) for n in (3, 4, 9)]
+    offsets, held = tracker(*frames), HeldOutcomes()
+    held.hold(frames[1])
+    held.hold(frames[2])
+    assert held.take(offsets) == []
+    held.hold(frames[0])
+    assert held.take(offsets) == frames
+    assert len(held) == 0
+
+
+def test_partitions_do_not_wait_for_each_other() -> None:
+    first, second, other = finished(0), finished(1), finished(0, P1)
+    offsets, held = tracker(first, second, other), HeldOutcomes()
+    held.hold(second)
+    held.hold(other)
+    assert held.take(offsets) == [other]
+    assert len(held) == 1
+
+
+def test_what_is_forgotten_is_given_back_and_does_not_come_out() -> None:
+    first, second = finished(0), finished(1)
+    offsets, held = tracker(first, second), HeldOutcomes()
+    held.hold(second)
+    assert held.forget([P0, P1]) == [second]
+    held.hold(first)
+    assert held.take(offsets) == [first]
+
+
+def test_two_outcomes_of_one_frame_are_a_bug_that_is_heard() -> None:
+    held = HeldOutcomes()
+    held.hold(finished(0))
+    with pytest.raises(ValueError, match="offset 0 has two outcomes"):
+        held.hold(finished(0))
+
+
+@given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+def test_in_any_order_each_comes_out_once_in_offset_order_and_with_all_before_it(seed: int, sizes: list[int]) -> None:
+    """Against the model: what came out is always the prefix of what was received that has outcomes."""
+    chance = random.Random(seed)
+    partitions = [TopicPartition("frames", number) for number in range(len(sizes))]
+    received = [
+        finished(offset, partition)
+        for partition, size in zip(partitions, sizes, strict=True)
+        for offset in sorted(chance.sample(range(3 * size), size))  # with gaps
+    ]
+    offsets, held = tracker(*received), HeldOutcomes()
+    order = chance.sample(received, len(received))
+    out: dict[TopicPartition, list[int]] = defaultdict(list)
+    ended: set[tuple[TopicPartition, int]] = set()
+    while order:
+        for _ in range(min(len(order), chance.randint(1, 5))):
+            item = order.pop()
+            held.hold(item)
+            ended.add(item.frame.receipt[:2])
+        for item in held.take(offsets):
+            out[item.frame.receipt.partition].append(item.frame.receipt.offset)
+            assert offsets.done(item.frame.receipt)
+        for partition in partitions:
+            line = [item.frame.receipt.offset for item in received if item.frame.receipt.partition == partition]
+            prefix = line[: next((n for n, o in enumerate(line) if (partition, o) not in ended), len(line))]
+            assert out[partition] == prefix
+    assert len(held) == 0

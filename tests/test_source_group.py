@@ -1,0 +1,124 @@
+"""What exactly-once delivery asks of the consumer: a proof of membership, and the way back to what is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import confluent_kafka
+import pytest
+
+from consumer import group
+from consumer.config import Config
+from consumer.errors import KafkaError
+from consumer.source import Source, consumer_settings
+from consumer.types import Frame
+from fake_kafka import FakeConsumer, FakeMessage, group_metadata
+from made_frames import P0, P1, VirtualClock, offsets
+
+
+class Bench:
+    def __init__(self, **kafka: Any) -> None:
+        clock = VirtualClock()
+        config = Config(delivery="exactly_once", kafka=kafka)  # type: ignore[arg-type]
+        self.source = Source(config, mock.Mock(), clock=clock, wall_clock_ms=clock.unix_ms)
+        self.client: FakeConsumer = self.source._client  # type: ignore[assignment]
+        self.source.subscribe()
+
+    def play(self, *script: Any) -> list[Frame]:
+        self.client.script.extend(script)
+        return self.source.poll(100, 0.2)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(confluent_kafka, "Consumer", FakeConsumer)
+    made = Bench()
+    made.play(made.client.rebalance("assign", P0, P1))
+    yield made
+    assert made.source._failure is None
+
+
+class TestMembership:
+    def test_is_given_as_the_library_gives_it(self, bench: Bench) -> None:
+        assert bench.source.membership() == group_metadata(3, "member-1")
+
+    @pytest.mark.parametrize(("generation", "member"), [(-1, ""), (-1, "member-1"), (3, "")])
+    def test_of_no_member_is_none(self, bench: Bench, generation: int, member: str) -> None:
+        """Catches a commit that the brokers do not check: they only check a membership that is sent."""
+        bench.client.metadata = group_metadata(generation, member)
+        assert bench.source.membership() is None
+
+    @pytest.mark.parametrize("instance", [None, "pod-0"])
+    def test_is_read_from_the_real_library(self, instance: str | None) -> None:
+        """Catches a librdkafka that writes it otherwise. Before the first join it says that it is no member."""
+        settings = {"bootstrap.servers": "localhost:1", "group.id": "g", "log_level": 0}
+        client = confluent_kafka.Consumer(settings | ({"group.instance.id": instance} if instance else {}))
+        assert client.consumer_group_metadata() == group_metadata(-1, "", instance).replace(b"sluice", b"g")
+        assert group.is_member(client.consumer_group_metadata()) is False
+        client.close()
+
+    def test_that_cannot_be_read_is_an_error_and_no_guess(self) -> None:
+        with pytest.raises(KafkaError, match="at_least_once"):
+            group.is_member(b"CGMDv9:?")
+
+
+class TestRewind:
+    def test_seeks_to_what_is_committed_in_new_epochs(self, bench: Bench) -> None:
+        before = bench.play(FakeMessage(P0, 7), FakeMessage(P1, 2))
+        bench.client.group = {P0: 6, P1: 2}
+        epochs = bench.source.rewind()
+        assert bench.client.called("seek") == [[(P0, 6)], [(P1, 2)]]
+        assert epochs is not None
+        again = bench.play(FakeMessage(P0, 6), FakeMessage(P0, 7))
+        assert offsets(again) == [6, 7], "the offsets go back without the topic being made anew"
+        assert {item.receipt.epoch for item in again} == {epochs[P0]}
+        assert not {item.receipt.epoch for item in before} & set(epochs.values())
+
+    def test_without_a_commit_goes_back_to_where_the_assignment_began(self, bench: Bench) -> None:
+        """Catches a seek to the end (auto.offset.reset: latest), past frames that were read and not committed."""
+        bench.play(FakeMessage(P0, 40), FakeMessage(P0, 41))
+        for _ in range(2):
+            assert bench.source.rewind() is not None
+        assert bench.client.called("seek") == [[(P0, 40)], [(P0, 40)]]
+
+    def test_fetches_again_what_was_paused_before_it_seeks(self, bench: Bench) -> None:
+        """Catches a resume after the seek: it goes on at the position of the pause."""
+        bench.client.group = {P0: 6}
+        bench.source.pause()
+        bench.source.rewind()
+        assert [name for name, _ in bench.client.calls if name in {"resume", "seek"}][-2:] == ["resume", "seek"]
+
+    def test_that_fails_half_way_can_be_tried_again(self, bench: Bench) -> None:
+        """Catches taking the offsets of the half that succeeded for a topic that was made anew."""
+        bench.play(FakeMessage(P0, 7), FakeMessage(P1, 7))
+        bench.client.group = {P0: 3, P1: 3}
+        seek = bench.client.seek
+
+        def once(partition: confluent_kafka.TopicPartition) -> None:
+            if partition.partition == P1.partition:
+                bench.client.seek_failures, bench.client.seek = 1, seek  # type: ignore[method-assign]
+            seek(partition)
+
+        bench.client.seek = once  # type: ignore[method-assign]
+        assert bench.source.rewind() is None
+        bench.play(FakeMessage(P0, 3))
+        assert bench.source.rewind() is not None
+
+    def test_without_an_answer_of_the_coordinator_is_tried_again(self, bench: Bench) -> None:
+        bench.play(FakeMessage(P0, 7))
+        bench.client.lookup_failures = 1
+        assert bench.source.rewind() is None
+        assert bench.source.rewind() is not None
+
+    def test_with_nothing_assigned_is_done_at_once(self, bench: Bench) -> None:
+        bench.play(bench.client.rebalance("revoke", P0, P1))
+        bench.client.lookup_failures = 5
+        assert bench.source.rewind() == {}
+
+
+def test_nothing_is_committed_beside_the_transactions() -> None:
+    """Catches the library's own commits, which need no transaction to succeed."""
+    assert consumer_settings(Config(delivery="exactly_once"))["enable.auto.commit"] is False
+    assert consumer_settings(Config())["enable.auto.commit"] is True

@@ -1,0 +1,281 @@
+"""The producer of transactions: all or nothing, and none is used again that may have a request on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import confluent_kafka
+import pytest
+
+from consumer.config import Config
+from consumer.errors import KafkaError, PublishError, TransactionError
+from consumer.held import Finished
+from consumer.publisher import TransactionalPublisher, transactional_settings
+from consumer.publisher.transactional import FENCED_AGAIN_S
+from consumer.types import ModelInfo, Outcome
+from fake_kafka import FakeTransactionalProducer, failed
+from made_frames import P0, P1, REJECTED, VirtualClock, detected, frame, result
+from waiting import wait_until
+
+_Code = confluent_kafka.KafkaError
+FENCED = failed(_Code._FENCED, "fenced", fatal=True)
+ABORTABLE = confluent_kafka.KafkaError(_Code.ILLEGAL_GENERATION, "old generation", False, False, True)
+RETRIABLE = confluent_kafka.KafkaError(_Code._TIMED_OUT, "timed out", False, True, False)
+CALLS = ["init_transactions", "begin_transaction", "send_offsets_to_transaction", "commit_transaction"]
+METADATA = b"of this turn"
+WITHIN_S = 10.0
+
+
+def finished(offset: int, partition: Any = P0, outcome: Outcome | None = None, payload: bytes = b"x") -> Finished:
+    item, outcome = frame(offset, partition=partition, payload=payload), outcome or detected()
+    return Finished(item, outcome, result([item], [outcome]))
+
+
+class Bench:
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.publisher = TransactionalPublisher(
+            Config(), ModelInfo("m.pt", "sha256:0"), clock=clock, wall_clock_ms=clock.unix_ms
+        )
+
+    def transact(self, *items: Finished) -> list[int]:
+        done = self.publisher.transact(items or [finished(7)], METADATA, WITHIN_S)
+        return [item.frame.receipt.offset for item in done]
+
+    def fails(self, call: str, *errors: confluent_kafka.KafkaError) -> None:
+        FakeTransactionalProducer.fails.setdefault(call, []).extend(errors)
+
+    @property
+    def producers(self) -> int:
+        return len(FakeTransactionalProducer.made)
+
+    @property
+    def client(self) -> FakeTransactionalProducer:
+        return FakeTransactionalProducer.made[-1]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
+    clock = VirtualClock()
+    for name, value in {"made": [], "fails": {}, "takes": {}, "advance": clock.advance}.items():
+        monkeypatch.setattr(FakeTransactionalProducer, name, value, raising=False)
+    monkeypatch.setattr(confluent_kafka, "Producer", FakeTransactionalProducer)
+    return lambda: Bench(clock)
+
+
+@pytest.fixture
+def bench(make: Callable[[], Bench]) -> Bench:
+    return make()
+
+
+class TestATransaction:
+    def test_holds_the_outcomes_and_the_offsets_after_them(self, bench: Bench) -> None:
+        """Catches the offset of the last frame instead of the one after it, and a commit of offsets beside it."""
+        assert bench.transact(finished(7), finished(9), finished(3, P1, REJECTED)) == [7, 9, 3]
+        assert bench.client.calls == CALLS
+        assert bench.client.offsets == {P0: 10, P1: 4}
+        assert bench.client.metadata == [METADATA]
+        assert [message["topic"] for message in bench.client.produced] == ["detections", "detections", "frames-dead"]
+
+    def test_follows_another_with_the_same_producer(self, bench: Bench) -> None:
+        """Catches a connection made anew for each batch."""
+        for offset in range(3):
+            assert bench.transact(finished(offset)) == [offset]
+        assert bench.producers == 1
+
+    def test_comes_from_a_producer_with_a_stable_name_and_a_short_patience(self, bench: Bench) -> None:
+        settings = bench.client.settings
+        assert settings["transactional.id"] == Config().transactional_id
+        assert settings["transactional.id"].startswith("sluice-sluice-")
+        assert settings["socket.timeout.ms"] < settings["transaction.timeout.ms"] <= 15_000
+        named = Config(kafka={"transactional_id": "mine"})  # type: ignore[arg-type]
+        assert transactional_settings(named)["transactional.id"] == "mine"
+
+    def test_settings_are_what_the_library_takes(self) -> None:
+        """The real librdkafka, without a broker: it compares the timeouts with each other."""
+        client = confluent_kafka.Producer(transactional_settings(Config()) | {"log_level": 0})
+        assert client.flush(0) == 0
+
+
+class TestAFailure:
+    @pytest.mark.parametrize("call", CALLS[1:])
+    @pytest.mark.parametrize("error", [ABORTABLE, FENCED, failed(_Code.UNKNOWN)])
+    def test_of_any_call_is_told_and_the_producer_is_thrown_away(
+        self, bench: Bench, call: str, error: confluent_kafka.KafkaError
+    ) -> None:
+        """Catches an abort with the same producer, whose request to end may land in the next transaction."""
+        bench.fails(call, error)
+        with pytest.raises(TransactionError):
+            bench.transact()
+        old = bench.client
+        bench.publisher.renew()
+        assert bench.transact() == [7]
+        assert bench.producers == 2
+        assert bench.client is not old
+        wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
+
+    def test_is_found_out_by_the_next_transaction_where_nobody_renewed(self, bench: Bench) -> None:
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(TransactionError):
+            bench.transact()
+        assert bench.transact() == [7]
+        assert bench.producers == 2
+
+    def test_that_is_retriable_is_tried_again_and_then_the_producer_is_replaced(self, bench: Bench) -> None:
+        """Catches an abort where patience was asked for, and a late second request that ends a later transaction."""
+        bench.fails("commit_transaction", RETRIABLE, RETRIABLE)
+        assert bench.transact() == [7]
+        assert bench.client.calls.count("commit_transaction") == 3
+        assert bench.transact() == [7]
+        assert bench.producers == 2
+
+    def test_that_goes_on_and_on_ends_with_the_deadline(self, bench: Bench) -> None:
+        bench.fails("commit_transaction", *[RETRIABLE] * 10_000)
+        before = bench.clock.now
+        with pytest.raises(TransactionError):
+            bench.transact()
+        assert WITHIN_S <= bench.clock.now - before < WITHIN_S + 1
+
+    @pytest.mark.parametrize("call", CALLS[2:])
+    def test_is_suspected_where_a_call_took_as_long_as_the_sockets_timeout(self, bench: Bench, call: str) -> None:
+        """Catches trust in a commit that librdkafka may have sent twice."""
+        FakeTransactionalProducer.takes[call] = 5.0
+        assert bench.transact() == [7]
+        FakeTransactionalProducer.takes.clear()
+        assert bench.transact() == [7]
+        assert bench.producers == 2
+
+    def test_is_suspected_where_the_client_reported_an_error_meanwhile(self, bench: Bench) -> None:
+        def report(message: dict[str, Any]) -> None:
+            bench.client.settings["error_cb"](failed(_Code._TRANSPORT))
+
+        bench.client.report = report
+        assert bench.transact() == [7]
+        assert bench.transact() == [7]
+        assert bench.producers == 2
+
+    def test_between_two_transactions_says_nothing_about_the_next(self, bench: Bench) -> None:
+        """Catches a new producer for every connection that a broker closes because it is idle."""
+        bench.client.settings["error_cb"](failed(_Code._TRANSPORT))
+        assert bench.transact() == [7]
+        assert bench.transact() == [7]
+        assert bench.producers == 1
+
+    def test_of_the_renewal_is_told_and_the_next_try_takes_another_producer(self, bench: Bench) -> None:
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(TransactionError):
+            bench.transact()
+        bench.fails("init_transactions", RETRIABLE)
+        with pytest.raises(TransactionError):
+            bench.publisher.renew()
+        bench.publisher.renew()
+        assert bench.transact() == [7]
+        assert bench.producers == 3
+
+
+class TestBeingFenced:
+    def test_once_is_answered_with_a_new_producer(self, bench: Bench) -> None:
+        """The brokers give up a transaction of their own accord after its timeout."""
+        for _ in range(2):
+            bench.fails("send_offsets_to_transaction", FENCED)
+            with pytest.raises(TransactionError):
+                bench.transact()
+            bench.clock.advance(FENCED_AGAIN_S)
+
+    def test_twice_in_a_short_time_ends_the_process_with_the_name_of_the_option(self, bench: Bench) -> None:
+        """Catches two pods with one ID that fence each other for ever."""
+        bench.fails("send_offsets_to_transaction", FENCED, FENCED)
+        with pytest.raises(TransactionError):
+            bench.transact()
+        with pytest.raises(KafkaError, match=r"another process.*'sluice-sluice-.*kafka\.transactional_id") as caught:
+            bench.transact()
+        assert not isinstance(caught.value, TransactionError)
+
+    def test_is_seen_where_the_producer_says_so_at_the_first_message(self, bench: Bench) -> None:
+        """librdkafka's fatal error comes out of whatever is called next."""
+        bench.client.refuse = lambda _: FENCED
+        with pytest.raises(TransactionError):
+            bench.transact()
+        bench.fails("begin_transaction", FENCED)
+        with pytest.raises(KafkaError, match=r"another process"):
+            bench.transact()
+
+
+class TestWhatAPersonMustMend:
+    @pytest.mark.parametrize(
+        ("call", "code", "words"),
+        [
+            ("send_offsets_to_transaction", _Code.GROUP_AUTHORIZATION_FAILED, "grant READ on the consumer group"),
+            ("commit_transaction", _Code.TOPIC_AUTHORIZATION_FAILED, "grant WRITE on the output"),
+        ],
+    )
+    def test_ends_the_process_with_what_to_do(self, bench: Bench, call: str, code: int, words: str) -> None:
+        """Catches two minutes of rewinding over a missing right."""
+        bench.fails(call, failed(code))
+        with pytest.raises(KafkaError, match=words) as caught:
+            bench.transact()
+        assert not isinstance(caught.value, TransactionError)
+
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            (_Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "grant WRITE and DESCRIBE on the transactional ID"),
+            (_Code.UNSUPPORTED_VERSION, "use delivery: at_least_once"),
+            (_Code.INVALID_TRANSACTION_TIMEOUT, "lower transaction.timeout.ms"),
+        ],
+    )
+    def test_is_said_at_the_start(self, make: Callable[[], Bench], code: int, words: str) -> None:
+        FakeTransactionalProducer.fails["init_transactions"] = [failed(code)]
+        with pytest.raises(KafkaError, match=words):
+            make()
+
+    def test_at_the_start_brokers_that_are_not_there_yet_are_waited_for_but_not_for_ever(
+        self, make: Callable[[], Bench]
+    ) -> None:
+        FakeTransactionalProducer.takes["init_transactions"] = 8.0
+        FakeTransactionalProducer.fails["init_transactions"] = [RETRIABLE]
+        assert make().transact() == [7]
+        FakeTransactionalProducer.fails["init_transactions"] = [RETRIABLE] * 100
+        with pytest.raises(KafkaError, match="cannot begin transactions"):
+            make()
+
+    def test_the_embedded_broker_is_refused(self, make: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FakeTransactionalProducer, "cluster", "sluice-embedded-1")
+        with pytest.raises(KafkaError, match="use delivery: at_least_once"):
+            make()
+
+    def test_a_result_that_the_topic_does_not_take_ends_the_process(self, bench: Bench) -> None:
+        bench.client.report = lambda _: failed(_Code.MSG_SIZE_TOO_LARGE)
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(PublishError, match=r"result of frames/0/7 to detections.*max\.message\.bytes"):
+            bench.transact()
+
+
+class TestADeadLetterThatIsTooLarge:
+    def test_is_cut_when_it_is_written_again(self, bench: Bench) -> None:
+        """Catches a frame that fails every transaction that it is in: the brokers' answer comes too late to cut it."""
+        sizes: list[int] = []
+        for _ in range(2):
+            bench.client.report = lambda m: sizes.append(len(m["value"])) or failed(_Code.MSG_SIZE_TOO_LARGE)  # type: ignore[func-returns-value]
+            bench.fails("commit_transaction", ABORTABLE)
+            with pytest.raises(TransactionError):
+                bench.transact(finished(7, outcome=REJECTED, payload=bytes(2_000_000)))
+            bench.publisher.renew()
+        assert bench.transact(finished(7, outcome=REJECTED, payload=bytes(2_000_000))) == [7]
+        sizes.append(len(bench.client.produced[-1]["value"]))
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert len(sizes) == 3
+
+    def test_that_never_fits_ends_the_process(self, bench: Bench) -> None:
+        def once() -> None:
+            bench.client.report = lambda _: failed(_Code.MSG_SIZE_TOO_LARGE)
+            bench.fails("commit_transaction", ABORTABLE)
+            bench.transact(finished(7, outcome=REJECTED, payload=bytes(2_000_000)))
+
+        for _ in range(2):
+            with pytest.raises(TransactionError):
+                once()
+            bench.publisher.renew()
+        with pytest.raises(PublishError, match="dead letter of frames/0/7"):
+            once()
