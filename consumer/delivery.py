@@ -73,7 +73,7 @@ class Delivery(Protocol):
 
     @property
     def broken(self) -> bool:
-        """Nothing more is acknowledged until `recover` succeeds. Before it, forget all partitions."""
+        """Nothing more is acknowledged until `recover` succeeds. Before that, forget all partitions."""
         ...
 
     def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
@@ -150,8 +150,8 @@ class AtLeastOnce:
 class ExactlyOnce:
     """A `read_committed` reader sees each outcome once, and the group's offsets say exactly which there are.
 
-    Transactions are short: one begins when outcomes are ready, and ends within the same call. What cannot be committed
-    is dropped whole, and read again from the committed offsets in new epochs.
+    Transactions are short: one begins when outcomes are ready, and ends within the same call. Where it is not known
+    whether one has committed, all is dropped, and read again from the committed offsets in new epochs.
     """
 
     def __init__(
@@ -188,14 +188,13 @@ class ExactlyOnce:
                 self._publisher.rest(wait_s)
             return []
         began = self._clock()
-        membership = self._source.membership()
-        if membership is None:
-            self._break(ready, TransactionError("this process is not a member of the group at the moment"))
-            return []
+        began = self._clock()
         try:
-            done = self._publisher.transact(ready, membership, min(within_s, TRANSACTION_S))
+            done = self._publisher.transact(ready, self._membership(), min(within_s, TRANSACTION_S))
         except TransactionError as error:
-            self._break(ready, error)
+            self._failed(ready, error)
+            if wait_s:
+                self._publisher.rest(wait_s)
             return []
         self._failed_since = None
         self._metrics.transactions.labels("committed").inc()
@@ -228,12 +227,19 @@ class ExactlyOnce:
                 self._offsets.assign(partition, epoch)
             self.broken = False
 
-    def _break(self, ready: Sequence[Finished], error: TransactionError) -> None:
-        self.broken = True
-        for item in ready:  # whoever forgets the partitions finds them here
+    def _membership(self) -> object:
+        membership = self._source.membership()
+        if membership is None:
+            raise TransactionError("this process is not a member of the group at the moment", rolled_back=True)
+        return membership
+
+    def _failed(self, ready: Sequence[Finished], error: TransactionError) -> None:
+        """Rolled back for certain, it is tried again in the next turn: the next poll may bring what was the matter."""
+        for item in ready:
             self._held.hold(item)
-        self._metrics.transactions.labels("aborted").inc()
-        _log.warning("transaction failed; going back to what is committed", outcomes=len(ready), error=str(error))
+        self.broken = not error.rolled_back
+        self._metrics.transactions.labels("failed").inc()
+        _log.warning("transaction failed", outcomes=len(ready), rolled_back=error.rolled_back, error=str(error))
         self._check_patience(error)
 
     def _check_patience(self, error: TransactionError) -> None:

@@ -45,7 +45,11 @@ class PublishError(KafkaError):
 
 
 class TransactionError(KafkaError):
-    """A transaction did not commit, or may not have. Exactly-once delivery begins anew at what is committed."""
+    """A transaction failed; `rolled_back`: for certain. Exactly-once delivery tries again for a while."""
+
+    def __init__(self, message: str, *, rolled_back: bool) -> None:
+        super().__init__(message)
+        self.rolled_back = rolled_back
 
 
 class EngineError(SluiceError):

@@ -79,7 +79,7 @@ class Metrics:
         )
         self.commits = counter("commits_total", "Commits that the group's coordinator answered.", "result")
         self.transactions = counter(
-            "transactions_total", "Transactions (exactly_once), by what became of them.", "result"
+            "transactions_total", "Transactions (exactly_once): committed, or failed.", "result"
         )
         self.transaction = histogram("transaction_seconds", "Time that a committed transaction held the loop up.")
         self.rebalance = histogram(
@@ -107,7 +107,7 @@ class Metrics:
             self.batches.labels(closed_by)
         for result in ("ok", "failed"):
             self.commits.labels(result)
-        for result in ("committed", "aborted"):
+        for result in ("committed", "failed"):
             self.transactions.labels(result)
         for event in ("assigned", "revoked", "lost"):
             self.rebalances.labels(event)

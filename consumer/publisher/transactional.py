@@ -86,13 +86,14 @@ class TransactionalPublisher:
         """Write these outcomes and commit the offset after the last one of each partition: all of it, or nothing.
 
         `finished`: in offset order within each partition. `membership`: of `Source.membership`, from this turn.
-        Blocks for `within_s` at most. Raises TransactionError where it failed, or may have: look up what is
-        committed. KafkaError and PublishError where no repetition helps.
+        Blocks for `within_s` at most. Raises TransactionError where it failed, or may have: unless it was rolled
+        back, look up what is committed. KafkaError and PublishError where no repetition helps.
         """
+        deadline = self._clock() + within_s
         if self._suspect:
-            self._renew()
+            self._renew(within_s)
         publisher, started = self._publisher, self._clock()
-        deadline = started + within_s
+        committing = False
         try:
             publisher.client.poll(0)  # what happened between two transactions says nothing about this one
             errors = publisher.errors
@@ -101,16 +102,17 @@ class TransactionalPublisher:
                 publisher.publish(*item)
             send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
             calm = self._call(send_offsets, deadline)
+            committing = True
             calm = self._call(publisher.client.commit_transaction, deadline) and calm
         except (KafkaException, PublishError) as error:
             self._suspect = True
-            self._judge(error, publisher.reports())
+            self._judge(error, publisher.reports(), rolled_back=not committing)
         self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
         self._cuts.clear()
         return publisher.poll()
 
     def renew(self) -> None:
-        """After a failed transaction: a new producer, which resolves the old one's transaction. Blocks for seconds.
+        """After a failure: a new producer, which resolves the transaction of the old one. Blocks for seconds.
 
         Raises TransactionError where the brokers do not answer: try again. KafkaError where no repetition helps.
         """
@@ -143,19 +145,19 @@ class TransactionalPublisher:
         if (self._publisher.client.cluster_id(_CONNECT_S) or "").startswith(EMBEDDED_CLUSTERS):
             raise KafkaError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
 
-    def _renew(self) -> None:
+    def _renew(self, within_s: float = _CONNECT_S) -> None:
         _log.info("new producer", transactional_id=self._id)
         _abandon(self._publisher.client)
         self._publisher = self._make()
         self._publisher.cuts = self._cuts
-        self._connect()
+        self._connect(within_s)
         self._suspect = False
 
-    def _connect(self) -> None:
+    def _connect(self, within_s: float = _CONNECT_S) -> None:
         try:
-            self._publisher.client.init_transactions(_CONNECT_S)
+            self._publisher.client.init_transactions(min(_CONNECT_S, within_s))
         except KafkaException as error:
-            self._judge(error, [])
+            self._judge(error, [], rolled_back=True)
 
     # One call, and what its failure means
 
@@ -173,7 +175,9 @@ class TransactionalPublisher:
             else:
                 return calm
 
-    def _judge(self, failure: KafkaException | PublishError, reports: Sequence[Report]) -> NoReturn:
+    def _judge(
+        self, failure: KafkaException | PublishError, reports: Sequence[Report], *, rolled_back: bool
+    ) -> NoReturn:
         for pending, error in reports:
             if error is None or error.code() not in ADVICE:
                 continue
@@ -186,7 +190,7 @@ class TransactionalPublisher:
             raise KafkaError(f"{failure}; {_ADVICE[known]} ({self._id})") from failure
         if codes & _FENCED:
             self._fenced(failure)
-        raise TransactionError(f"the transaction failed: {failure}") from failure
+        raise TransactionError(f"the transaction failed: {failure}", rolled_back=rolled_back) from failure
 
     def _fenced(self, failure: Exception) -> None:
         before, self._fenced_at = self._fenced_at, self._clock()

@@ -133,7 +133,7 @@ def test_a_broker_that_stands_still_costs_no_outcome_and_repeats_none(
             wait_until(lambda: "transaction failed" in sluice.log, 40, "a transaction to be given up")
         wait_until(lambda: "rewound" in sluice.log, 60, "the consumer to go back to what is committed")
         results.read(sum(value != b"damaged" for _, value in sent), 90, alive=lambda: sluice.running)
-        assert metric(sluice, 'transactions_total{result="aborted"}') >= 1
+        assert metric(sluice, 'transactions_total{result="failed"}') >= 1
         assert sluice.terminate() == 0, sluice.log
         results.drain()
         letters.drain()

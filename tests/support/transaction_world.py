@@ -20,10 +20,10 @@ from consumer.types import Acknowledged, Detected, Rejected
 from made_frames import VirtualClock
 from pipeline_world import UNPUBLISHABLE, FakeSource, Log, World
 
-# What becomes of a transaction: it commits; it does not; it does, and the answer is lost; it is left in the middle, and
-# whoever renews the producer finds it committed, or not.
-Fate = Literal["commits", "aborts", "answer lost", "commits later", "aborts later"]
-FATES: tuple[Fate, ...] = ("commits", "aborts", "answer lost", "commits later", "aborts later")
+# What becomes of a transaction: it commits; it is rolled back, and we know it; it does not commit, or does, and the answer
+# is lost; it is left in the middle, and whoever renews the producer finds it committed.
+Fate = Literal["commits", "rolled back", "aborts", "answer lost", "commits later"]
+FATES: tuple[Fate, ...] = ("commits", "rolled back", "aborts", "answer lost", "commits later")
 
 
 class FakeTransactions:
@@ -54,14 +54,16 @@ class FakeTransactions:
             self._commit(finished)
         if fate == "commits":
             return [Acknowledged(item.frame, _written(item), self.clock.now) for item in finished]
+        if fate == "rolled back":
+            raise TransactionError(fate, rolled_back=True)
         self._suspect = True
         self._unresolved = list(finished) if fate == "commits later" else None
-        raise TransactionError(fate)
+        raise TransactionError(fate, rolled_back=False)
 
     def renew(self) -> None:
         self.clock.advance(self.takes_s())
         if self.renewal_fails():
-            raise TransactionError("the brokers do not answer")
+            raise TransactionError("the brokers do not answer", rolled_back=True)
         self._resolve()
         self._suspect = False
 
