@@ -20,8 +20,8 @@ from consumer.types import Acknowledged, Detected, Rejected
 from made_frames import VirtualClock
 from pipeline_world import UNPUBLISHABLE, FakeSource, Log, World
 
-# What becomes of a transaction: it commits; it is rolled back, and we know it; it does not commit, or does, and the answer
-# is lost; it is left in the middle, and whoever renews the producer finds it committed.
+# What becomes of a transaction: it commits; it is rolled back, and we know it; it does not commit, or it does, but the
+# answer is lost; it is left in the middle, and whoever renews the producer finds it committed.
 Fate = Literal["commits", "rolled back", "aborts", "answer lost", "commits later"]
 FATES: tuple[Fate, ...] = ("commits", "rolled back", "aborts", "answer lost", "commits later")
 
