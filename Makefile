@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 ARGS ?=
 # For `make fuzz`, in all.
 FUZZ_MINUTES ?= 10
+SBOM ?= dist/sluice.cdx.json
 # TORCH=cpu: the small CPU build of torch from PyTorch's own index (200 MB) instead of the CUDA build (5.7 GB).
 TORCH ?=
 GPU_ONLY := '^(torch|torchvision|triton|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z]+)=='
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test check unit fuzz lock clean
+.PHONY: setup demo test check unit fuzz sbom lock clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +46,11 @@ test: check
 # Goes on where the fuzz tests end: seeds that no run had before. What fails is kept in tests/fuzz/kept.
 fuzz: setup
 	PYTHONPATH=.:tests/support $(BIN)/python tests/support/fuzzing.py $(FUZZ_MINUTES)
+
+# The list of what is in the images, with hashes, from their lock (CycloneDX). Needs no network.
+sbom: setup
+	mkdir -p $(dir $(SBOM))
+	$(BIN)/cyclonedx-py requirements requirements-runtime.txt --pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM)
 
 # Locks are resolved for every platform and Python that the project supports; hashes, no index addresses.
 lock: setup
