@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -19,6 +20,7 @@ import typer
 from consumer import __version__
 from consumer.config import Config, LogConfig, load_config, options, resolved
 from consumer.errors import ConfigError, SluiceError
+from consumer.tools import clients
 from consumer.tools.bench import bench
 from consumer.tools.demo import demo
 from consumer.tools.dlq import app as dlq
@@ -185,6 +187,7 @@ def set_up_logging(config: LogConfig) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        _escape,
     ]
     renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     structlog.configure(
@@ -206,12 +209,21 @@ def set_up_logging(config: LogConfig) -> None:
     logging.basicConfig(handlers=[handler], level=config.level.upper(), force=True)
 
 
+def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Nothing that came from elsewhere steers a terminal or forges a line: brokers and libraries log texts too."""
+    for name, value in event.items():
+        if isinstance(value, str) and name != "exception":  # a traceback has lines; JSON escapes them
+            event[name] = clients.printable(value)
+    return event
+
+
 def main() -> None:
     """Entry point of the `sluice` script. Exits with the code of the error's class."""
     try:
         app(standalone_mode=True)
     except SluiceError as error:
-        sys.stderr.write(f"sluice: {error}\n")
+        lines = map(clients.printable, str(error).split("\n"))  # a wrong configuration has one for each option
+        sys.stderr.write("sluice: " + "\n".join(lines) + "\n")
         raise SystemExit(error.exit_code) from None
 
 

@@ -6,12 +6,14 @@ partitions for ever (KIP-848 heartbeats go on in the background), so the program
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -22,6 +24,9 @@ from consumer.metrics import Metrics
 from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)
+
+# Probes and a scraper need a handful.
+MAX_CONNECTIONS = 32
 
 
 class State(enum.IntEnum):
@@ -108,6 +113,35 @@ class _Answer(NamedTuple):
     content_type: str = "text/plain; charset=utf-8"
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, and a bound on both: one too many costs the oldest, so that a probe gets in."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._connections: dict[Any, None] = {}  # sockets, the oldest first
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._connections[request] = None
+            oldest = next(iter(self._connections)) if len(self._connections) > MAX_CONNECTIONS else None
+            self._connections.pop(oldest, None)
+        if oldest is not None:
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end of the stream, and ends
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in mid-answer is not worth a traceback; the base would print one."""
+
+
 class HealthServer:
     """The HTTP thread. `port` is the real one where 0 was bound for a test."""
 
@@ -140,10 +174,9 @@ class HealthServer:
                 """Probes every few seconds are not worth a line."""
 
         try:
-            self._server = ThreadingHTTPServer((config.host, config.port), Handler)
+            self._server = _Server((config.host, config.port), Handler)
         except OSError as error:
             raise ConfigError(f"http: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
-        self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 

@@ -347,4 +347,4 @@ class Pipeline(RebalanceListener):
 
 
 def _size(frame: Frame) -> int:
-    return len(frame.record.value or b"")
+    return frame.record.size_bytes

@@ -51,6 +51,14 @@ class Record:
     timestamp_ms: int | None  # None where the record has none
     headers_lost: bool = False  # it has headers that the client library cannot read; then `headers` is empty
 
+    @property
+    def size_bytes(self) -> int:
+        """What it keeps in memory as long as it is held: headers and key count, or they could be the attack."""
+        size = len(self.value or b"") + len(self.key or b"")
+        for name, value in self.headers:
+            size += len(name) + len(value or b"")
+        return size
+
 
 @dataclass(frozen=True, slots=True)
 class Rejected:

@@ -186,6 +186,16 @@ class TestFairness:
         second = bench.take(idle=False)
         assert sorted(f.source_id for f in second.frames) == sorted(["busy", "a", "b", "c"] * 2)
 
+    def test_a_source_that_has_nothing_waiting_costs_nothing(self) -> None:
+        """Catches a line for every source ID that was ever seen: anyone who may write can invent a million."""
+        bench = Bench()
+        for n in range(1000):
+            bench.offer(1, f"cam-{n}")
+            while bench.due() is not None:
+                bench.take()
+        assert bench.batcher._lines == {}
+        assert len(bench.batcher._admitted) == 1
+
     def test_a_source_alone_may_take_all(self) -> None:
         bench = Bench()
         assert len(bench.offer(8)) == 8

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -13,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from consumer.config import HttpConfig
 from consumer.errors import ConfigError, StalledError
-from consumer.health import Health, HealthServer, State, Watchdog
+from consumer.health import MAX_CONNECTIONS, Health, HealthServer, State, Watchdog
 from consumer.metrics import Metrics
 from consumer.types import Acknowledged, DeviceMemory, Lag, Rejected, Skipped, StageTimings
 from made_frames import P0, P1, VirtualClock, detected, frame, result
@@ -118,6 +120,25 @@ class TestHttp:
             assert self.get(server, "/healthz")[0] == 200
         finally:
             silent.close()
+
+    def test_hundreds_of_connections_neither_shut_out_a_probe_nor_grow_the_process(
+        self, server: HealthServer, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Catches a thread for each of whatever connects: memory for the taking, and a pod that fails its probes."""
+        threads = threading.active_count()
+        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(300)]
+        try:
+            for connection in silent[::2]:
+                with contextlib.suppress(OSError):  # it may have been shed
+                    connection.sendall(b"GET /healthz HT")
+            assert self.get(server, "/healthz")[0] == 200
+            wait_until(
+                lambda: threading.active_count() <= threads + MAX_CONNECTIONS + 1, 4, "the threads of shed connections"
+            )
+        finally:
+            for connection in silent:
+                connection.close()
+        assert "Traceback" not in capfd.readouterr().err
 
     def test_a_server_that_never_started_closes_too(self, health: Health) -> None:
         """Catches a process that hangs on its way out after an early error."""

@@ -132,6 +132,12 @@ def _session(path: Path, device: str) -> Any:
     providers: list[Any] = ["CPUExecutionProvider"]
     if wanted.kind != "cpu" and cuda_built:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": wanted.ordinal}))
+    # The key of the entry that names the file, as protobuf writes it.
+    if b"\n\x08location\x12" in path.read_bytes():
+        raise ModelError(
+            f"{path} keeps weights in another file, which no SHA-256 of it covers: export it as one file "
+            "(onnx.save without save_as_external_data)"
+        )
     try:
         session = onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's own types share no base below it

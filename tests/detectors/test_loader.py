@@ -192,6 +192,23 @@ def test_onnx_metadata_that_does_not_fit_is_refused(
         load(tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "/etc/hostname"])
+def test_an_onnx_model_with_weights_in_another_file_is_refused(
+    location: str, models: ModelShop, tmp_path: Path
+) -> None:
+    """Catches: weights that no SHA-256 covers, and a path in a model that leads to any file of the pod."""
+    import onnx
+
+    model = onnx.load(str(models("v8-onnx-dynamic")))
+    largest = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    (tmp_path / "weights.bin").write_bytes(largest.raw_data)
+    onnx.external_data_helper.set_external_data(largest, location)
+    largest.ClearField("raw_data")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="keeps weights in another file, which no SHA-256"):
+        load(tmp_path / "model.onnx")
+
+
 def test_an_onnx_model_of_another_size_names_both_sizes(models: ModelShop) -> None:
     """Catches: canvases of a size that the model refuses, at the first frame instead of at the start."""
     with pytest.raises(ModelError, match=r"takes canvases of 320x320 pixels, detector\.image_size is 640: set it to"):

@@ -241,7 +241,7 @@ class FakeWorker:
     def admit(self, frames: Sequence[Frame]) -> None:
         for item in frames:
             self.batcher.offer(item)
-            self.held_bytes += len(item.payload)
+            self.held_bytes += item.record.size_bytes
         self.in_flight += len(frames)
         self._take()
 
@@ -258,13 +258,13 @@ class FakeWorker:
             self.clock.now = until
         for item in finished:
             self.in_flight -= len(item.outcomes)
-            self.held_bytes -= sum(len(f.payload) for f in item.batch.frames)
+            self.held_bytes -= sum(f.record.size_bytes for f in item.batch.frames)
         return finished
 
     def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]:
         dropped = self.batcher.discard(partitions, overtaken=overtaken)
         self.in_flight -= len(dropped)
-        self.held_bytes -= sum(len(f.payload) for f in dropped)
+        self.held_bytes -= sum(f.record.size_bytes for f in dropped)
         return dropped
 
     def drain(self, *, draining: bool) -> None:
@@ -311,7 +311,7 @@ class FakePublisher:
         self.published.append((item, outcome))
         line = self.lanes.setdefault(item.source_id, [])
         line.append((self.clock.now + self.delay_s(), Acknowledged(item, outcome, self.clock.now)))
-        self.held_bytes += len(item.payload)
+        self.held_bytes += item.record.size_bytes
         return outcome
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
@@ -324,7 +324,7 @@ class FakePublisher:
         if self.fail and done:
             raise PublishError("the brokers refuse it")
         for item in done:
-            self.held_bytes -= len(item.frame.payload)
+            self.held_bytes -= item.frame.record.size_bytes
             self.source.log.acknowledged.add((item.frame.receipt.partition, item.frame.receipt.offset))
         return done
 

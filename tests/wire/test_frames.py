@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from consumer import wire
-from consumer.types import Headers, Rejected
+from consumer.types import Headers, Record, Rejected
 from consumer.wire import frames as wire_frames
 from wire_records import JPEG, RECEIPT, TRACE, parse, reason
 
@@ -242,3 +242,9 @@ class TestForms:
     def test_too_many_fields_are_rejected(self) -> None:
         extra = {f"x{n}": n for n in range(wire_frames.MAX_FIELDS)}
         assert reason(parse(msgpack.packb(extra | {"data": JPEG}))) == "bad_envelope"
+
+
+def test_a_record_weighs_all_that_it_holds() -> None:
+    """Catches a limit that only sees values: records without one may have a megabyte of headers each."""
+    assert Record(None, None, (), None).size_bytes == 0
+    assert Record(b"key", b"value", (("name", b"content"), ("empty", None)), 5).size_bytes == 3 + 5 + 4 + 7 + 5
