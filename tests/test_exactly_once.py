@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
 
 from consumer.config import Config
 from consumer.delivery import RECOVERY_S
@@ -17,9 +15,8 @@ from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.metrics import Metrics
 from consumer.types import BatchResult
 from made_frames import P0, P1
-from pipeline_chaos import CONFIG, DRAIN_S, ENTROPY, PARTITIONS, Chaos, Quiet
 from pipeline_runs import NEVER, run, until
-from pipeline_world import BAD, UNPUBLISHABLE, Chance, Log
+from pipeline_world import BAD, UNPUBLISHABLE, Log
 from transaction_world import FATES, ExactlyOnceWorld, Fate
 
 METRICS = Metrics()
@@ -215,41 +212,3 @@ class TestBackpressure:
         made.service_s = lambda: NEVER
         with pytest.raises(EngineError):
             made.steps(1_000_000)
-
-
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(entropy=ENTROPY)
-@example(entropy=b"")
-@mock.patch("consumer.pipeline._log", mock.Mock())
-@mock.patch("consumer.delivery._log", mock.Mock())
-def test_no_schedule_breaks_a_promise(entropy: bytes) -> None:
-    """Rebalances, losses and failed transactions at any point, then a successor that ends it.
-
-    Catches an outcome above the offset that is committed with it, a rewind before the transaction is resolved, bytes
-    that are never given back, an epoch that is not looked at.
-    """
-    log = Log({partition: [] for partition in PARTITIONS})
-    made = ExactlyOnceWorld(log, CONFIG, METRICS)
-    chance = Chance(entropy)
-    made.publisher.fate = lambda: chance.pick(["commits", "commits", *FATES])
-    made.publisher.takes_s = lambda: chance.pick([0.01, 0.3, 4.0, 12.0])
-    made.publisher.renewal_fails = lambda: chance.of(4) == 3
-    made.source.rewind_fails = lambda: chance.of(4) == 3
-    stop = Chaos(made, chance)
-    ended = False
-    try:
-        made.pipeline.run(stop)  # type: ignore[arg-type] # all that is asked of it is is_set()
-    except DrainError:
-        assert stop.stopped_at is not None
-    except (KafkaError, EngineError):
-        ended = True
-    assert made.source.closed
-    assert made.source.longest_rebalance_s <= DRAIN_S / 2 + 0.1
-    if stop.stopped_at is not None and not ended:
-        assert made.clock.now - stop.stopped_at <= DRAIN_S + 0.1
-        made.check()
-
-    successor = ExactlyOnceWorld(log, CONFIG, METRICS)
-    successor.pipeline.run(Quiet(successor))  # type: ignore[arg-type]
-    log.check_complete()
-    assert successor.pipeline._held_bytes == 0

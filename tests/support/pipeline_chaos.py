@@ -33,7 +33,7 @@ class Chaos:
 
     def __init__(self, world: World, chance: Chance) -> None:
         self.world, self.chance = world, chance
-        self.turns = 0
+        self.turns_left = _TURNS - chance.of(_TURNS)
         self.failing = False
         self.stopped_at: float | None = None
         for n in range(30):
@@ -43,9 +43,9 @@ class Chaos:
         world.delay_s = lambda: chance.pick([0.001, 0.01, 0.3, 3.0, 8.0])
 
     def is_set(self) -> bool:
-        self.turns += 1
+        self.turns_left -= 1
         self.world.check()
-        if self.turns > _TURNS:
+        if self.turns_left < 0:
             self.stopped_at = self.world.clock.now
             return True
         for _ in range(self.chance.of(4)):
@@ -56,7 +56,7 @@ class Chaos:
         world, chance, source = self.world, self.chance, self.world.source
         partition = chance.pick(PARTITIONS)
         at = chance.pick([0, 1, 3, 40])
-        match chance.pick(["produce", "rebalance", "big", "lose", "commit", "time", "elsewhere", "fail"]):
+        match chance.pick(["produce", "rebalance", "big", "lose", "commit", "time", "elsewhere", "fail", "break"]):
             case "produce":
                 for _ in range(chance.pick([1, 5, 20])):
                     kind = chance.pick([b"good", BAD])
@@ -75,6 +75,8 @@ class Chaos:
                 source.rebalances.append((at, lambda: self._elsewhere(partition)))
             case "fail":
                 self.failing = world.publisher.fail = self.failing or chance.of(8) == 7
+            case "break":
+                world.worker.broken = world.worker.broken or chance.of(8) == 7
 
     def _toggle(self, partition: TopicPartition) -> None:
         source = self.world.source
@@ -97,7 +99,7 @@ class Chaos:
             log.resolve()
             start = log.committed.get(partition, 0)
             for offset in [o for o, _, _ in log.records[partition] if o >= start][: self.chance.of(9)]:
-                log.acknowledged.add((partition, offset))
+                log.acknowledge(partition, offset)
                 log.committed[partition] = offset + 1
 
 

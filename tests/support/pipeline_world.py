@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from consumer.batcher import Batcher
+from consumer.batcher import WAITING_BATCHES, Batcher
 from consumer.config import Config
 from consumer.delivery import AtLeastOnce, Delivery, Judge, SourceLike
-from consumer.errors import PublishError
+from consumer.errors import EngineError, PublishError
 from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
@@ -61,6 +61,22 @@ class Log:
     acknowledged: set[tuple[TopicPartition, int]] = field(default_factory=set)
     committed: dict[TopicPartition, int] = field(default_factory=dict)
     resolve: Callable[[], None] = lambda: None  # what is in an open transaction becomes committed, or not
+    _last: dict[tuple[TopicPartition, str], int] = field(default_factory=dict)  # the last offset first seen, by source
+
+    def acknowledge(self, partition: TopicPartition, offset: int) -> None:
+        """A reader sees an outcome. One that drops repeats must see those of a source in the order of its frames."""
+        if (partition, offset) in self.acknowledged:
+            return
+        self.acknowledged.add((partition, offset))
+        (source,) = [source for each, source, _ in self.records[partition] if each == offset]
+        last = self._last.get((partition, source), -1)
+        assert last < offset, f"{partition}: {source}: {offset} came after {last}"
+        self._last[partition, source] = offset
+
+    def check_nothing_is_repeated(self, partitions: Iterable[TopicPartition]) -> None:
+        """After a clean hand-over: whoever reads on from what is committed meets no frame that has an outcome."""
+        repeated = [(p, o) for p, o in self.acknowledged if p in partitions and o >= self.committed.get(p, 0)]
+        assert not repeated, f"a clean end leaves these to be repeated: {sorted(repeated)}"
 
     def append(self, partition: TopicPartition, source_id: str, payload: bytes, gap: int = 0) -> None:
         line = self.records[partition]
@@ -98,6 +114,7 @@ class FakeSource:
         self.member = True
         self.rewind_fails: Callable[[], bool] = lambda: False
         self.longest_rebalance_s = 0.0
+        self.patience_s = 0.0  # a revocation that took less was not cut short
         self._epoch = 0
         self._failure: BaseException | None = None
 
@@ -173,8 +190,11 @@ class FakeSource:
     def revoke(self, partitions: Sequence[TopicPartition]) -> None:
         before = self.clock.now
         self._tell(lambda: self.listener.revoked(partitions))
-        self.longest_rebalance_s = max(self.longest_rebalance_s, self.clock.now - before)
+        took_s = self.clock.now - before
+        self.longest_rebalance_s = max(self.longest_rebalance_s, took_s)
         self.commit_stored(partitions)
+        if self._failure is None and took_s < self.patience_s:
+            self.log.check_nothing_is_repeated(partitions)
         self._end(partitions)
 
     def lose(self, partitions: Sequence[TopicPartition]) -> None:
@@ -223,6 +243,7 @@ class FakeWorker:
         self.busy: tuple[float, float, BatchResult] | None = None  # since, until, what
         self.in_flight = 0
         self.held_bytes = 0
+        self.broken = False  # the engine is, for good
         self.device = "fake"
         self.device_memory: DeviceMemory | None = None
 
@@ -246,6 +267,8 @@ class FakeWorker:
         self._take()
 
     def results(self, timeout_s: float = 0.0) -> list[BatchResult]:
+        if self.broken:
+            raise EngineError("the device is lost")
         until = self.clock.now + timeout_s
         finished: list[BatchResult] = []
         self._take()
@@ -325,7 +348,7 @@ class FakePublisher:
             raise PublishError("the brokers refuse it")
         for item in done:
             self.held_bytes -= item.frame.record.size_bytes
-            self.source.log.acknowledged.add((item.frame.receipt.partition, item.frame.receipt.offset))
+            self.source.log.acknowledge(item.frame.receipt.partition, item.frame.receipt.offset)
         return done
 
 
@@ -334,6 +357,7 @@ class World:
 
     def __init__(self, log: Log, config: Config, metrics: Metrics | None = None) -> None:
         self.log = log
+        self.limits = config.limits
         self.clock = VirtualClock()
         self.service_s: Callable[[], float] = lambda: 0.001
         self.delay_s: Callable[[], float] = lambda: 0.001
@@ -351,6 +375,7 @@ class World:
             clock=self.clock,
             wall_clock_ms=self.clock.unix_ms,
         )
+        self.source.patience_s = config.limits.drain_timeout_s / 2
 
     def steps(self, count: int = 1) -> None:
         for _ in range(count):
@@ -360,6 +385,16 @@ class World:
     def check(self) -> None:
         held = self.worker.held_bytes + self._published_bytes()
         assert self.pipeline._held_bytes == held, f"{self.pipeline._held_bytes} bytes counted, {held} held"
+        # Bounded: one frame may pass the limit of bytes, and what the worker had room for that of acknowledgements.
+        assert held <= self.limits.max_in_flight_bytes + self.largest_frame
+        room = (WAITING_BATCHES + 2) * self.worker.size
+        assert self.worker.in_flight <= room, f"{self.worker.in_flight} frames in the worker"
+        assert self.pipeline._delivery.outstanding <= self.limits.max_unacknowledged + room
+
+    @property
+    def largest_frame(self) -> int:
+        lines = self.log.records.values()
+        return max((len(source) + len(payload) for line in lines for _, source, payload in line), default=0)
 
     def _published_bytes(self) -> int:
         return self.publisher.held_bytes

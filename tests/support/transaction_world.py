@@ -88,7 +88,7 @@ class FakeTransactions:
             assert owned == epoch or self._suspect, f"committed for an epoch that has ended: {item.frame.receipt}"
             lines.setdefault(partition, []).append(offset)
             assert (partition, offset) not in self.log.acknowledged, f"{partition}: {offset} is seen twice"
-            self.log.acknowledged.add((partition, offset))
+            self.log.acknowledge(partition, offset)
         for partition, offsets in lines.items():
             before, after = self.log.committed.get(partition, 0), offsets[-1] + 1
             below = [offset for offset, _, _ in self.log.records[partition] if before <= offset < after]

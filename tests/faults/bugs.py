@@ -1,0 +1,252 @@
+"""Seeded bugs: wrong designs that each break a promise, to prove that the tests would notice.
+
+Only tests can reach them: in a process of its own through `sluice_entry.py` (SLUICE_TEST_BUG=NAME), in this one through
+`planted`. Nothing in the program knows of them: methods are replaced from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from consumer.delivery import TRANSACTION_S, AtLeastOnce, ExactlyOnce
+from consumer.errors import TransactionError
+from consumer.held import Finished
+from consumer.offsets import Committable, OffsetTracker
+from consumer.pipeline import Pipeline
+from consumer.publisher import transactional
+from consumer.types import Acknowledged, BatchResult, Frame, Outcome, Receipt, Rejected, TopicPartition
+
+
+class Patch(NamedTuple):
+    """`owner` is a class or a module."""
+
+    owner: Any
+    name: str
+    replacement: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """`delivery`: where it does harm. `harm`: of the rig, that brings it to light on real brokers, if one does."""
+
+    breaks: str
+    delivery: str
+    patches: Callable[[], list[Patch]]
+    harm: str = ""
+
+
+def plant(name: str) -> None:
+    """In this process, from now on. Raises ValueError for a bug that does not exist: it would look like a survivor."""
+    if name not in BUGS:
+        raise ValueError(f"there is no bug {name!r}, only {', '.join(BUGS)}")
+    for owner, method, replacement in BUGS[name].patches():
+        setattr(owner, method, replacement)
+
+
+@contextlib.contextmanager
+def planted(name: str) -> Iterator[None]:
+    """For as long as the context lasts."""
+    before = [(owner, method, getattr(owner, method)) for owner, method, _ in BUGS[name].patches()]
+    plant(name)
+    try:
+        yield
+    finally:
+        for owner, method, whole in before:
+            setattr(owner, method, whole)
+
+
+def _kept_by(owner: Any) -> list[Any]:
+    """What a bug remembers, for each object that it is in."""
+    kept: list[Any] = owner.__dict__.setdefault("_kept_by_a_bug", [])
+    return kept
+
+
+def _commit_before_acknowledgement() -> list[Patch]:
+    """A frame is done when its outcome is handed to the producer."""
+    whole = Pipeline._publish
+
+    def publish(self: Pipeline, result: BatchResult) -> None:
+        whole(self, result)
+        for frame in result.batch.frames:
+            self._offsets.done(frame.receipt)
+
+    def acknowledge(self: Pipeline, acknowledged: Sequence[Acknowledged]) -> None:
+        self._held_bytes -= sum(done.frame.record.size_bytes for done in acknowledged)
+
+    return [Patch(Pipeline, "_publish", publish), Patch(Pipeline, "_acknowledge", acknowledge)]
+
+
+def _commit_position() -> list[Patch]:
+    """What was read is committed, as `position()` has it."""
+
+    def watermarks(self: OffsetTracker, partitions: Sequence[TopicPartition]) -> list[Committable]:
+        known = [(each, self._assigned[each]) for each in partitions if each in self._assigned]
+        return [Committable(each, a.last_received + 1) for each, a in known if a.last_received >= 0]
+
+    def committable(self: OffsetTracker) -> list[Committable]:
+        return watermarks(self, self.partitions)
+
+    return [Patch(OffsetTracker, "committable", committable), Patch(OffsetTracker, "watermarks", watermarks)]
+
+
+def _commit_over_a_gap() -> list[Patch]:
+    """The watermark is the highest offset that is done, whatever is missing below it."""
+
+    def done(self: OffsetTracker, receipt: Receipt) -> bool:
+        assignment = self._current(receipt)
+        if assignment is None:
+            return False
+        assignment.pending.remove(receipt.offset)
+        assignment.watermark = max(assignment.watermark or 0, receipt.offset + 1)
+        return True
+
+    return [Patch(OffsetTracker, "done", done)]
+
+
+def _ignore_lost() -> list[Patch]:
+    """Lost partitions are kept, and what is in flight of them is written."""
+    return [Patch(Pipeline, "lost", lambda self, partitions: None)]
+
+
+def _completion_without_epoch() -> list[Patch]:
+    """An outcome is matched with its partition alone: the assignment before last counts as this one."""
+    return [
+        Patch(OffsetTracker, "_current", lambda self, receipt: self._assigned.get(receipt.partition)),
+        Patch(OffsetTracker, "is_current", lambda self, receipt: receipt.partition in self._assigned),
+    ]
+
+
+def _publish_stale_outcomes() -> list[Patch]:
+    """What comes out of the engine is written, whoever owns the partition by then."""
+
+    def publish(self: Pipeline, result: BatchResult) -> None:
+        for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
+            self._delivery.publish(frame, outcome, result)
+
+    return [Patch(Pipeline, "_publish", publish)]
+
+
+def _batches_out_of_order() -> list[Patch]:
+    """Every second batch is written behind the one that follows it, as a pool of engines without an order would."""
+    publish, acknowledge = Pipeline._publish, Pipeline._acknowledge
+
+    def swapped(self: Pipeline, result: BatchResult) -> None:
+        held = _kept_by(self)
+        if not held:
+            held.append(result)
+            return
+        publish(self, result)
+        publish(self, held.pop())
+
+    def flush(self: Pipeline, acknowledged: Sequence[Acknowledged]) -> None:
+        held = _kept_by(self)
+        if held and not self._worker.in_flight:
+            publish(self, held.pop())
+        acknowledge(self, acknowledged)
+
+    return [Patch(Pipeline, "_publish", swapped), Patch(Pipeline, "_acknowledge", flush)]
+
+
+def _drop_rejections() -> list[Patch]:
+    """A bad frame counts as done, and nobody hears of it."""
+    publish, deliver = AtLeastOnce.publish, AtLeastOnce.deliver
+
+    def silent(self: AtLeastOnce, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+        if isinstance(outcome, Rejected):
+            _kept_by(self).append(Acknowledged(frame, outcome, result.taken_at))
+        else:
+            publish(self, frame, outcome, result)
+
+    def delivered(self: AtLeastOnce, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
+        dropped = _kept_by(self)
+        silently, dropped[:] = dropped[:], []
+        return [*silently, *deliver(self, wait_s, within_s)]
+
+    return [Patch(AtLeastOnce, "publish", silent), Patch(AtLeastOnce, "deliver", delivered)]
+
+
+def _revoke_without_draining() -> list[Patch]:
+    """What is in flight of a revoked partition is dropped, and what is acknowledged is not committed."""
+    return [Patch(Pipeline, "revoked", lambda self, partitions: self._drop(partitions))]
+
+
+def _stop_without_committing() -> list[Patch]:
+    """A clean stop leaves the last acknowledged outcomes to be repeated."""
+    return [Patch(AtLeastOnce, "finish", lambda self, watermarks: None)]
+
+
+def _write_twice() -> list[Patch]:
+    """Now and then an outcome is written a second time, as a retry beside the idempotent producer's would."""
+    publish = AtLeastOnce.publish
+    count = iter(range(1, 2**31))
+
+    def twice(self: AtLeastOnce, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
+        publish(self, frame, outcome, result)
+        if next(count) % 20 == 0:
+            publish(self, frame, outcome, result)
+
+    return [Patch(AtLeastOnce, "publish", twice)]
+
+
+def _no_rewind_after_abort() -> list[Patch]:
+    """After a transaction that failed, the next one goes on behind it: the consumer does not go back by itself."""
+    deliver = ExactlyOnce.deliver
+
+    def failed(self: ExactlyOnce, ready: Sequence[Finished], error: TransactionError) -> None:
+        _kept_by(self).extend(Acknowledged(item.frame, item.outcome, item.result.taken_at) for item in ready)
+        with contextlib.suppress(TransactionError):
+            self._publisher.renew()
+
+    def delivered(self: ExactlyOnce, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
+        done = deliver(self, wait_s, within_s)
+        aborted = _kept_by(self)
+        gone, aborted[:] = aborted[:], []
+        return [*done, *gone]
+
+    return [Patch(ExactlyOnce, "_failed", failed), Patch(ExactlyOnce, "deliver", delivered)]
+
+
+def _offsets_outside_the_transaction() -> list[Patch]:
+    """Outcomes are written in transactions, and the consumer commits beside them, once a second."""
+    last = [0.0]
+
+    def commit(self: ExactlyOnce, _: Sequence[Committable]) -> None:
+        if time.monotonic() - last[0] >= 1.0:
+            last[0] = time.monotonic()
+            finish(self, self._offsets.watermarks(self._offsets.partitions))
+
+    def finish(self: ExactlyOnce, watermarks: Sequence[Committable]) -> None:
+        self._source.commit(watermarks)
+
+    return [
+        Patch(transactional, "_positions", lambda finished: []),
+        Patch(ExactlyOnce, "commit", commit),
+        Patch(ExactlyOnce, "finish", finish),
+    ]
+
+
+BUGS: Mapping[str, Bug] = {
+    "commit-before-acknowledgement": Bug(
+        "committed after published", "at_least_once", _commit_before_acknowledgement, "net-acks-dropped"
+    ),
+    "commit-position": Bug("committed after published", "at_least_once", _commit_position, "sigkill"),
+    "commit-over-a-gap": Bug("complete", "at_least_once", _commit_over_a_gap, "sigkill"),
+    "ignore-lost": Bug("ordered", "at_least_once", _ignore_lost, "net-heartbeats-held"),
+    "completion-without-epoch": Bug("ordered", "at_least_once", _completion_without_epoch),
+    "publish-stale-outcomes": Bug("ordered", "at_least_once", _publish_stale_outcomes),
+    "batches-out-of-order": Bug("ordered", "at_least_once", _batches_out_of_order, "sigterm"),
+    "drop-rejections": Bug("complete", "at_least_once", _drop_rejections, "sigterm"),
+    "revoke-without-draining": Bug(
+        "a rebalance repeats nothing", "at_least_once", _revoke_without_draining, "scale-storm"
+    ),
+    "stop-without-committing": Bug(
+        "a clean stop repeats nothing", "at_least_once", _stop_without_committing, "rolling-restart"
+    ),
+    "write-twice": Bug("a clean run repeats nothing", "at_least_once", _write_twice, "sigterm"),
+    "no-rewind-after-abort": Bug("exactly once", "exactly_once", _no_rewind_after_abort, "net-end-txn-held"),
+    "offsets-outside-the-transaction": Bug("exactly once", "exactly_once", _offsets_outside_the_transaction, "sigkill"),
+}
