@@ -65,6 +65,10 @@ def _kept_by(owner: Any) -> list[Any]:
     return kept
 
 
+def _size_bytes(result: BatchResult) -> int:
+    return sum(frame.record.size_bytes for frame in result.batch.frames)
+
+
 def _commit_before_acknowledgement() -> list[Patch]:
     """A frame is done when its outcome is handed to the producer."""
     whole = Pipeline._publish
@@ -138,14 +142,19 @@ def _batches_out_of_order() -> list[Patch]:
         held = _kept_by(self)
         if not held:
             held.append(result)
+            self._held_bytes -= _size_bytes(result)  # whoever holds it counts it
             return
         publish(self, result)
-        publish(self, held.pop())
+        release(self)
+
+    def release(self: Pipeline) -> None:
+        result = _kept_by(self).pop()
+        self._held_bytes += _size_bytes(result)
+        publish(self, result)
 
     def flush(self: Pipeline, acknowledged: Sequence[Acknowledged]) -> None:
-        held = _kept_by(self)
-        if held and not self._worker.in_flight:
-            publish(self, held.pop())
+        if _kept_by(self) and not self._worker.in_flight:
+            release(self)
         acknowledge(self, acknowledged)
 
     return [Patch(Pipeline, "_publish", swapped), Patch(Pipeline, "_acknowledge", flush)]
@@ -198,8 +207,13 @@ def _no_rewind_after_abort() -> list[Patch]:
 
     def failed(self: ExactlyOnce, ready: Sequence[Finished], error: TransactionError) -> None:
         _kept_by(self).extend(Acknowledged(item.frame, item.outcome, item.result.taken_at) for item in ready)
+        self.broken = not error.rolled_back
+
+    def recover(self: Pipeline) -> None:
         with contextlib.suppress(TransactionError):
-            self._publisher.renew()
+            self._delivery._publisher.renew()
+            self._delivery.broken = False
+        self._watch_over()
 
     def delivered(self: ExactlyOnce, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         done = deliver(self, wait_s, within_s)
@@ -207,7 +221,11 @@ def _no_rewind_after_abort() -> list[Patch]:
         gone, aborted[:] = aborted[:], []
         return [*done, *gone]
 
-    return [Patch(ExactlyOnce, "_failed", failed), Patch(ExactlyOnce, "deliver", delivered)]
+    return [
+        Patch(ExactlyOnce, "_failed", failed),
+        Patch(ExactlyOnce, "deliver", delivered),
+        Patch(Pipeline, "_recover", recover),
+    ]
 
 
 def _offsets_outside_the_transaction() -> list[Patch]:

@@ -45,6 +45,7 @@ class Chaos:
     def is_set(self) -> bool:
         self.turns_left -= 1
         self.world.check()
+        self.world.check_bounds()
         if self.turns_left < 0:
             self.stopped_at = self.world.clock.now
             return True
@@ -112,6 +113,7 @@ class Quiet:
 
     def is_set(self) -> bool:
         self.world.check()
+        self.world.check_bounds()
         self.world.source.commit_stored()
         self.turns += 1
         if self.turns == 1:

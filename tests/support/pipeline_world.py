@@ -7,7 +7,7 @@ would break it, by an AssertionError out of that call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -62,9 +62,11 @@ class Log:
     committed: dict[TopicPartition, int] = field(default_factory=dict)
     resolve: Callable[[], None] = lambda: None  # what is in an open transaction becomes committed, or not
     _last: dict[tuple[TopicPartition, str], int] = field(default_factory=dict)  # the last offset first seen, by source
+    _seen_in: dict[tuple[TopicPartition, int], set[int]] = field(default_factory=dict)  # offsets, by epoch
 
-    def acknowledge(self, partition: TopicPartition, offset: int) -> None:
+    def acknowledge(self, partition: TopicPartition, offset: int, epoch: int = 0) -> None:
         """A reader sees an outcome. One that drops repeats must see those of a source in the order of its frames."""
+        self._seen_in.setdefault((partition, epoch), set()).add(offset)
         if (partition, offset) in self.acknowledged:
             return
         self.acknowledged.add((partition, offset))
@@ -73,10 +75,12 @@ class Log:
         assert last < offset, f"{partition}: {source}: {offset} came after {last}"
         self._last[partition, source] = offset
 
-    def check_nothing_is_repeated(self, partitions: Iterable[TopicPartition]) -> None:
-        """After a clean hand-over: whoever reads on from what is committed meets no frame that has an outcome."""
-        repeated = [(p, o) for p, o in self.acknowledged if p in partitions and o >= self.committed.get(p, 0)]
-        assert not repeated, f"a clean end leaves these to be repeated: {sorted(repeated)}"
+    def check_nothing_is_repeated(self, owned: Mapping[TopicPartition, int]) -> None:
+        """After a clean end of these epochs, what they wrote is committed: nobody has to write it again."""
+        for partition, epoch in owned.items():
+            committed = self.committed.get(partition, 0)
+            repeated = sorted(o for o in self._seen_in.get((partition, epoch), ()) if o >= committed)
+            assert not repeated, f"{partition}: a clean end at {committed} leaves {repeated} to be repeated"
 
     def append(self, partition: TopicPartition, source_id: str, payload: bytes, gap: int = 0) -> None:
         line = self.records[partition]
@@ -115,6 +119,7 @@ class FakeSource:
         self.rewind_fails: Callable[[], bool] = lambda: False
         self.longest_rebalance_s = 0.0
         self.patience_s = 0.0  # a revocation that took less was not cut short
+        self.handed_over: set[tuple[TopicPartition, int]] = set()  # epochs that ended so
         self._epoch = 0
         self._failure: BaseException | None = None
 
@@ -194,7 +199,9 @@ class FakeSource:
         self.longest_rebalance_s = max(self.longest_rebalance_s, took_s)
         self.commit_stored(partitions)
         if self._failure is None and took_s < self.patience_s:
-            self.log.check_nothing_is_repeated(partitions)
+            ended = {partition: self.owned[partition] for partition in partitions}
+            self.log.check_nothing_is_repeated(ended)
+            self.handed_over |= set(ended.items())
         self._end(partitions)
 
     def lose(self, partitions: Sequence[TopicPartition]) -> None:
@@ -348,7 +355,10 @@ class FakePublisher:
             raise PublishError("the brokers refuse it")
         for item in done:
             self.held_bytes -= item.frame.record.size_bytes
-            self.source.log.acknowledge(item.frame.receipt.partition, item.frame.receipt.offset)
+            partition, offset, epoch = item.frame.receipt
+            late = (partition, epoch) in self.source.handed_over
+            assert not late, f"{partition}: handed over before {offset} was acknowledged, so it is repeated"
+            self.source.log.acknowledge(partition, offset, epoch)
         return done
 
 
@@ -385,8 +395,10 @@ class World:
     def check(self) -> None:
         held = self.worker.held_bytes + self._published_bytes()
         assert self.pipeline._held_bytes == held, f"{self.pipeline._held_bytes} bytes counted, {held} held"
-        # Bounded: one frame may pass the limit of bytes, and what the worker had room for that of acknowledgements.
-        assert held <= self.limits.max_in_flight_bytes + self.largest_frame
+
+    def check_bounds(self) -> None:
+        """One frame may pass the limit of bytes, and what the worker has room for that of acknowledgements."""
+        assert self.pipeline._held_bytes <= self.limits.max_in_flight_bytes + self.largest_frame
         room = (WAITING_BATCHES + 2) * self.worker.size
         assert self.worker.in_flight <= room, f"{self.worker.in_flight} frames in the worker"
         assert self.pipeline._delivery.outstanding <= self.limits.max_unacknowledged + room

@@ -18,7 +18,7 @@ from pipeline_world import Chance, Log, World
 from transaction_world import FATES, ExactlyOnceWorld
 
 # How many `make test` runs, in each delivery; SLUICE_TEST_SCHEDULES=10000 for the long campaign.
-COUNT = int(os.environ.get("SLUICE_TEST_SCHEDULES", "750"))
+COUNT = int(os.environ.get("SLUICE_TEST_SCHEDULES", "1500"))
 METRICS = Metrics()  # one for all: making them takes longer than a schedule
 # One wait of the loop may end behind the deadline.
 _SLACK_S = 0.1
@@ -77,7 +77,7 @@ def _suffer(world: World, chance: Chance, refusal: type[KafkaError]) -> None:
     if stop.stopped_at is not None and drained:
         assert world.clock.now - stop.stopped_at <= DRAIN_S + _SLACK_S
         world.check()
-        world.log.check_nothing_is_repeated(PARTITIONS)
+        world.log.check_nothing_is_repeated(world.source.owned)
 
 
 def _finish(successor: World) -> None:

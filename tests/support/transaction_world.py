@@ -88,7 +88,7 @@ class FakeTransactions:
             assert owned == epoch or self._suspect, f"committed for an epoch that has ended: {item.frame.receipt}"
             lines.setdefault(partition, []).append(offset)
             assert (partition, offset) not in self.log.acknowledged, f"{partition}: {offset} is seen twice"
-            self.log.acknowledge(partition, offset)
+            self.log.acknowledge(partition, offset, epoch)
         for partition, offsets in lines.items():
             before, after = self.log.committed.get(partition, 0), offsets[-1] + 1
             below = [offset for offset, _, _ in self.log.records[partition] if before <= offset < after]
@@ -131,7 +131,7 @@ class ExactlyOnceWorld(World):
 
     def _published_bytes(self) -> int:
         lines = self.delivery._held._held.values()
-        return sum(len(item.frame.payload) for line in lines for item in line.values())
+        return sum(item.frame.record.size_bytes for line in lines for item in line.values())
 
 
 def _written(item: Finished) -> Detected | Rejected:
