@@ -249,7 +249,7 @@ def _offsets_outside_the_transaction() -> list[Patch]:
 
 BUGS: Mapping[str, Bug] = {
     "commit-before-acknowledgement": Bug(
-        "committed after published", "at_least_once", _commit_before_acknowledgement, "net-acks-dropped"
+        "committed after published", "at_least_once", _commit_before_acknowledgement, "net-produce-held"
     ),
     "commit-position": Bug("committed after published", "at_least_once", _commit_position, "sigkill"),
     "commit-over-a-gap": Bug("complete", "at_least_once", _commit_over_a_gap, "sigkill"),

@@ -6,7 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from fleet import client_id
-from network import Fault, black_hole, cut, delay, drop_acknowledgements, hold_end_txn, hold_heartbeats, throttle
+from network import (
+    Api,
+    Fault,
+    black_hole,
+    cut,
+    delay,
+    drop_acknowledgements,
+    hold,
+    hold_end_txn,
+    hold_heartbeats,
+    throttle,
+)
 from scenario import SESSION_S, Harm, World
 
 # Clients give a request up after this: with the default of a minute, a lost answer would be all that a run sees.
@@ -49,6 +60,11 @@ def _thin_network(*clients: str) -> Fault:
     return throttle(60_000, *clients)
 
 
+def _hold_produce(*clients: str) -> Fault:
+    """Outcomes are on their way, and commits could overtake them."""
+    return hold([Api.PRODUCE], *clients)
+
+
 _LONG = (SESSION_S * 1.5, SESSION_S * 3)
 
 
@@ -66,6 +82,7 @@ HARMS = (
     _harm("slow", to_all(_slow_network, 3.0, 6.0), deaths=0),
     _harm("thin", to_all(_thin_network, 3.0, 6.0), deaths=None),
     _harm("acks-dropped", to_one(drop_acknowledgements, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None),
+    _harm("produce-held", to_one(_hold_produce, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None),
     _harm("heartbeats-held", to_one(hold_heartbeats, *_LONG), deaths=None),
     _harm("end-txn-held", to_one(hold_end_txn, 1.0, REQUEST_TIMEOUT_MS / 1000 * 3), deliveries=("exactly_once",)),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
@@ -19,6 +20,7 @@ from transaction_world import FATES, ExactlyOnceWorld
 
 # How many `make test` runs, in each delivery; SLUICE_TEST_SCHEDULES=10000 for the long campaign.
 COUNT = int(os.environ.get("SLUICE_TEST_SCHEDULES", "1500"))
+RUN = 200
 METRICS = Metrics()  # one for all: making them takes longer than a schedule
 # One wait of the loop may end behind the deadline.
 _SLACK_S = 0.1
@@ -52,6 +54,17 @@ def without_logs() -> Iterator[None]:
     """Thousands of rejected frames and failed transactions would be a line each."""
     with mock.patch("consumer.pipeline._log", mock.Mock()), mock.patch("consumer.delivery._log", mock.Mock()):
         yield
+
+
+def first_violation(schedule: Callable[[bytes], None], seed: int) -> str:
+    """A run of `RUN` schedules: what the first that breaks a promise says; "" where all keep them."""
+    chance = random.Random(seed)
+    for _ in range(RUN):
+        try:
+            schedule(chance.randbytes(chance.choice([0, 20, 80, 300])))  # 300: decisions until the end
+        except (AssertionError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
 
 
 SCHEDULES: Mapping[str, Callable[[bytes], None]] = {"at_least_once": at_least_once, "exactly_once": exactly_once}
