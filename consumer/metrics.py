@@ -6,14 +6,57 @@ cardinality is bounded whatever the input says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
-from consumer.types import CLOSED_BY, Acknowledged, BatchResult, DeviceMemory, Lag, Rejected, Skipped
+from consumer.types import CLOSED_BY, Acknowledged, BatchResult, Detected, DeviceMemory, Lag, Skipped
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+
+
+class Distribution:
+    """One series of a histogram, for values that come by the batch. One thread writes, others may read meanwhile.
+
+    `prometheus_client.Histogram` takes two locks a value, which at thousands of frames a second is a measurable part
+    of the main thread (docs/performance.md); this is a list of counts.
+    """
+
+    def __init__(self, buckets: Sequence[float] = _SECONDS) -> None:
+        self._bounds = [*buckets, float("inf")]
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, values: Iterable[float]) -> None:
+        """Count these values, each in the first bucket whose bound is not below it."""
+        bounds, counts = self._bounds, self._counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            self._sum += value
+
+    def series(self) -> tuple[list[tuple[str, float]], float]:
+        """(bound, values up to it) of each bucket, and the sum of all values."""
+        names = [*map(str, self._bounds[:-1]), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True)), self._sum
+
+
+class _Distributions(Collector):
+    """A histogram whose series are `Distribution`s, one per value of its label, or a single one without a label."""
+
+    def __init__(self, name: str, meaning: str, series: dict[str, Distribution], label: str | None = None) -> None:
+        self._name, self._meaning, self._label, self._series = name, meaning, label, series
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        family = HistogramMetricFamily(self._name, self._meaning, labels=[self._label] if self._label else [])
+        for value, distribution in self._series.items():
+            buckets, total = distribution.series()
+            family.add_metric([value] if self._label else [], buckets, total)
+        yield family
 
 
 class Metrics:
@@ -37,6 +80,14 @@ class Metrics:
         def histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(f"sluice_{name}", meaning, declared(name, labels), registry=self.registry, buckets=buckets)
 
+        def distributions(
+            name: str, meaning: str, label: str | None = None, values: Sequence[str] = ("",)
+        ) -> dict[str, Distribution]:
+            declared(name, (label,) if label else ())
+            series = {value: Distribution() for value in values}
+            self.registry.register(_Distributions(f"sluice_{name}", meaning, series, label))
+            return series
+
         self.received = counter("frames_received_total", "Records read from the input topics.")
         self.outcomes = counter("outcomes_total", "Outcomes acknowledged by the brokers, by kind.", "outcome")
         self.rejected = counter("rejected_total", "Frames sent to the dead-letter topic, by reason.", "stage", "reason")
@@ -45,15 +96,16 @@ class Metrics:
         )
         self.batches = counter("batches_total", "Batches taken by the engine, by what closed them.", "closed_by")
         self.batch_size = histogram("batch_size_frames", "Frames in a batch.", buckets=_BATCH_SIZES)
-        self.stage = histogram(
+        self.stage = distributions(
             "stage_seconds",
             "Time per stage. queue (per frame): from the consumer to the engine. decode (per batch): decoding it, all "
             "threads together. decode_wait (per batch): the engine waiting for its last decode. infer (per batch): the "
             "engine. publish (per batch): writing its outcomes. acknowledge (per frame): until the broker had the "
             "outcome. commit (per commit): from the first offset handed over until the broker had committed it.",
             "stage",
+            ("queue", "decode", "decode_wait", "infer", "publish", "acknowledge", "commit"),
         )
-        self.latency = histogram("latency_seconds", "From a frame's capture time to its acknowledged outcome.")
+        self.latency = distributions("latency_seconds", "From a frame's capture time to its acknowledged outcome.")[""]
         self.engine_busy = counter("engine_busy_seconds_total", "Time that the engine spent on batches.")
         self.engine_retries = counter("engine_retries_total", "Calls of the engine repeated after a failure.")
         self.in_flight = gauge("in_flight_frames", "Frames read whose outcome is not acknowledged yet.")
@@ -93,12 +145,6 @@ class Metrics:
         self._lagging: set[tuple[str, str]] = set()
         self._start_at_zero()
 
-        # Looked up once: a lookup a frame costs more than the observation.
-        self._queue, self._acknowledge = self.stage.labels("queue"), self.stage.labels("acknowledge")
-        self._decode_wait, self._infer = self.stage.labels("decode_wait"), self.stage.labels("infer")
-        self._decode, self._publish = self.stage.labels("decode"), self.stage.labels("publish")
-        self._commit = self.stage.labels("commit")
-
     def _start_at_zero(self) -> None:
         """A series that begins with its first event looks to `rate` as if that had not happened."""
         for outcome in ("detected", "skipped", "rejected"):
@@ -118,26 +164,29 @@ class Metrics:
         frames = result.batch.frames
         self.batches.labels(result.batch.closed_by).inc()
         self.batch_size.observe(len(frames))
-        self._decode_wait.observe(result.timings.decode_wait_ms / 1000)
-        self._infer.observe(result.timings.infer_ms / 1000)
+        self.stage["decode_wait"].observe([result.timings.decode_wait_ms / 1000])
+        self.stage["infer"].observe([result.timings.infer_ms / 1000])
         self.engine_busy.inc(result.timings.infer_ms / 1000)
-        self._decode.observe(result.timings.decode_ms / 1000)
+        self.stage["decode"].observe([result.timings.decode_ms / 1000])
         self.decode_busy.inc(result.timings.decode_ms / 1000)
-        for frame in frames:
-            self._queue.observe(max(0.0, result.taken_at - frame.received_at))
+        self.stage["queue"].observe([max(0.0, result.taken_at - frame.received_at) for frame in frames])
 
     def acknowledged(self, done: Sequence[Acknowledged], *, now_s: float, now_ms: int) -> None:
         """The brokers have these outcomes. `now_s` is on the clock of `published_at`, `now_ms` Unix time."""
         kinds = {"detected": 0, "skipped": 0, "rejected": 0}
-        for item in done:
-            self._acknowledge.observe(now_s - item.published_at)
-            if item.frame.captured_at_ms is not None:
-                self.latency.observe(max(0.0, (now_ms - item.frame.captured_at_ms) / 1000))
-            if isinstance(item.outcome, Rejected):
-                kinds["rejected"] += 1
-                self.rejected.labels(item.outcome.stage, item.outcome.reason).inc()
+        captured: list[int] = []
+        for frame, outcome, _ in done:
+            if frame.captured_at_ms is not None:
+                captured.append(frame.captured_at_ms)
+            if isinstance(outcome, Detected):
+                kinds["detected"] += 1
+            elif isinstance(outcome, Skipped):
+                kinds["skipped"] += 1
             else:
-                kinds["skipped" if isinstance(item.outcome, Skipped) else "detected"] += 1
+                kinds["rejected"] += 1
+                self.rejected.labels(outcome.stage, outcome.reason).inc()
+        self.stage["acknowledge"].observe([now_s - item.published_at for item in done])
+        self.latency.observe([max(0.0, (now_ms - at_ms) / 1000) for at_ms in captured])
         for kind, count in kinds.items():
             if count:
                 self.outcomes.labels(kind).inc(count)
@@ -157,7 +206,7 @@ class Metrics:
 
     def published(self, seconds: float) -> None:
         """The outcomes of one batch have been handed to the producer."""
-        self._publish.observe(seconds)
+        self.stage["publish"].observe([seconds])
 
     def committed(self, seconds: float | None) -> None:
         """The coordinator has committed, `seconds` after the first of these offsets was stored; None: it refused."""
@@ -165,7 +214,7 @@ class Metrics:
             self.commits.labels("failed").inc()
         else:
             self.commits.labels("ok").inc()
-            self._commit.observe(seconds)
+            self.stage["commit"].observe([seconds])
 
     def rebalanced(self, event: str, *, partitions: int, assigned: int, seconds: float) -> None:
         """`partitions` were assigned, revoked or lost, and `assigned` are held now."""

@@ -267,8 +267,7 @@ class ModelInfo:
         return self.labels.get(class_id, str(class_id))
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(NamedTuple):
     """The brokers have the outcome of `frame`. `published_at`: seconds on the injected clock."""
 
     frame: Frame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import cv2
@@ -52,6 +53,8 @@ class Decoder:
     def __init__(self, config: DecodeConfig, policy: LetterboxPolicy) -> None:
         self._config = config
         self._policy = policy
+        # Cameras send one size; the cache is bounded because senders choose what is in it.
+        self._fit = lru_cache(maxsize=256)(partial(Letterbox.fit, policy=policy))
 
     @property
     def slot_bytes(self) -> int:
@@ -99,7 +102,7 @@ class Decoder:
         """2a. Straight into the slot where the picture is upright, needs no scaling and spans the canvas."""
         stored = header.height, header.width, 3
         upright = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
-        box = Letterbox.fit(*upright, self._policy)
+        box = self._fit(*upright)
         region = _lay_out(slot, box)
         if header.orientation == 1 and region.shape == stored and region.flags.c_contiguous:
             self._run_libjpeg(payload, header, region)
@@ -144,7 +147,7 @@ class Decoder:
             image = None
         if image is None:
             raise Refused("damaged", f"OpenCV cannot decode this {header.format} of {header.width}x{header.height}")
-        box = Letterbox.fit(image.shape[1], image.shape[0], self._policy)
+        box = self._fit(image.shape[1], image.shape[0])
         _place(image, _lay_out(slot, box))
         return box
 

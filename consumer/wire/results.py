@@ -74,23 +74,30 @@ class ResultEncoder:
             "captured_at_ms": frame.captured_at_ms,
             "published_at_ms": published_at_ms,
         }
+        queue = timings_ms["queue"]
         if isinstance(outcome, Detected):
-            headers = self._detections_headers.copy()
-            body |= {
-                "width": outcome.width,
-                "height": outcome.height,
-                "model": self._model,
-                "batch_size": batch_size,
-                "timings_ms": {name: _finite(timings_ms[name]) for name in ("queue", "decode_wait", "infer")},
-                "detections": self._listed(outcome.detections),
-            }
-        else:
-            headers = self._skipped_headers.copy()
+            wait, infer = timings_ms["decode_wait"], timings_ms["infer"]
+            _finite(queue + wait + infer)
+            shared = self._detections_headers
+            body["width"] = outcome.width
+            body["height"] = outcome.height
             body["model"] = self._model
-            body["timings_ms"] = {"queue": _finite(timings_ms["queue"])}  # it never saw the engine
-            body["skipped"] = {"reason": outcome.reason, "age_ms": _finite(outcome.age_ms)}
+            body["batch_size"] = batch_size
+            body["timings_ms"] = {"queue": queue, "decode_wait": wait, "infer": infer}
+            body["detections"] = self._listed(outcome.detections)
+        else:
+            _finite(queue + outcome.age_ms)
+            shared = self._skipped_headers
+            body["model"] = self._model
+            body["timings_ms"] = {"queue": queue}  # it never saw the engine
+            body["skipped"] = {"reason": outcome.reason, "age_ms": outcome.age_ms}
         key = frame.source_id.encode()
-        headers += (("ce_id", identity.encode()), ("ce_time", _rfc3339(published_at_ms)), ("ce_subject", key))
+        headers: HeaderList = [
+            *shared,
+            ("ce_id", identity.encode()),
+            ("ce_time", _rfc3339(published_at_ms)),
+            ("ce_subject", key),
+        ]
         if frame.traceparent is not None:
             headers.append(("traceparent", frame.traceparent.encode()))
         value = _JSON.encode(body).encode() if self._json else self._packer.pack(body)
