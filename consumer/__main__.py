@@ -111,7 +111,7 @@ def serve(config: Config, stop: threading.Event) -> None:
     from consumer.worker import Worker
 
     # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.0001)
     configure_opencv()
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     metrics = Metrics()

@@ -127,7 +127,7 @@ class TestAlignment:
             order = [f.receipt.offset for f, _ in done if f.source_id == source_id]
             assert order == sorted(order)
         assert worker.in_flight == 0
-        assert worker._ring.free == BUFFERS
+        assert worker._assembly._ring.free == BUFFERS
 
     def test_a_batch_of_rejected_frames_never_reaches_the_engine(self, start: Start, detector: FakeDetector) -> None:
         worker = start()
@@ -192,7 +192,7 @@ class TestBatching:
         detector.let_go()
         done = collect(worker, count)
         assert [offset for item in done for offset in offsets(item.batch.frames)] == list(range(count))
-        assert worker._ring.free == BUFFERS
+        assert worker._assembly._ring.free == BUFFERS
 
     def test_static_waits_for_a_full_batch(self, start: Start) -> None:
         worker = start(policy="static", max_queue_delay_ms=0)
@@ -235,13 +235,14 @@ class TestMeasuring:
         detector.hold()
         worker = start(max_batch_size=8, preferred_batch_sizes=[4, 8])
         spent = []
-        decode = worker._decode_chunk
+        assert worker._pool is not None
+        decode = worker._pool._decode
 
         def timed(*job: Any) -> float:
             spent.append(decode(*job))
             return spent[-1]
 
-        worker._decode_chunk = timed  # type: ignore[method-assign]
+        worker._pool._decode = timed  # type: ignore[method-assign]
         worker.admit(numbered(0, 4))
         wait_until(lambda: detector.calls, 10, "the first batch in the engine")
         worker.admit(numbered(4, 6))
@@ -333,7 +334,8 @@ class TestEngineTrouble:
         def decode(*_: object) -> Rejected:
             raise MemoryError("host")
 
-        monkeypatch.setattr(worker._decoder, "decode", decode)
+        assert worker._pool is not None
+        monkeypatch.setattr(worker._pool._decoder, "decode", decode)
         worker.admit(numbered(0))
         with pytest.raises(EngineError, match="MemoryError"):
             worker.results(10)

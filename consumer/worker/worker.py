@@ -1,31 +1,29 @@
-"""Infer: the inference thread and the decode pool. Frames go in, batch results come out, in order.
+"""The inference thread, and what the main thread may ask of it.
 
 Two threads touch the open batch: the main thread admits frames to it, and the inference thread, when idle, takes what
-it holds. `_changed` is the one lock around the batcher, the ring and the queue of closed batches. Decoding starts at
-admission, straight into the ring, so that batch k+1 is decoded while batch k is in the engine.
+it holds. `_changed` is the one lock around the assembly of batches. Between two batches the inference thread does as
+little as it can: buffers are given back, and outcomes put together, by the main thread when it takes the results.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
-from consumer.batcher import Batcher, Due
+from consumer.batcher import Batcher
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.decoder import Decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector
 from consumer.errors import EngineError, SluiceError
-from consumer.ring import Buffer, Ring
+from consumer.ring import Ring
 from consumer.types import (
-    Batch,
     BatchResult,
     Clock,
     Detected,
@@ -39,53 +37,22 @@ from consumer.types import (
     StageTimings,
     TopicPartition,
 )
+from consumer.worker.assembly import BUFFERS, Assembly, Work
+from consumer.worker.decoding import DecodePool, Verdict
 
 _log = structlog.get_logger(__name__)
 
-# One in the engine, one closed and decoded, one being decoded, one to admit to while those three are busy.
-BUFFERS = 4
-# Frames per decoding job. A job per frame costs twice the CPU; larger ones leave a decode thread without work.
-CHUNK = 8
 # How often the device is asked for its memory.
 _MEMORY_EVERY_S = 1.0
 
 
-@dataclass(slots=True, eq=False)
-class _Lease:
-    """A ring buffer while batches use it. A batch has a contiguous range of slots; two batches may share a buffer."""
+class _Finished(NamedTuple):
+    """A batch that is through the engine. `looked_at`: what was seen in those of its frames that were decoded."""
 
-    buffer: Buffer
-    verdicts: list[Outcome | Letterbox | None]  # per slot, written by the decode pool
-    used: int = 0  # slots assigned
-    unfinished: int = 0  # of those, slots whose batch is not through the engine
-    filling: bool = True  # the open batch may still assign slots
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """A closed batch: its frames lie in slots [start, start + len(frames)) of the lease's buffer."""
-
-    batch: Batch
-    lease: _Lease
-    start: int
-    decoding: Sequence[_Chunk]
-
-
-class _Chunk(NamedTuple):
-    """A decoding job, and the slots that it writes to: [first, stop). It returns the seconds that it took."""
-
-    first: int
-    stop: int
-    job: Future[float]
-
-
-@dataclass(slots=True)
-class _Open:
-    """Where the open batch lies. `decoding`: jobs that may still write to its slots."""
-
-    lease: _Lease
-    start: int = 0
-    decoding: list[_Chunk] = field(default_factory=list)
+    work: Work
+    looked_at: Sequence[Detections | Rejected]
+    timings: StageTimings
+    taken_at: float
 
 
 class Worker:
@@ -112,24 +79,20 @@ class Worker:
         self._wall_clock_ms = wall_clock_ms
         self._on_retry = on_retry
         self._changed = threading.Condition()
-        self._closed: deque[_Work] = deque()
-        self._open: _Open | None = None
-        self._draining = False
         self._stopping = False
-        self._results: queue.SimpleQueue[BatchResult | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_Finished | BaseException] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._pool = ThreadPoolExecutor(decode.thread_count, thread_name_prefix="decode")
         self._in_flight = 0
         self._busy_since: float | None = None
         self._info: ModelInfo | None = None
         self._device = ""
         self._device_memory: DeviceMemory | None = None
         self._looked_at = 0.0
-        self._batcher: Batcher
-        self._ring: Ring
-        self._decoder: Decoder
+        # Known once the detector is: how canvases are laid out, and how many make a batch, is its choice.
+        self._assembly: Assembly
+        self._pool: DecodePool | None = None
         self._detector: ResilientDetector
 
     # Main thread: life
@@ -151,7 +114,8 @@ class Worker:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.close()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -179,7 +143,7 @@ class Worker:
     def room(self) -> int:
         """Frames that `admit` takes now."""
         with self._changed:
-            return self._batcher.room
+            return self._assembly.room
 
     @property
     def in_flight(self) -> int:
@@ -190,12 +154,7 @@ class Worker:
     def expecting(self) -> bool:
         """Whether a result may come without another frame or a delay: the engine works, or is about to."""
         with self._changed:
-            return bool(
-                self._busy_since is not None
-                or self._closed
-                or not self._results.empty()
-                or self._batcher.due(idle=True, draining=self._draining)
-            )
+            return self._busy_since is not None or not self._results.empty() or self._assembly.has_work
 
     @property
     def busy_since(self) -> float | None:
@@ -205,10 +164,8 @@ class Worker:
     def admit(self, frames: Sequence[Frame]) -> None:
         """Take frames in; their decoding starts now where a buffer is free. Does not block."""
         with self._changed:
-            for frame in frames:
-                self._batcher.offer(frame)
             self._in_flight += len(frames)
-            self._fill()
+            self._assembly.admit(frames)
             self._changed.notify()
 
     def results(self, timeout_s: float = 0.0) -> list[BatchResult]:
@@ -217,97 +174,43 @@ class Worker:
         Raises what ended the inference thread, once what was finished before it has been handed out, and every time
         from then on: nothing more will come.
         """
-        finished: list[BatchResult] = []
+        finished: list[_Finished] = []
         try:
             while self._failure is None:
                 # Blocks for the first one alone.
                 item = self._results.get(timeout_s > 0 and not finished, timeout_s or None)
-                if isinstance(item, BatchResult):
-                    self._in_flight -= len(item.batch.frames)
+                if isinstance(item, _Finished):
                     finished.append(item)
                 else:
                     self._failure = item
         except queue.Empty:
-            return finished
-        if finished:
-            return finished
-        raise self._failure
+            pass
+        if self._failure is not None and not finished:
+            raise self._failure
+        return [self._take_out(item) for item in finished]
 
     def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
         """Drop the waiting frames of these partitions and return them; see `Batcher.discard`."""
         with self._changed:
-            dropped = self._batcher.discard(partitions, overtaken=overtaken)
+            dropped = self._assembly.discard(partitions, overtaken=overtaken)
             self._in_flight -= len(dropped)
             return dropped
 
     def drain(self, *, draining: bool) -> None:
         """While draining, what is open goes to the engine without waiting for more."""
         with self._changed:
-            self._draining = draining
+            self._assembly.draining = draining
             self._changed.notify()
 
-    # Under the lock, on either thread
-
-    def _fill(self) -> None:
-        """Admit waiting frames while there are slots; close batches that are full."""
-        while self._batcher.waiting:
-            if self._open is None:
-                buffer = self._ring.take()
-                if buffer is None:
-                    return
-                size = len(buffer.slots)
-                self._open = _Open(_Lease(buffer, [None] * size))
-                self._batcher.open(size)
-            due = self._batcher.due(idle=False)  # a window may have passed since the last frame came
-            if due is None:
-                self._start_decoding(self._open, self._batcher.admit())
-                due = self._batcher.due(idle=False)
-            if due is None:
-                return
-            self._closed.append(self._close_batch(self._open, due))
-
-    def _start_decoding(self, into: _Open, frames: Sequence[Frame]) -> None:
-        lease = into.lease
-        for i in range(0, len(frames), CHUNK):
-            chunk = frames[i : i + CHUNK]
-            first, stop = lease.used, lease.used + len(chunk)
-            into.decoding.append(_Chunk(first, stop, self._pool.submit(self._decode_chunk, lease, first, chunk)))
-            lease.used = stop
-            lease.unfinished += len(chunk)
-
-    def _close_batch(self, opened: _Open, due: Due) -> _Work:
-        batch = self._batcher.take(due)
-        stop = opened.start + due.size
-        awaited = [chunk for chunk in opened.decoding if chunk.first < stop]
-        work = _Work(batch, opened.lease, opened.start, awaited)
-        opened.start = stop
-        opened.decoding = [chunk for chunk in opened.decoding if chunk.stop > stop]
-        if not self._batcher.open_size:
-            # The rest of this buffer would make a smaller batch than a fresh one can hold.
-            opened.lease.filling = False
-            self._open = None
-        return work
-
-    def _release(self, work: _Work) -> None:
-        lease = work.lease
-        lease.unfinished -= len(work.batch.frames)
-        if not lease.unfinished and not lease.filling:
-            self._ring.give_back(lease.buffer)
-            self._fill()
-
-    # Decode pool
-
-    def _decode_chunk(self, lease: _Lease, first: int, frames: Sequence[Frame]) -> float:
-        began = self._clock()
-        decode, slots, verdicts = self._decoder.decode, lease.buffer.slots, lease.verdicts
-        for slot, frame in enumerate(frames, first):
-            try:
-                verdicts[slot] = frame.verdict or decode(frame.payload, slots[slot])
-            except MemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001 - decoding is deterministic: a restart would meet it again
-                verdicts[slot] = Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
-        return self._clock() - began
+    def _take_out(self, finished: _Finished) -> BatchResult:
+        work = finished.work
+        verdicts = work.lease.verdicts[work.start : work.stop]
+        with self._changed:
+            self._assembly.release(work)
+            self._changed.notify()
+        self._in_flight -= len(work.batch.frames)
+        outcomes = list(_merged(verdicts, finished.looked_at))
+        return BatchResult(work.batch, outcomes, finished.timings, finished.taken_at)
 
     # Inference thread
 
@@ -322,10 +225,8 @@ class Worker:
             self._prepare(detector)
             self._loaded.set()
             while (work := self._next()) is not None:
-                result = self._infer(work)
-                with self._changed:
-                    self._release(work)
-                self._results.put(result)
+                self._results.put(self._infer(work))
+                self._busy_since = None  # not before: the main thread would think that nothing is coming
         except SluiceError as error:
             self._results.put(error)
         except BaseException as error:  # noqa: BLE001 - raised again on the main thread
@@ -343,69 +244,62 @@ class Worker:
             _log.warning("batches are smaller than configured: the model takes no more", max_batch_size=limit)
             preferred = [size for size in batching.preferred_batch_sizes if size <= limit]
             batching = batching.model_copy(update={"max_batch_size": limit, "preferred_batch_sizes": preferred})
-        self._batcher = Batcher(batching, clock=self._clock, wall_clock_ms=self._wall_clock_ms)
-        self._decoder = Decoder(self._decode_config, detector.policy)
-        self._ring = Ring(
+        decoder = Decoder(self._decode_config, detector.policy)
+        ring = Ring(
             buffers=BUFFERS,
             batch_size=batching.max_batch_size,
-            slot_bytes=self._decoder.slot_bytes,
+            slot_bytes=decoder.slot_bytes,
             allocate=detector.allocate,
         )
+        batcher = Batcher(batching, clock=self._clock, wall_clock_ms=self._wall_clock_ms)
+        self._pool = DecodePool(decoder, self._decode_config.thread_count, clock=self._clock)
+        self._assembly = Assembly(batcher, ring, self._pool)
         self._detector = ResilientDetector(detector, self._on_retry)
         self._detector.warm_up(batching.max_batch_size)
         self._device_memory = self._detector.device_memory()
         self._info, self._device = detector.info, detector.device
 
-    def _next(self) -> _Work | None:
+    def _next(self) -> Work | None:
         """The next batch for an idle engine; blocks until there is one. None when stopping."""
         with self._changed:
             while not self._stopping:
-                if self._closed:
-                    return self._closed.popleft()
-                if self._open is not None:
-                    due = self._batcher.due(idle=True, draining=self._draining)
-                    if due is not None:
-                        work = self._close_batch(self._open, due)
-                        self._fill()
-                        return work
-                self._changed.wait(self._batcher.wake_in_s())
+                if (work := self._assembly.next()) is not None:
+                    return work
+                self._changed.wait(self._assembly.wake_in_s)
             return None
 
-    def _infer(self, work: _Work) -> BatchResult:
+    def _infer(self, work: Work) -> _Finished:
         self._busy_since = taken_at = self._clock()
-        frames, stop = work.batch.frames, work.start + len(work.batch.frames)
         decode_s = 0.0
         for chunk in work.decoding:
             spent_s = chunk.job.result()
-            if chunk.stop <= stop:  # else its last frames belong to the next batch, which counts all of it
+            if chunk.stop <= work.stop:  # else its last frames belong to the next batch, which counts all of it
                 decode_s += spent_s
         decoded_at = self._clock()
-        verdicts = work.lease.verdicts[work.start : stop]
-        rows = [row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox)]
-        looked_at: list[Detections | Rejected] = []
-        if rows:
-            slots = work.lease.buffer.slots[work.start : stop]
-            # Without rejected frames this is a view; with some, one copy of the others.
-            looked_at = self._detector.detect(
-                slots if len(rows) == len(frames) else slots[rows],
-                [verdict for verdict in verdicts if isinstance(verdict, Letterbox)],
-            )
+        boxes = [verdict for verdict in work.lease.verdicts[work.start : work.stop] if isinstance(verdict, Letterbox)]
+        looked_at = self._detector.detect(self._canvases(work, len(boxes)), boxes) if boxes else []
         done_at = self._clock()
-        self._busy_since = None
         if done_at - self._looked_at >= _MEMORY_EVERY_S:
             self._device_memory, self._looked_at = self._detector.device_memory(), done_at
         timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000, decode_s * 1000)
-        return BatchResult(work.batch, _merge(verdicts, looked_at), timings, taken_at)
+        return _Finished(work, looked_at, timings, taken_at)
+
+    @staticmethod
+    def _canvases(work: Work, decoded: int) -> NDArray[np.uint8]:
+        """The slots of the frames that were decoded: a view where that is all of them, else a copy."""
+        slots = work.lease.buffer.slots[work.start : work.stop]
+        if decoded == len(slots):
+            return slots
+        verdicts = work.lease.verdicts[work.start : work.stop]
+        return slots[[row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox)]]
 
 
-def _merge(verdicts: Sequence[Outcome | Letterbox | None], looked_at: Sequence[Detections | Rejected]) -> list[Outcome]:
+def _merged(verdicts: Sequence[Verdict | None], looked_at: Sequence[Detections | Rejected]) -> Iterator[Outcome]:
     """One outcome per verdict: the detector's, in order, where the frame was decoded; else the verdict itself."""
     remaining = iter(looked_at)
-    outcomes: list[Outcome] = []
     for verdict in verdicts:
         if isinstance(verdict, Letterbox):
             seen = next(remaining)
-            outcomes.append(Detected(seen, verdict.width, verdict.height) if isinstance(seen, Detections) else seen)
+            yield Detected(seen, verdict.width, verdict.height) if isinstance(seen, Detections) else seen
         elif verdict is not None:
-            outcomes.append(verdict)
-    return outcomes
+            yield verdict
