@@ -171,6 +171,7 @@ class Publisher:
     def reports(self) -> list[Report]:
         """The delivery reports that have come, without a judgement on them."""
         reports, self._reports = self._reports, []
+        self._stamp = None  # what is published from now on is published at another time
         self._outstanding -= len(reports)
         return reports
 
