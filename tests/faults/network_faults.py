@@ -84,5 +84,6 @@ HARMS = (
     _harm("acks-dropped", to_one(drop_acknowledgements, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None),
     _harm("produce-held", to_one(_hold_produce, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None),
     _harm("heartbeats-held", to_one(hold_heartbeats, *_LONG), deaths=None),
-    _harm("end-txn-held", to_one(hold_end_txn, 1.0, REQUEST_TIMEOUT_MS / 1000 * 3), deliveries=("exactly_once",)),
+    # A transaction is given up after ten seconds: some of these outlast that, some do not.
+    _harm("end-txn-held", to_one(hold_end_txn, 1.0, 16.0), deliveries=("exactly_once",)),
 )
