@@ -188,7 +188,6 @@ class ExactlyOnce:
                 self._publisher.rest(wait_s)
             return []
         began = self._clock()
-        began = self._clock()
         try:
             done = self._publisher.transact(ready, self._membership(), min(within_s, TRANSACTION_S))
         except TransactionError as error:

@@ -19,8 +19,9 @@ from consumer.worker.decoding import DecodePool, Verdict
 
 # One in the engine, one closed and decoded, one being decoded, one to admit to while those three are busy.
 BUFFERS = 4
-# Frames per decoding job. A job per frame costs twice the CPU; larger ones leave a decode thread without work.
-CHUNK = 8
+# Frames per decoding job at most. Under load each job is this long, because jobs cost CPU; a few frames that come
+# together are spread over all threads, because then it is their latency that counts.
+CHUNK = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -142,8 +143,9 @@ class Assembly:
 
     def _start_decoding(self, into: _Open, frames: Sequence[Frame]) -> None:
         lease = into.lease
-        for i in range(0, len(frames), CHUNK):
-            chunk = frames[i : i + CHUNK]
+        size = min(CHUNK, -(-len(frames) // self._pool.threads))
+        for i in range(0, len(frames), size or 1):
+            chunk = frames[i : i + size]
             first, stop = lease.used, lease.used + len(chunk)
             job = self._pool.submit(chunk, lease.buffer.slots, lease.verdicts, first)
             into.decoding.append(Chunk(first, stop, job))

@@ -20,7 +20,8 @@ class DecodePool:
     def __init__(self, decoder: Decoder, threads: int, *, clock: Clock) -> None:
         self._decoder = decoder
         self._clock = clock
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.threads = threads
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def submit(
         self, frames: Sequence[Frame], slots: NDArray[np.uint8], verdicts: list[Verdict | None], first: int
@@ -30,11 +31,11 @@ class DecodePool:
         Nobody else may touch these slots until the job is done; it returns the seconds that it took. A frame that
         cannot be decoded is a `Rejected` among the verdicts; only MemoryError fails the job.
         """
-        return self._threads.submit(self._decode, frames, slots, verdicts, first)
+        return self._executor.submit(self._decode, frames, slots, verdicts, first)
 
     def close(self) -> None:
         """Drop what has not begun. Does not wait for what has."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _decode(
         self, frames: Sequence[Frame], slots: NDArray[np.uint8], verdicts: list[Verdict | None], first: int
