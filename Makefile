@@ -7,12 +7,15 @@ ARGS ?=
 # For `make fuzz`, in all.
 FUZZ_MINUTES ?= 10
 SBOM ?= dist/sluice.cdx.json
+# For `make faults`: how long, or the specification of one run to repeat.
+FAULT_MINUTES ?= 120
+FAULT ?=
 # TORCH=cpu: the small CPU build of torch from PyTorch's own index (200 MB) instead of the CUDA build (5.7 GB).
 TORCH ?=
 GPU_ONLY := '^(torch|torchvision|triton|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z]+)=='
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test check unit fuzz sbom lock clean
+.PHONY: setup demo test check unit fuzz faults sbom lock clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +54,12 @@ fuzz: setup
 sbom: setup
 	mkdir -p $(dir $(SBOM))
 	$(BIN)/cyclonedx-py requirements requirements-runtime.txt --pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM)
+
+# The fault rig, for a time; it adds to docs/faults.jsonl and docs/faults.md. FAULT=harm:delivery:protocol:seed replays one
+# run; needs Java, and root for the runs with a full disk.
+faults: setup
+	PYTHONPATH=tests/support:tests/faults $(BIN)/python tests/faults/campaign.py \
+		$(if $(FAULT),--replay $(FAULT),--minutes $(FAULT_MINUTES)) $(ARGS)
 
 # Locks are resolved for every platform and Python that the project supports; hashes, no index addresses.
 lock: setup

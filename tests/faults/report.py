@@ -1,0 +1,117 @@
+"""The rows of all campaigns so far -> `docs/faults.md`. Pure; the rows are kept in `docs/faults.jsonl`."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from scenario import DELIVERIES, PROTOCOLS, Run, Spec
+
+Row = Mapping[str, Any]
+
+_INTRODUCTION = """\
+# What the fault rig has measured
+
+Written by `make faults`, which adds to `faults.jsonl` and makes this page anew from all of it. Each run starts a
+consumer group of real `sluice run` processes with a simulated engine on Apache Kafka (three nodes, replication 3,
+`min.insync.replicas` 2), feeds it {rate:g} frames a second from {sources} sources in {partitions} partitions, harms it
+once or more, lets it recover, stops it, and compares what went in with what came out. A run is repeated with
+`make faults FAULT=harm:delivery:protocol:seed`. How it judges: `tests/faults/checker.py`.
+"""
+_COLUMNS = """\
+**lost**: input records without an outcome. **repeats**: outcomes beyond the first of a record, as the reader of that
+delivery sees them; under `exactly_once` each is a violation, under `at_least_once` more than the harm explains is (a
+clean stop or a rebalance explains none). **late**: those of them that a member wrote before it could know that it had
+lost the partition. **out of order**: outcomes of a source behind a later one of it, repeats apart. **commits ahead**:
+samples of the committed offsets that were ahead of an outcome not yet written, of all samples. **recovery**: seconds
+from the end of the harm until every partition has brought a new outcome; dead members are noticed after a session of
+{session:g} s. **restarts**: processes that ended by themselves and were started anew, as Kubernetes would.
+"""
+_HEAD = """\
+| harm | runs | frames | lost | repeats | late | out of order | commits ahead | recovery p50 | p95 | max | restarts |
+| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
+"""
+
+
+def row(run: Run, *, at: str, commit: str) -> dict[str, Any]:
+    """What is kept of a run."""
+    verdict = run.verdict
+    return {
+        "at": at,
+        "commit": commit,
+        "spec": str(run.spec),
+        "seconds": round(run.took_s, 1),
+        "frames": verdict.frames,
+        "lost": verdict.lost,
+        "repeats": verdict.repeats,
+        "late": verdict.late,
+        "out_of_order": verdict.out_of_order,
+        "samples": verdict.samples,
+        "commit_ahead": verdict.commit_ahead,
+        "recoveries_s": [round(seconds, 2) for seconds in verdict.recoveries_s],
+        "exit_codes": [each.code for each in run.history.exits],
+        "violations": [str(each) for each in verdict.violations[:5]],
+    }
+
+
+def render(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+    """The page. `facts`: the numbers that its words name. A row with `void` is of a run that broke by itself."""
+    counted = [each for each in rows if "void" not in each]
+    parts = [_INTRODUCTION.format(**facts), _totals(counted, len(rows) - len(counted))]
+    for delivery in DELIVERIES:
+        table = _table([each for each in counted if Spec.parse(each["spec"]).delivery == delivery])
+        parts.append(f"## {delivery}\n\n{table}")
+    parts += [_COLUMNS.format(**facts), _violations(counted)]
+    return "\n".join(parts)
+
+
+def _totals(rows: Sequence[Row], void: int) -> str:
+    hours, minutes = divmod(round(sum(each["seconds"] for each in rows) / 60), 60)
+    by_protocol = ", ".join(
+        f"{sum(Spec.parse(each['spec']).protocol == protocol for each in rows)} with `group.protocol={protocol}`"
+        for protocol in PROTOCOLS
+    )
+    frames = sum(each["frames"] for each in rows)
+    text = f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min"
+    return f"{text}; {void} more were void, because the brokers or the rig itself failed.\n"
+
+
+def _table(rows: Iterable[Row]) -> str:
+    by_harm: dict[str, list[Row]] = defaultdict(list)
+    for each in rows:
+        by_harm[Spec.parse(each["spec"]).harm].append(each)
+    if not by_harm:
+        return "No runs yet.\n"
+    lines = [_line(harm, by_harm[harm]) for harm in sorted(by_harm)]
+    lines.append(_line("**all**", [each for group in by_harm.values() for each in group]))
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    def total(field: str) -> str:
+        return f"{sum(each[field] for each in rows):,}"
+
+    recoveries = sorted(seconds for each in rows for seconds in each["recoveries_s"])
+    quantiles = [f"{_quantile(recoveries, share):.1f}" if recoveries else "-" for share in (0.5, 0.95, 1.0)]
+    counts = [total(field) for field in ("frames", "lost", "repeats", "late", "out_of_order")]
+    ahead = f"{total('commit_ahead')} of {total('samples')}"
+    restarts = sum(len(each["exit_codes"]) for each in rows)
+    return "| " + " | ".join([name, str(len(rows)), *counts, ahead, *quantiles, str(restarts)]) + " |"
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that this share of them does not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _violations(rows: Iterable[Row]) -> str:
+    found = [each for each in rows if each["violations"]]
+    if not found:
+        return "## Violations\n\nNone.\n"
+    lines = ["## Violations\n"]
+    for each in found:
+        note = f" {each['note']}" if each.get("note") else " **Open.**"
+        lines.append(f"- `{each['spec']}` at {each['commit']}: {each['violations'][0]}.{note}")
+    return "\n".join(lines) + "\n"
