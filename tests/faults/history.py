@@ -102,6 +102,7 @@ class History:
     exits: list[Exit] = field(default_factory=list)
     unclean_ends: list[int] = field(default_factory=list)  # exit codes of the members that were told to end, if not 0
     final: Sample | None = None  # taken when all members had ended; None where the run did not get so far
+    backlog_s: float = 0.0  # from the last frame that was acknowledged until all had their outcome
     stuck: str = ""  # what was waited for in vain while nothing was broken
     allowed_repeats: int | None = None  # at least once: a bound on the repeats of this run, where there is one
     recovery_limit_s: float = 60.0

@@ -193,7 +193,9 @@ def _go_through(world: World, harm: Harm, feeder: Feeder) -> None:
         world.history.strikes.append(Strike(harm.name, began_s, time.monotonic()))
         _wait_in_vain(world, world.flowing_since, world.history.strikes[-1].ended_s)
     feeder.finish(60)
+    began_s = time.monotonic()
     _wait_in_vain(world, lambda acknowledged: acknowledged <= world.observer.seen, _ids(world.history))
+    world.history.backlog_s = time.monotonic() - began_s
     for member in list(world.fleet.members):
         world.fleet.retire(member)
 
