@@ -64,7 +64,7 @@ class Lab:
     def cluster(self) -> ApacheKafka:
         """Three healthy nodes with small disks."""
         if self._cluster is None:
-            cluster = ApacheKafka(3, **BROKER_SETTINGS)
+            cluster = ApacheKafka(3, proxied=True, **BROKER_SETTINGS)
             cluster.limit_disks(_DISK_MIB)
             self._cluster = self._stack.enter_context(cluster)
         return self._cluster

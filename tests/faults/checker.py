@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from history import History, InputId, Outcome, Position, Rebalance, Sample
+from history import Commit, History, InputId, Outcome, Position, Rebalance, Sample
 
 Kind = Literal[
     "loss",  # an input record has no outcome
@@ -50,6 +50,7 @@ class Verdict:
     samples: int = 0
     commit_ahead: int = 0  # samples that show it
     late: int = 0  # outcomes that a member wrote before it could know that it had lost the partition
+    stale_answers: int = 0  # samples in which the brokers themselves went back
     recoveries_s: list[float] = field(default_factory=list)
     input_lost: int = 0
 
@@ -81,7 +82,8 @@ def check(history: History) -> Verdict:
     ahead = list(_commit_ahead(history.samples, sorted(inputs), _earliest(history.outcomes)))
     verdict.commit_ahead = len(ahead)
     found += ahead
-    found += _offsets_back(history.samples)
+    found += _offsets_back(history.commits)
+    verdict.stale_answers = _stale_answers(history.samples)
     zombies, verdict.late = _zombies(history, tenures)
     found += zombies
     verdict.recoveries_s, unrecovered = _recoveries(history, first_seen)
@@ -215,14 +217,28 @@ def _is_written(places: Sequence[Position], sample: Sample) -> bool:
     return any(place.offset < sample.ends.get((place.topic, place.partition), 0) for place in places)
 
 
-def _offsets_back(samples: Iterable[Sample]) -> Iterator[Violation]:
+def _offsets_back(commits: Iterable[Commit]) -> Iterator[Violation]:
+    """By the brokers' log of the commits, not by the samples: see `_stale_answers`."""
     last: dict[int, int] = {}
+    for partition, offset in commits:
+        if offset < last.get(partition, 0):
+            yield Violation("offset_back", f"partition {partition}: {offset} was committed after {last[partition]}")
+        last[partition] = offset
+
+
+def _stale_answers(samples: Iterable[Sample]) -> int:
+    """Samples with an older offset than the one before, though nobody may have committed it.
+
+    A coordinator of Apache Kafka that has just loaded a group answers up to the high watermark that it knows, and
+    after a crash of all replicas that is one of some seconds ago, until the followers have fetched again.
+    """
+    last: dict[int, int] = {}
+    stale = 0
     for sample in samples:
-        for partition, before in last.items():
-            now = sample.committed.get(partition)
-            if now is None or now < before:
-                yield Violation("offset_back", f"partition {partition}: from {before} to {now or 'none'}")
-        last.update(sample.committed)
+        stale += any(sample.committed.get(partition, 0) < before for partition, before in last.items())
+        for partition, offset in sample.committed.items():
+            last[partition] = max(offset, last.get(partition, 0))
+    return stale
 
 
 def _left_behind(history: History) -> Iterator[Violation]:

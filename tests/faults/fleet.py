@@ -145,7 +145,12 @@ class Fleet:
 
     def _identity(self, slot: int) -> dict[str, Any]:
         """What a pod of that ordinal is configured with, and keeps over restarts."""
-        return {}
+        return {"kafka.client": {**self.options.get("kafka.client", {}), "client.id": client_id(slot)}}
+
+
+def client_id(slot: int) -> str:
+    """What the clients of a member call themselves before the brokers, and the proxy."""
+    return f"member-{slot}"
 
 
 def rebalances(writer: str, log: str) -> Iterator[Rebalance]:

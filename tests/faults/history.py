@@ -60,6 +60,13 @@ class Sample:
     ends: Mapping[tuple[str, int], int]  # (topic, partition) -> the offset that the next record gets
 
 
+class Commit(NamedTuple):
+    """A line of the brokers' log of committed offsets."""
+
+    partition: int
+    offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rebalance:
     """A line of a member's log. It is written before the member acts on it."""
@@ -97,6 +104,7 @@ class History:
     inputs: list[Sent] = field(default_factory=list)  # the input topic, read after the run
     outcomes: list[Outcome] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)  # of one partition in the order of the log
     rebalances: list[Rebalance] = field(default_factory=list)  # of one writer in the order of its log
     strikes: list[Strike] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)

@@ -5,6 +5,7 @@ They talk to the brokers directly, never through a proxy, and ride out whatever 
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ from confluent_kafka import KafkaException
 import images
 from brokers import unique_name
 from consumer.wire import decode_result
-from history import Delivery, History, InputId, Outcome, Position, Sample, Sent
+from history import Commit, Delivery, History, InputId, Outcome, Position, Sample, Sent
 from sluice_process import Topics
 
 SAMPLE_EVERY_S = 0.1
@@ -101,7 +102,8 @@ class Feeder(_Loop):
         assert left == 0, f"the brokers did not take {left} frames within {timeout_s:g} s"
 
     def _delivered(self, error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
-        if error is None:
+        # Acknowledged as a duplicate of an attempt whose answer was lost, it comes without its offset.
+        if error is None and message.offset() >= 0:
             self._history.acknowledged.append(Sent(InputId(message.partition(), message.offset()), _key(message)))
 
 
@@ -187,6 +189,28 @@ def read_outcomes(bootstrap: str, topics: Topics, delivery: Delivery, observer: 
             published_ms=int(body["published_at_ms"]) if body else 0,
             arrived_s=observer.arrived_s.get(_position(message), now),
         )
+
+
+def read_commits(bootstrap: str, group: str) -> list[Commit]:
+    """What the group ever committed, as the brokers' own log of it says; transactions that were aborted left out."""
+    return [
+        commit
+        for message in _read_all(bootstrap, ["__consumer_offsets"], "read_committed")
+        if (commit := parse_commit(message.key(), message.value(), group)) is not None
+    ]
+
+
+def parse_commit(key: bytes | None, value: bytes | None, group: str) -> Commit | None:
+    """A record of `__consumer_offsets`, where it is a commit of that group (OffsetCommitKey 0 and 1 in Kafka)."""
+    if key is None or value is None or struct.unpack_from(">h", key)[0] > 1:
+        return None
+    at, texts = 2, []
+    for _ in range(2):
+        (size,) = struct.unpack_from(">h", key, at)
+        texts.append(key[at + 2 : at + 2 + size].decode())
+        at += 2 + size
+    (partition,), (offset,) = struct.unpack_from(">i", key, at), struct.unpack_from(">q", value, 2)
+    return Commit(partition, offset) if texts[0] == group else None
 
 
 def _read_all(

@@ -51,6 +51,7 @@ def row(run: Run, *, at: str, commit: str) -> dict[str, Any]:
         "samples": verdict.samples,
         "commit_ahead": verdict.commit_ahead,
         "backlog_s": round(run.history.backlog_s, 1),
+        "stale_answers": verdict.stale_answers,
         "recoveries_s": [round(seconds, 2) for seconds in verdict.recoveries_s],
         "exit_codes": [each.code for each in run.history.exits],
         "violations": [str(each) for each in verdict.violations[:5]],

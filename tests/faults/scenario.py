@@ -19,7 +19,8 @@ from brokers import APACHE, Broker, unique_name
 from checker import Verdict, check
 from fleet import Fleet, Member
 from history import Delivery, History, Strike
-from recorder import Feeder, Observer, Sampler, read_inputs, read_outcomes
+from proxy import Proxy
+from recorder import Feeder, Observer, Sampler, read_commits, read_inputs, read_outcomes
 from sluice_process import Topics
 from waiting import wait_until
 
@@ -99,7 +100,7 @@ class World:
         self.chance = chance
         self.history = fleet.history
         self.topics = fleet.topics
-        self.proxy: Any = None
+        self.proxy: Proxy | None = None
         self._nothing = threading.Event()
 
     def wait(self, predicate: Callable[[], object], timeout_s: float, what: str) -> None:
@@ -157,7 +158,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
     if harm.deaths is not None:
         history.allowed_repeats = harm.deaths * harm.strikes * REPEATS_PER_DEATH
     with contextlib.ExitStack() as stack:
-        proxy = _proxy(cluster, stack) if harm.proxied else None
+        proxy = stack.enter_context(Proxy(cluster.routes)) if harm.proxied else None
         bootstrap = proxy.bootstrap_servers if proxy else cluster.bootstrap_servers
         broker = Broker("apache", bootstrap, {}, APACHE, cluster.create_topic)
         topics = Topics.on(broker, PARTITIONS)
@@ -173,6 +174,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
             except TimeoutError as error:
                 history.stuck = str(error)
         history.inputs = read_inputs(cluster.bootstrap_servers, topics)
+        history.commits = read_commits(cluster.bootstrap_servers, fleet.group)
         history.outcomes = list(read_outcomes(cluster.bootstrap_servers, topics, spec.delivery, observer))
         done = Run(spec, check(history), history, fleet.logs, time.monotonic() - began)
         fleet.forget_logs()
@@ -234,12 +236,6 @@ def _options(spec: Spec, harm: Harm) -> dict[str, Any]:
         "batching.max_batch_size": BATCH,
         **harm.options,
     }
-
-
-def _proxy(cluster: ApacheKafka, stack: contextlib.ExitStack) -> Any:
-    from proxy import Proxy
-
-    return stack.enter_context(Proxy(cluster.routes))
 
 
 def _delete(cluster: ApacheKafka, topics: Topics) -> None:

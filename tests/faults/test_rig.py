@@ -5,14 +5,13 @@ A run that fails prints its specification: `make faults FAULT=...` repeats it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
 import scenario
 from apache_kafka import ApacheKafka
 from campaign import HARMS
-from kafka_jars import KafkaUnavailableError
 from scenario import Spec
 
 pytestmark = pytest.mark.kafka
@@ -28,13 +27,9 @@ RUNS = [
 
 
 @pytest.fixture(scope="module")
-def cluster(unavailable) -> Iterator[ApacheKafka]:  # noqa: ANN001
+def cluster(lasting_cluster: Callable[..., ApacheKafka]) -> ApacheKafka:
     """Three nodes for all runs: each leaves them as healthy as it found them."""
-    try:
-        with ApacheKafka(3, **scenario.BROKER_SETTINGS) as kafka:
-            yield kafka
-    except KafkaUnavailableError as error:
-        unavailable(f"no Apache Kafka: {error}")
+    return lasting_cluster(3, proxied=True, **scenario.BROKER_SETTINGS)
 
 
 @pytest.mark.parametrize("text", RUNS)
