@@ -30,6 +30,8 @@ _log = structlog.get_logger(__name__)
 BURST = 32
 # A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
 _COMMIT_S = 5.0
+# A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
+_UNANSWERED_S = 120.0
 
 _Code = confluent_kafka.KafkaError
 # No retry of the client mends these: a person must change a right, a setting or a topic.
@@ -85,7 +87,8 @@ def consumer_settings(config: Config) -> dict[str, Any]:
         "bootstrap.servers": config.kafka.bootstrap_servers,
         "group.id": config.kafka.group_id,
         "enable.auto.commit": config.delivery == "at_least_once",  # else its transactions commit
-        "auto.commit.interval.ms": config.kafka.commit_interval_ms,
+        # 0: not by a timer, see `_commit_stored`; what is stored is still committed when partitions are unassigned.
+        "auto.commit.interval.ms": 0,
         "enable.auto.offset.store": False,
     }
 
@@ -108,6 +111,10 @@ class Source:
         self._wall_clock_ms = wall_clock_ms
         self._on_committed = on_committed  # seconds since the first offset of the commit was stored; None: refused
         self._stored_at: float | None = None  # when the first offset was stored that is not committed yet
+        self._commit_every_s = config.kafka.commit_interval_ms / 1000
+        self._uncommitted = False  # something was stored since the last commit was sent, or that one has failed
+        self._commit_sent_at = clock()
+        self._commit_answered = True
         settings = consumer_settings(config)
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
             settings["partition.assignment.strategy"]
@@ -142,6 +149,7 @@ class Source:
         Raises KafkaError where no retry helps, and whatever the listener raised.
         """
         self._check_owner()
+        self._commit_stored()
         frames: list[Frame] = []
         poll = self._client.poll
         message = poll(timeout_s)
@@ -175,11 +183,12 @@ class Source:
             self._client.resume(self._assignment())
 
     def store(self, offsets: Iterable[Committable]) -> None:
-        """Hand these offsets to the commit that librdkafka makes every `commit_interval_ms`."""
+        """Hand these offsets to the next commit: `poll` sends one every `commit_interval_ms`."""
         self._check_owner()
         if stored := [_topic_partition(item.partition, item.next_offset) for item in offsets]:
             try:
                 self._client.store_offsets(offsets=stored)
+                self._uncommitted = True
                 self._stored_at = self._clock() if self._stored_at is None else self._stored_at
             except KafkaException as error:
                 # The assignment has gone and the callback that says so has not run yet; its new owner repeats.
@@ -261,6 +270,26 @@ class Source:
         closing.start()
         closing.join(timeout_s)
         return not closing.is_alive()
+
+    # Commits
+
+    def _commit_stored(self) -> None:
+        """Commit what is stored, in the background: once the interval has passed, and the commit before was answered.
+
+        Never two at a time: librdkafka tries each again by itself while the coordinator is away, in no certain order,
+        and an old one that arrives last takes the group back.
+        """
+        if self._commit_answered and not self._uncommitted:
+            return
+        waited_s = self._clock() - self._commit_sent_at
+        if waited_s < (self._commit_every_s if self._commit_answered else _UNANSWERED_S):
+            return
+        self._commit_sent_at, self._commit_answered, self._uncommitted = self._clock(), False, False
+        try:
+            self._client.commit(asynchronous=True)
+        except KafkaException as error:
+            self._commit_answered = self._uncommitted = True
+            _log.warning("commit not sent", error=group.text_of(error))
 
     # Frames
 
@@ -374,10 +403,12 @@ class Source:
     def _on_commit(
         self, error: confluent_kafka.KafkaError | None, _partitions: list[confluent_kafka.TopicPartition]
     ) -> None:
+        self._commit_answered = True
         if error is None:
             self._count_commit(ok=True)
         elif error.code() != _Code._NO_OFFSET:  # noqa: SLF001
-            _log.warning("commit failed; librdkafka tries again", error=error.name(), text=error.str())
+            self._uncommitted = True
+            _log.warning("commit failed; the next one makes up for it", error=error.name(), text=error.str())
             self._count_commit(ok=False)
 
     def _count_commit(self, *, ok: bool) -> None:

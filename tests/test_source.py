@@ -66,6 +66,9 @@ class Bench:
     def assign(self, *partitions: TopicPartition) -> None:
         assert self.play(self.client.rebalance("assign", *partitions)) == []
 
+    def answer_commit(self, error: confluent_kafka.KafkaError | None = None) -> None:
+        self.client.settings["on_commit"](error, [])
+
 
 @pytest.fixture(autouse=True)
 def _no_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +282,52 @@ class TestCommit:
         bench.clock.advance(1)
         bench.source.commit([Committable(P0, 5)])
         assert bench.commits == [None, 0.5, 1.0]
+
+    def test_goes_out_in_the_background_once_an_interval(self) -> None:
+        bench = Bench(commit_interval_ms=500)
+        bench.source.store([Committable(P0, 3)])
+        bench.play()
+        assert not bench.client.called("commit")
+        bench.clock.advance(0.5)
+        bench.play()
+        bench.answer_commit()
+        bench.play()
+        bench.clock.advance(9)
+        bench.play()
+        assert len(bench.client.called("commit")) == 1, "the second one would commit nothing new"
+
+    def test_is_never_sent_while_another_one_is_unanswered(self) -> None:
+        """Catches commits that overtake each other: librdkafka tries them again in no certain order.
+
+        On Apache Kafka, after its coordinator had been away, offset 630 of a partition was committed after 1476.
+        """
+        bench = Bench(commit_interval_ms=500)
+        for offset in range(3, 9):
+            bench.source.store([Committable(P0, offset)])
+            bench.clock.advance(0.5)
+            bench.play()
+        assert len(bench.client.called("commit")) == 1
+        bench.answer_commit()  # what was stored while it was under way is for the next one
+        bench.play()
+        assert len(bench.client.called("commit")) == 2
+
+    def test_that_failed_is_sent_again_though_nothing_new_is_stored(self) -> None:
+        """Catches a quiet topic whose last frames are repeated by the next owner."""
+        bench = Bench(commit_interval_ms=500)
+        bench.source.store([Committable(P0, 3)])
+        for _ in range(3):
+            bench.clock.advance(0.5)
+            bench.play()
+            bench.answer_commit(failed(_Code.REQUEST_TIMED_OUT))
+        assert len(bench.client.called("commit")) == 3
+
+    def test_whose_answer_never_comes_does_not_stop_the_commits_for_good(self) -> None:
+        bench = Bench(commit_interval_ms=500)
+        bench.source.store([Committable(P0, 3)])
+        for _ in range(2):
+            bench.clock.advance(121)
+            bench.play()
+        assert len(bench.client.called("commit")) == 2
 
     def test_nothing_is_not_sent(self, bench: Bench) -> None:
         """Catches commit(offsets=[]), which commits the current positions."""

@@ -51,8 +51,9 @@ def test_no_user_setting_reaches_what_a_promise_stands_on(section: str) -> None:
     assert PRODUCER.items() <= producer_settings(around).items()
 
 
-def test_the_commit_interval_is_ours_to_set() -> None:
-    assert consumer_settings(config(commit_interval_ms=77))["auto.commit.interval.ms"] == 77
+def test_librdkafka_does_not_commit_by_a_timer_of_its_own() -> None:
+    """Catches commits that overtake each other: it sends the next one whether or not the last was answered."""
+    assert consumer_settings(config(commit_interval_ms=77))["auto.commit.interval.ms"] == 0
 
 
 def test_deleted_frames_stop_the_consumer_unless_the_user_says_otherwise() -> None:

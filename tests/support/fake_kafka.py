@@ -124,9 +124,9 @@ class FakeConsumer:
     def store_offsets(self, *, offsets: list[TopicPartition]) -> None:
         self._answer("store", offsets)
 
-    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
-        assert not asynchronous
-        self._answer("commit", offsets)
+    def commit(self, *, asynchronous: bool, offsets: list[TopicPartition] | None = None) -> None:
+        assert asynchronous is (offsets is None), "in the background what is stored, and in the end what it is told"
+        self._answer("commit", offsets or [])
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in {"assign", "unassign", "incremental_assign", "incremental_unassign", "pause", "resume", "close"}:
