@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import broker_faults
+import network_faults
 import process_faults
 from apache_kafka import ApacheKafka
 from kafka_jars import KafkaUnavailableError
@@ -48,7 +49,9 @@ from sluice_entry import BUG
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PAGE, KEPT = ROOT / "docs/faults.jsonl", ROOT / "docs/faults.md", ROOT / ".faults"
-HARMS: Mapping[str, Harm] = {harm.name: harm for harm in (*process_faults.HARMS, *broker_faults.HARMS)}
+HARMS: Mapping[str, Harm] = {
+    harm.name: harm for harm in (*process_faults.HARMS, *broker_faults.HARMS, *network_faults.HARMS)
+}
 _DISK_MIB = 768
 _LONGEST_S = 60.0  # a run is not begun with less time left, or less than the longest so far took
 _FACTS = {"rate": FRAMES_PER_S, "sources": SOURCES, "partitions": PARTITIONS, "session": SESSION_S}

@@ -145,7 +145,10 @@ class Fleet:
 
     def _identity(self, slot: int) -> dict[str, Any]:
         """What a pod of that ordinal is configured with, and keeps over restarts."""
-        return {"kafka.client": {**self.options.get("kafka.client", {}), "client.id": client_id(slot)}}
+        return {
+            "kafka.client": {**self.options.get("kafka.client", {}), "client.id": client_id(slot)},
+            "kafka.transactional_id": f"{self.group}-{slot}",
+        }
 
 
 def client_id(slot: int) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from scenario import SESSION_S, Harm, World
-from sluice_entry import DIE_AT, STAGES
+from scenario import DELIVERIES, SESSION_S, Harm, World
+from sluice_entry import AT_LEAST_ONCE, DIE_AT, EXACTLY_ONCE, STAGES
 
 
 def kill_one(world: World) -> None:
@@ -31,7 +31,10 @@ def dies_at(stage: str) -> Harm:
             mortal.signal(signal.SIGTERM)
         world.wait_for_death(mortal, 60)
 
-    return Harm(f"sigkill-{stage.replace('_', '-')}", inflict, deaths=1)
+    deliveries = [
+        each for each in DELIVERIES if stage not in (EXACTLY_ONCE if each == "at_least_once" else AT_LEAST_ONCE)
+    ]
+    return Harm(f"sigkill-{stage.replace('_', '-')}", inflict, deaths=1, deliveries=tuple(deliveries))
 
 
 def stop_one(world: World) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 from consumer.__main__ import main
 from consumer.decoder import Decoder
 from consumer.detectors.simulated import SimulatedDetector
-from consumer.publisher import Publisher
+from consumer.publisher import Publisher, TransactionalPublisher
 from consumer.source import Source
 
 DIE_AT = "SLUICE_TEST_DIE_AT"
 BUG = "SLUICE_TEST_BUG"
 
-# stage: whose method, which, and whether the process dies before the call or behind it. A call without a result
-# (an empty poll) is no passage.
+# stage: whose method, which, and whether the process dies before the call or behind it. A call behind which there is
+# nothing (an empty poll) is no passage.
 STAGES: dict[str, tuple[type, str, bool]] = {
     "poll": (Source, "poll", False),  # frames are received, and nothing else has happened
     "decode": (Decoder, "decode", True),
@@ -34,7 +34,10 @@ STAGES: dict[str, tuple[type, str, bool]] = {
     "acknowledge": (Publisher, "poll", False),  # the brokers have it, and the offsets are not stored
     "store": (Source, "store", False),  # stored, and not committed yet
     "commit": (Source, "commit", False),  # the last commit of a drain has been answered
+    "begin": (TransactionalPublisher, "transact", True),  # outcomes are held, and no transaction is open
+    "transaction": (TransactionalPublisher, "_call", False),  # the offsets are in it, or it has just been committed
 }
+AT_LEAST_ONCE, EXACTLY_ONCE = {"store", "commit"}, {"begin", "transaction"}  # stages of one delivery alone
 
 
 def die_at(stage: str, passage: int) -> None:
