@@ -7,6 +7,8 @@ needs a lock. The order that the promises stand on:
 2. An outcome is published only while its frame's epoch is current: another consumer may own the partition by now.
 3. A frame is `done` only once the brokers have acknowledged its outcome.
 4. Only watermarks go to the commit, so no committed offset is ever ahead of an acknowledged outcome.
+
+How outcomes are published and offsets committed is the delivery's: with `exactly_once`, 3 and 4 are one transaction.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from typing import Protocol
 
 import structlog
 
+from consumer.breaker import RejectionBreaker
 from consumer.config import Config
 from consumer.delivery import MakeDelivery, SourceLike
-from consumer.errors import DrainError, EngineError, RejectRateError
+from consumer.errors import DrainError, EngineError
 from consumer.health import Health, State
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
-from consumer.sparing import SparingLog
-from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, Outcome, Rejected, TopicPartition
+from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
@@ -90,11 +92,11 @@ class Pipeline(RebalanceListener):
         wall_clock_ms: Callable[[], int],
     ) -> None:
         self._limits = config.limits
-        self._max_consecutive = config.dead_letter.max_consecutive
         self._source = make_source(self)
         self._worker = worker
         self._offsets = OffsetTracker()
-        self._delivery = make_delivery(self._source, self._offsets, self._count_rejections)
+        breaker = RejectionBreaker(config.dead_letter.max_consecutive, clock)
+        self._delivery = make_delivery(self._source, self._offsets, breaker.judge)
         self._health = health
         self._metrics = metrics
         self._clock = clock
@@ -104,8 +106,6 @@ class Pipeline(RebalanceListener):
         self._full_since: float | None = None
         self._paused = False
         self._most_room = 0
-        self._rejected_in_a_row = 0
-        self._rejection_log = SparingLog(_log, clock)
         self._observe_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -214,27 +214,6 @@ class Pipeline(RebalanceListener):
             self._delivery.commit(risen)
             self._metrics.stored.inc(len(risen))
 
-    def _count_rejections(self, frame: Frame, outcome: Outcome) -> None:
-        if not isinstance(outcome, Rejected):
-            self._rejected_in_a_row = 0
-            return
-        self._rejected_in_a_row += 1
-        self._rejection_log.warning(
-            "frame rejected",
-            source=frame.source_id,
-            frame=frame.frame_id,
-            input=f"{frame.receipt.partition}@{frame.receipt.offset}",
-            stage=outcome.stage,
-            reason=outcome.reason,
-            detail=outcome.detail,
-        )
-        if 0 < self._max_consecutive <= self._rejected_in_a_row:
-            raise RejectRateError(
-                f"{self._rejected_in_a_row} frames in a row were rejected, the last for {outcome.reason!r} "
-                f"({outcome.detail}); a misconfigured model or codec is likelier than bad frames. They are in the "
-                "dead-letter topic; see dead_letter.max_consecutive"
-            )
-
     # Rebalances: called inside source.poll
 
     def assigned(self, epochs: dict[TopicPartition, int]) -> None:
@@ -298,7 +277,6 @@ class Pipeline(RebalanceListener):
     def _recover(self) -> None:
         """Drop all, and read again from what the group has committed, in new epochs; or try it in the next turn."""
         self._drop(self._offsets.partitions)
-        self._rejected_in_a_row = 0
         self._delivery.recover()
         if self._delivery.broken:
             self._source.pause()

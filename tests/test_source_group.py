@@ -9,10 +9,9 @@ from unittest import mock
 import confluent_kafka
 import pytest
 
-from consumer import group
 from consumer.config import Config
 from consumer.errors import KafkaError
-from consumer.source import Source, consumer_settings
+from consumer.source import Source, consumer_settings, group
 from consumer.types import Frame
 from fake_kafka import FakeConsumer, FakeMessage, group_metadata
 from made_frames import P0, P1, VirtualClock, offsets

@@ -52,7 +52,9 @@ def exactly_once(entropy: bytes) -> None:
 @contextlib.contextmanager
 def without_logs() -> Iterator[None]:
     """Thousands of rejected frames and failed transactions would be a line each."""
-    with mock.patch("consumer.pipeline._log", mock.Mock()), mock.patch("consumer.delivery._log", mock.Mock()):
+    with contextlib.ExitStack() as stack:
+        for module in ("breaker", "delivery", "pipeline"):
+            stack.enter_context(mock.patch(f"consumer.{module}._log", mock.Mock()))
         yield
 
 

@@ -17,10 +17,10 @@ import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
-from consumer import group
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
+from consumer.source import group
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 from consumer.wire import parse_frame, read_record
 

@@ -1,0 +1,42 @@
+"""Stops the process where frame after frame is rejected: a misconfigured model or codec is likelier than bad frames."""
+
+from __future__ import annotations
+
+import structlog
+
+from consumer.errors import RejectRateError
+from consumer.sparing import SparingLog
+from consumer.types import Clock, Frame, Outcome, Rejected
+
+_log = structlog.get_logger(__name__)
+
+
+class RejectionBreaker:
+    """Counts rejections in a row, and logs them sparingly. `max_consecutive`: see `DeadLetterConfig`; 0 is off."""
+
+    def __init__(self, max_consecutive: int, clock: Clock) -> None:
+        self._max_consecutive = max_consecutive
+        self._log = SparingLog(_log, clock)
+        self._in_a_row = 0
+
+    def judge(self, frame: Frame, outcome: Outcome) -> None:
+        """This outcome was written. Raises RejectRateError where it is one rejection too many."""
+        if not isinstance(outcome, Rejected):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._log.warning(
+            "frame rejected",
+            source=frame.source_id,
+            frame=frame.frame_id,
+            input=f"{frame.receipt.partition}@{frame.receipt.offset}",
+            stage=outcome.stage,
+            reason=outcome.reason,
+            detail=outcome.detail,
+        )
+        if 0 < self._max_consecutive <= self._in_a_row:
+            raise RejectRateError(
+                f"{self._in_a_row} frames in a row were rejected, the last for {outcome.reason!r} "
+                f"({outcome.detail}); a misconfigured model or codec is likelier than bad frames. They are in the "
+                "dead-letter topic; see dead_letter.max_consecutive"
+            )

@@ -1,0 +1,103 @@
+"""The place in the group: what must not cost it, with both group protocols and both deliveries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import images
+from apache_kafka import ApacheKafka
+from brokers import APACHE, Broker, unique_name
+from sluice_process import Sluice, Topics, produce, reading, running
+from waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+WAYS = pytest.mark.parametrize(
+    ("protocol", "delivery"), [("classic", "at_least_once"), ("consumer", "exactly_once"), ("classic", "exactly_once")]
+)
+
+
+def options(protocol: str, delivery: str, **consumer: Any) -> dict[str, Any]:
+    """A classic member says itself how long it may be silent; under KIP-848 the broker does."""
+    if protocol == "consumer":
+        theirs = {"session.timeout.ms", "heartbeat.interval.ms"}
+        consumer = {"group.protocol": "consumer"} | {k: v for k, v in consumer.items() if k not in theirs}
+    return {"delivery": delivery, "kafka__consumer": consumer, "kafka__transactional_id": unique_name("txn")}
+
+
+def rebalances(sluice: Sluice, event: str) -> float:
+    """Partitions that were assigned, revoked or lost since the start."""
+    lines = sluice.get("/metrics")[1].splitlines()
+    name = f'sluice_rebalances_total{{event="{event}"}} '
+    return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+@WAYS
+def test_an_engine_slower_than_the_poll_interval_costs_no_partition(
+    apache_broker: Broker, protocol: str, delivery: str
+) -> None:
+    """Every batch takes longer than `max.poll.interval.ms`. Catches a loop that only waits for the engine."""
+    topics = Topics.on(apache_broker, partitions=2)
+    produce(apache_broker, topics.frames, [(f"cam-{n % 3}", images.jpeg(64, 48)) for n in range(24)])
+    limits = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 300, "max.poll.interval.ms": 2000}
+    slow = options(protocol, delivery, **limits) | {"batching__max_batch_size": 8}
+    with (
+        running(apache_broker, topics, "simulated://2600ms@1,2600ms@8", **slow) as sluice,
+        reading(apache_broker, topics.detections) as reader,
+    ):
+        reader.read(24, 60, alive=lambda: sluice.running)
+        assert (rebalances(sluice, "assigned"), rebalances(sluice, "lost")) == (2, 0)
+        assert sluice.terminate() == 0, sluice.log
+        assert len({message.value() for message in reader.drain()}) == 24
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_static_member_drains_and_comes_back_without_a_rebalance(
+    apache_cluster: Callable[..., ApacheKafka], delivery: str
+) -> None:
+    """Two members with `group.instance.id`; one is restarted. Catches a goodbye that moves partitions for a restart.
+
+    The partitions wait for it: what comes for them meanwhile is read when it is back, and nothing twice.
+    """
+    cluster = apache_cluster()
+    broker = Broker("apache", cluster.bootstrap_servers, {}, APACHE, cluster.create_topic)
+    topics = Topics.on(broker)
+    first_options, second_options = (
+        options("classic", delivery, **{"group.instance.id": pod, "session.timeout.ms": 60_000}) for pod in ("a", "b")
+    )
+    sent = [(f"cam-{n % 16}", images.jpeg(64, 48)) for n in range(400)]
+    with (
+        running(broker, topics, "simulated://1ms@1,4ms@32", **first_options) as first,
+        reading(broker, topics.detections) as reader,
+    ):
+        produce(broker, topics.frames, sent)
+        reader.read(400, 60, alive=lambda: first.running)
+        with running(
+            broker, topics, "simulated://1ms@1,4ms@32", kafka__group_id=first.group, **second_options
+        ) as second:
+            wait_until(lambda: second.get("/readyz")[0] == 200 and rebalances(second, "assigned") == 2, 60, "its share")
+            before = [rebalances(first, event) for event in ("assigned", "revoked", "lost")]
+            assert second.terminate() == 0, second.log
+            produce(broker, topics.frames, sent)
+            second.start()
+            reader.read(800, 60, alive=lambda: first.running and second.running)
+            assert [rebalances(first, event) for event in ("assigned", "revoked", "lost")] == before
+            assert rebalances(second, "assigned") == 2
+            assert second.terminate() == first.terminate() == 0
+        ids = [dict(message.headers())["ce_id"] for message in reader.drain()]
+    assert len(ids) == len(set(ids)) == 800
+
+
+def test_two_members_with_one_instance_id_are_told(apache_broker: Broker) -> None:
+    """Catches a pod that is Ready and idle for ever."""
+    topics = Topics.on(apache_broker)
+    same = {"kafka__consumer": {"group.instance.id": unique_name("pod")}}
+    with running(apache_broker, topics, "simulated://1ms@1,4ms@32", **same) as first:
+        wait_until(lambda: first.get("/readyz")[0] == 200 and rebalances(first, "assigned") == 4, 60, "its partitions")
+        with running(apache_broker, topics, "simulated://1ms@1,4ms@32", kafka__group_id=first.group, **same) as second:
+            assert first.wait(60) == 4
+            assert "another process runs with the same group.instance.id" in first.log
+            assert second.running
