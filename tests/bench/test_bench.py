@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from brokers import Broker
 from consumer.tools.bench import outcome, report
 from consumer.tools.bench.command import Settings, planned
 from consumer.tools.bench.feeder import Fed
@@ -105,3 +106,16 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
         assert bool(run["requirements"]) == (name in ("saturated", "zero_cost", "latency_80")), name
     assert list(written[4]["latency_ms"]) == ["p50", "p95", "p99"]
     Console(file=io.StringIO()).print(report.tables(runs))
+
+
+@pytest.mark.kafka
+def test_both_deliveries_are_measured_on_a_broker_with_transactions(apache_broker: Broker) -> None:
+    """Catches: a latency until a result was written, where its transaction still had to commit."""
+    settings = Settings(
+        bootstrap_servers=apache_broker.bootstrap_servers, seconds=1.0, warm_up_s=0.5, repeat=1, only=("seen_400",)
+    )
+    with planned(settings, Console(file=io.StringIO())) as (plan, _):
+        runs = {run.name: run for run in plan.runs()}
+    assert list(runs) == ["seen_400", "seen_400_exactly_once"]
+    assert all(run.sound and run.latency_ms is not None for run in runs.values())
+    assert [(v.run, v.target) for v in report.verdicts(runs)] == [("seen_400_exactly_once", "<= 40")]
