@@ -387,6 +387,12 @@ class TestTrouble:
         with pytest.raises(KafkaError, match="the consumer died"):
             bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, fatal=False)))
 
+    def test_that_died_for_a_cause_we_know_says_what_to_do(self, bench: Bench) -> None:
+        """The library gives the cause in its text alone. Catches a pod that restarts for ever without a reason."""
+        text = f"Fatal consumer error: {_Code(_Code.FENCED_INSTANCE_ID).str()}"
+        with pytest.raises(KafkaError, match="same group.instance.id"):
+            bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, text, fatal=True)))
+
     def test_offsets_that_go_back_end_it_with_a_message(self, bench: Bench) -> None:
         """Catches a topic that was made anew under a running consumer: its frames would be taken for old ones."""
         with pytest.raises(KafkaError, match="went back from 8 to 3"):

@@ -330,7 +330,9 @@ class Source:
                 "read. To go on with what is there, set kafka.consumer auto.offset.reset to earliest (or latest)"
             )
         if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
-            raise KafkaError(f"the consumer died: {error.str()}; restart this process")
+            # Why it died is only in the text.
+            causes = (advice for cause, advice in _FATAL.items() if _Code(cause).str() in error.str())
+            raise KafkaError(f"the consumer died: {error.str()}; {next(causes, 'restart this process')}")
         if error.fatal() or code in _FATAL:
             raise KafkaError(f"{error.name()}: {error.str()}; {_FATAL.get(code, 'restart this process')}")
         _log.warning("kafka", error=error.name(), text=error.str())

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import images
-from apache_kafka import ApacheKafka
-from brokers import APACHE, Broker, unique_name
+from brokers import Broker, unique_name
 from sluice_process import Sluice, Topics, produce, reading, running
 from waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
-WAYS = pytest.mark.parametrize(
-    ("protocol", "delivery"), [("classic", "at_least_once"), ("consumer", "exactly_once"), ("classic", "exactly_once")]
-)
+WAYS = pytest.mark.parametrize(("protocol", "delivery"), [("classic", "at_least_once"), ("consumer", "exactly_once")])
 
 
 def options(protocol: str, delivery: str, **consumer: Any) -> dict[str, Any]:
@@ -41,30 +37,26 @@ def test_an_engine_slower_than_the_poll_interval_costs_no_partition(
 ) -> None:
     """Every batch takes longer than `max.poll.interval.ms`. Catches a loop that only waits for the engine."""
     topics = Topics.on(apache_broker, partitions=2)
-    produce(apache_broker, topics.frames, [(f"cam-{n % 3}", images.jpeg(64, 48)) for n in range(24)])
+    produce(apache_broker, topics.frames, [(f"cam-{n % 3}", images.jpeg(64, 48)) for n in range(16)])
     limits = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 300, "max.poll.interval.ms": 2000}
     slow = options(protocol, delivery, **limits) | {"batching__max_batch_size": 8}
     with (
         running(apache_broker, topics, "simulated://2600ms@1,2600ms@8", **slow) as sluice,
         reading(apache_broker, topics.detections) as reader,
     ):
-        reader.read(24, 60, alive=lambda: sluice.running)
+        reader.read(16, 60, alive=lambda: sluice.running)
         assert (rebalances(sluice, "assigned"), rebalances(sluice, "lost")) == (2, 0)
         assert sluice.terminate() == 0, sluice.log
-        assert len({message.value() for message in reader.drain()}) == 24
+        assert len({message.value() for message in reader.drain()}) == 16
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-def test_a_static_member_drains_and_comes_back_without_a_rebalance(
-    apache_cluster: Callable[..., ApacheKafka], delivery: str
-) -> None:
+def test_a_static_member_drains_and_comes_back_without_a_rebalance(apache_broker: Broker, delivery: str) -> None:
     """Two members with `group.instance.id`; one is restarted. Catches a goodbye that moves partitions for a restart.
 
     The partitions wait for it: what comes for them meanwhile is read when it is back, and nothing twice.
     """
-    cluster = apache_cluster()
-    broker = Broker("apache", cluster.bootstrap_servers, {}, APACHE, cluster.create_topic)
-    topics = Topics.on(broker)
+    broker, topics = apache_broker, Topics.on(apache_broker)
     first_options, second_options = (
         options("classic", delivery, **{"group.instance.id": pod, "session.timeout.ms": 60_000}) for pod in ("a", "b")
     )
