@@ -390,7 +390,7 @@ class TestTrouble:
     def test_that_died_for_a_cause_we_know_says_what_to_do(self, bench: Bench) -> None:
         """The library gives the cause in its text alone. Catches a pod that restarts for ever without a reason."""
         text = f"Fatal consumer error: {_Code(_Code.FENCED_INSTANCE_ID).str()}"
-        with pytest.raises(KafkaError, match="same group.instance.id"):
+        with pytest.raises(KafkaError, match=r"same group\.instance\.id"):
             bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, text, fatal=True)))
 
     def test_offsets_that_go_back_end_it_with_a_message(self, bench: Bench) -> None:
