@@ -252,7 +252,7 @@ BUGS: Mapping[str, Bug] = {
         "committed after published", "at_least_once", _commit_before_acknowledgement, "net-produce-held"
     ),
     "commit-position": Bug("committed after published", "at_least_once", _commit_position, "sigkill"),
-    "commit-over-a-gap": Bug("complete", "at_least_once", _commit_over_a_gap, "sigkill"),
+    "commit-over-a-gap": Bug("complete", "at_least_once", _commit_over_a_gap, "broker-pause"),
     "ignore-lost": Bug("ordered", "at_least_once", _ignore_lost, "net-heartbeats-held"),
     "completion-without-epoch": Bug("ordered", "at_least_once", _completion_without_epoch),
     "publish-stale-outcomes": Bug("ordered", "at_least_once", _publish_stale_outcomes),
