@@ -41,9 +41,9 @@ comes back while its batch is in the engine.
 """
 
 _NOTES = """
-`commit-over-a-gap` went through five runs of `sigkill` unseen: it needs acknowledgements that overtake each other, which
-a paused broker brings. `no-rewind-after-abort` was caught when EndTxn was held for nine seconds at most; it is held for
-up to sixteen now, as a transaction is given up after ten. `write-twice` is found by the program itself, which ends.
+`commit-over-a-gap` went through five runs of `sigkill` unseen: it needs acknowledgements that overtake each other, as a
+paused broker brings them. `no-rewind-after-abort` was caught when EndTxn was held for nine seconds at most; it is held
+for up to sixteen now, as a transaction is given up after ten. `write-twice` is found by the program itself, which ends.
 """
 
 
