@@ -15,9 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from campaign import HARMS, Lab
-
 from bugs import BUGS, planted
+from campaign import HARMS, Lab
 from scenario import Delivery, Spec, run
 from schedules import SCHEDULES, first_violation, without_logs
 from sluice_entry import BUG
