@@ -15,7 +15,7 @@ TORCH ?=
 GPU_ONLY := '^(torch|torchvision|triton|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z]+)=='
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test check unit fuzz faults sbom lock clean
+.PHONY: setup demo test check unit fuzz schedules faults sbom lock clean
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,10 @@ fuzz: setup
 sbom: setup
 	mkdir -p $(dir $(SBOM))
 	$(BIN)/cyclonedx-py requirements requirements-runtime.txt --pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM)
+
+# Ten thousand schedules of the core in virtual time, in each delivery.
+schedules: setup
+	SLUICE_TEST_SCHEDULES=10000 $(BIN)/pytest tests/test_pipeline_schedules.py $(ARGS)
 
 # The fault rig, for a time; it adds to docs/faults.jsonl and docs/faults.md. FAULT=harm:delivery:protocol:seed replays one
 # run; needs Java, and root for the runs with a full disk.

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import broker_faults
+import engine_faults
 import network_faults
 import process_faults
 from apache_kafka import ApacheKafka
@@ -50,7 +51,9 @@ from sluice_entry import BUG
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PAGE, KEPT = ROOT / "docs/faults.jsonl", ROOT / "docs/faults.md", ROOT / ".faults"
 HARMS: Mapping[str, Harm] = {
-    harm.name: harm for harm in (*process_faults.HARMS, *broker_faults.HARMS, *network_faults.HARMS)
+    harm.name: harm
+    for module in (process_faults, broker_faults, network_faults, engine_faults)
+    for harm in module.HARMS
 }
 _DISK_MIB = 768
 _LONGEST_S = 60.0  # a run is not begun with less time left, or less than the longest so far took

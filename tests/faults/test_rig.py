@@ -23,6 +23,10 @@ RUNS = [
     "scale-storm:at_least_once:classic:3",
     "broker-pause:at_least_once:consumer:4",
     "all-brokers-down:at_least_once:classic:5",
+    "net-black-hole-one:at_least_once:classic:6",
+    "net-heartbeats-held:exactly_once:classic:7",
+    "net-end-txn-held:exactly_once:consumer:8",
+    "engine-out-of-memory:at_least_once:consumer:9",
 ]
 
 
