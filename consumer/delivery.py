@@ -15,6 +15,7 @@ from consumer.errors import KafkaError, TransactionError
 from consumer.held import Finished, HeldOutcomes
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
+from consumer.sparing import SparingLog
 from consumer.types import Acknowledged, BatchResult, Clock, Frame, Lag, Outcome, TopicPartition
 
 _log = structlog.get_logger(__name__)
@@ -171,6 +172,7 @@ class ExactlyOnce:
         self._metrics = metrics
         self._clock = clock
         self._held = HeldOutcomes()
+        self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
         self._failed_since: float | None = None  # of transactions in a row
         self.broken = False
 
@@ -238,7 +240,9 @@ class ExactlyOnce:
             self._held.hold(item)
         self.broken = not error.rolled_back
         self._metrics.transactions.labels("failed").inc()
-        _log.warning("transaction failed", outcomes=len(ready), rolled_back=error.rolled_back, error=str(error))
+        self._failures.warning(
+            "transaction failed", outcomes=len(ready), rolled_back=error.rolled_back, error=str(error)
+        )
         self._check_patience(error)
 
     def _check_patience(self, error: TransactionError) -> None:

@@ -25,8 +25,7 @@ RUNS = [
     "all-brokers-down:at_least_once:classic:5",
     "net-black-hole-one:at_least_once:classic:6",
     "net-heartbeats-held:exactly_once:classic:7",
-    "net-end-txn-held:exactly_once:consumer:8",
-    "engine-out-of-memory:at_least_once:consumer:9",
+    "engine-out-of-memory:at_least_once:consumer:8",
 ]
 
 
