@@ -19,13 +19,12 @@ pytestmark = pytest.mark.kafka
 # Each kind of harm once, with the deliveries and protocols in turn.
 RUNS = [
     "sigkill-acknowledge:at_least_once:classic:1",
-    "sigstop:at_least_once:consumer:2",
-    "scale-storm:at_least_once:classic:3",
-    "broker-pause:at_least_once:consumer:4",
-    "all-brokers-down:at_least_once:classic:5",
-    "net-black-hole-one:at_least_once:classic:6",
-    "net-heartbeats-held:exactly_once:classic:7",
-    "engine-out-of-memory:at_least_once:consumer:8",
+    "sigkill-transaction:exactly_once:consumer:2",
+    "sigstop:exactly_once:classic:3",
+    "scale-storm:at_least_once:consumer:4",
+    "all-brokers-down:at_least_once:consumer:5",
+    "net-heartbeats-held:exactly_once:classic:6",
+    "engine-out-of-memory:at_least_once:consumer:7",
 ]
 
 
