@@ -38,6 +38,18 @@ _BROKER_JVM = ("-Xms128m", "-Xmx512m", "-Dlog4j2.level=INFO")
 _FORMAT_JVM = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
+def mount_small_disk(place: Path, mebibytes: int) -> None:
+    """A disk in memory. Raises `KafkaUnavailableError` without the right to mount one."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "sluice-test", str(place)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        raise KafkaUnavailableError(f"cannot mount a small disk: {said.stderr.strip()}")
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "--lazy", place], check=False)
+
+
 class KafkaCluster:
     """A cluster that runs somewhere: what a test may ask of any of them."""
 
@@ -124,17 +136,14 @@ class ApacheKafka(KafkaCluster):
             process.wait()
         self._processes.clear()
         for node in self._limited:
-            subprocess.run(["umount", "--lazy", self.data(node)], check=False)
+            unmount(self.data(node))
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def limit_disks(self, mebibytes: int) -> None:
         """Before the start: give each node a disk of this size, in memory. It takes the right to mount (root)."""
         for node in self._nodes:
             self.data(node).mkdir()
-            command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "sluice-test", str(self.data(node))]
-            said = subprocess.run(command, capture_output=True, text=True, check=False)
-            if said.returncode != 0:
-                raise KafkaUnavailableError(f"cannot mount a small disk for node {node}: {said.stderr.strip()}")
+            mount_small_disk(self.data(node), mebibytes)
             self._limited.append(node)
 
     @property
