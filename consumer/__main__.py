@@ -126,6 +126,7 @@ def serve(config: Config, stop: threading.Event) -> None:
         clock=clock,
         wall_clock_ms=wall_clock_ms,
         on_retry=metrics.engine_retries.inc,
+        on_decoder_replaced=metrics.decoders_replaced.inc,
     )
     try:
         if server is not None:

@@ -155,6 +155,15 @@ class DecodeConfig(_Section):
         33_177_600, ge=1024, description="Pixels of one frame at most, from its header. Default: 7680x4320."
     )
     max_scans: int = Field(16, ge=1, description="Scans of one progressive JPEG at most. Cameras write 1 to 10.")
+    isolation: Literal["none", "process"] = Field(
+        "none",
+        description="process: decode in processes that are killed and replaced when a frame crashes, hangs or bloats "
+        "them; one per decoding thread. For cameras that are not trusted; Linux only. docs/security.md has the cost.",
+    )
+    timeout_s: Seconds = Field(5, description="With isolation: seconds for one frame at most.")
+    memory_limit_bytes: int = Field(
+        2**30, ge=64 * 2**20, description="With isolation: memory for one frame at most, on top of an idle process."
+    )
 
     @field_validator("threads")
     @classmethod

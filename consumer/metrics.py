@@ -107,6 +107,10 @@ class Metrics:
         )
         self.latency = distributions("latency_seconds", "From a frame's capture time to its acknowledged outcome.")[""]
         self.engine_busy = counter("engine_busy_seconds_total", "Time that the engine spent on batches.")
+        self.decoders_replaced = counter(
+            "decoders_replaced_total",
+            "Decoding processes that a frame ended, and that were replaced (decode.isolation).",
+        )
         self.engine_retries = counter("engine_retries_total", "Calls of the engine repeated after a failure.")
         self.in_flight = gauge("in_flight_frames", "Frames read whose outcome is not acknowledged yet.")
         self.in_flight_bytes = gauge("in_flight_bytes", "Encoded bytes of those frames.")

@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "batching.preferred_batch_sizes": [8, 16],
     "batching.max_frame_age_ms": 5.0,
     "decode.threads": 3,
+    "decode.isolation": "process",
     "detector.backend": "onnx",
     "detector.sha256": "0" * 64,
     "detector.image_size": 320,

@@ -225,6 +225,16 @@ def test_limits_admit_what_is_exactly_at_them(limit: str) -> None:
     assert limit in refused.detail
 
 
+def test_pixels_of_a_png_that_are_larger_than_a_picture_needs_count_for_more() -> None:
+    """Catches a limit by pixels alone: 258 kB of PNG, 16 bits and transparent, cost 814 MiB and 2.5 s."""
+    deep, wide = images.png(64, 48, channels=4, depth=16), images.png(64, 48, channels=4)
+    assert isinstance(decode_guarded(decoder(max_pixels=64 * 48), wide)[0], Letterbox)
+    assert isinstance(decode_guarded(decoder(max_pixels=64 * 48 * 2), deep)[0], Letterbox)
+    refused, _ = decode_guarded(decoder(max_pixels=64 * 48 * 2 - 1), deep)
+    assert isinstance(refused, Rejected)
+    assert refused.reason == "too_many_pixels"
+
+
 def test_scans_are_not_counted_where_libjpeg_reads_only_one() -> None:
     """Catches a count over the whole file: thermal data or a film behind a photo contain the marker's bytes."""
     assert_as_ultralytics(images.with_segments(images.jpeg(), b"\xff\xfe\x01\x02" + b"\xff\xda" * 128))

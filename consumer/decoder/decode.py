@@ -56,6 +56,9 @@ class Decoder:
         # Cameras send one size; the cache is bounded because senders choose what is in it.
         self._fit = lru_cache(maxsize=256)(partial(Letterbox.fit, policy=policy))
 
+    def close(self) -> None:
+        """There is nothing to close; a decoder in processes of its own has something."""
+
     @property
     def slot_bytes(self) -> int:
         """Bytes that a slot must have: the largest canvas."""
@@ -138,7 +141,7 @@ class Decoder:
     def _decode_other(self, payload: bytes, header: Header, slot: NDArray[np.uint8]) -> Letterbox:
         """2b. PNG and WebP, by OpenCV, which applies the orientation itself."""
         if header.format == "PNG":
-            payload = essential(payload, header)
+            payload = essential(payload, header, self._config.max_pixels)
         try:
             image: Any = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
         except cv2.error as error:

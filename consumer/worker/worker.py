@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from consumer.batcher import Batcher
 from consumer.config import BatchingConfig, DecodeConfig
-from consumer.decoder import Decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector
 from consumer.errors import EngineError, SluiceError
+from consumer.isolation import make_decoder
 from consumer.ring import Ring
 from consumer.types import (
     BatchResult,
@@ -71,6 +71,7 @@ class Worker:
         clock: Clock,
         wall_clock_ms: Callable[[], int],
         on_retry: Callable[[], None] = lambda: None,
+        on_decoder_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         self._load = load
         self._batching = batching
@@ -78,6 +79,7 @@ class Worker:
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._on_retry = on_retry
+        self._on_decoder_replaced = on_decoder_replaced
         self._changed = threading.Condition()
         self._stopping = False
         self._results: queue.SimpleQueue[_Finished | BaseException] = queue.SimpleQueue()
@@ -244,7 +246,7 @@ class Worker:
             _log.warning("batches are smaller than configured: the model takes no more", max_batch_size=limit)
             preferred = [size for size in batching.preferred_batch_sizes if size <= limit]
             batching = batching.model_copy(update={"max_batch_size": limit, "preferred_batch_sizes": preferred})
-        decoder = Decoder(self._decode_config, detector.policy)
+        decoder = make_decoder(self._decode_config, detector.policy, self._on_decoder_replaced)
         ring = Ring(
             buffers=BUFFERS,
             batch_size=batching.max_batch_size,

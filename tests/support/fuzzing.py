@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "tests" / "fuzz" / "kept"
 # A process that stays at one seed for so long hangs. Its own clock says so earlier, if it is alive.
 _HANGS_S = 30.0
+_STARTS_S = 120.0
 
 
 @dataclass
@@ -59,14 +60,20 @@ class _Child:
     process: subprocess.Popen[str]
     progress: Path
     log: Path
-    at: int = -1
+    at: int | None = None
     since: float = 0.0
 
+    @property
+    def seed(self) -> int | None:
+        """Where it is; None while it starts."""
+        told = self.progress.read_bytes()
+        return int.from_bytes(told, "little") if told else None
+
     def hangs(self) -> bool:
-        at, now = int.from_bytes(self.progress.read_bytes()[:8] or b"\0", "little"), time.monotonic()
+        at, now = self.seed, time.monotonic()
         if at != self.at:
             self.at, self.since = at, now
-        return now - self.since > _HANGS_S
+        return now - self.since > (_STARTS_S if at is None else _HANGS_S)
 
 
 def fuzz(kind: Kind, first: int, count: int, *, seconds: float = 3600, processes: int = 2) -> Report:
@@ -96,7 +103,7 @@ def fuzz(kind: Kind, first: int, count: int, *, seconds: float = 3600, processes
 
 def _start(kind: Kind, first: int, stop: int, seconds: float, folder: Path) -> _Child:
     progress, log = folder / f"{first}.at", folder / f"{first}.log"
-    progress.write_bytes(first.to_bytes(8, "little"))
+    progress.write_bytes(b"")
     arguments = [kind, str(first), str(stop - first), f"{seconds:.1f}", str(progress)]
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support")))
     with log.open("w") as stderr:
@@ -128,7 +135,7 @@ def _collect(report: Report, child: _Child) -> int:
         report.growth_mib = max(report.growth_mib, body["growth_mib"])
         return child.stop
     # What it had counted before is lost with it; the seeds are not, and a failed run is repeated anyway.
-    at = int.from_bytes(child.progress.read_bytes()[:8], "little")
+    at = child.first if child.seed is None else child.seed
     what = "hung" if hung else f"killed the process ({child.process.returncode})"
     report.failures[at] = f"{what}\n{child.log.read_text(errors='replace')[-2000:]}"
     return at + 1

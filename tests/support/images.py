@@ -252,6 +252,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "PNG, rows missing": (png_of(64, 48, zlib.compress(bytes(193 * 40))), "damaged"),
         "PNG, huge claim": (png_of(100_000, 100_000, b""), "too_many_pixels"),
         "PNG, bomb": (png_bomb(), "too_many_pixels"),
+        "PNG, 8 bytes a pixel": (png_of(7680, 4320, b"", depth=16, colour=6), "too_many_pixels"),
         "PNG, 33 million by 1": (wide_png(), "too_many_pixels"),
         "PNG, 500,000 chunks": (many_chunks_png(), "bad_header"),
         "WebP, magic only": (b"RIFF\x24\0\0\0WEBP", "bad_header"),

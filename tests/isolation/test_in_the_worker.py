@@ -1,0 +1,85 @@
+"""Killable decoding inside the worker: batches go on, outcomes stay with their frames, and faults end the program."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from consumer.config import BatchingConfig, DecodeConfig
+from consumer.errors import EngineError
+from consumer.isolation import pool
+from consumer.types import BatchResult, Detected, Rejected
+from consumer.worker import Worker
+from fake_detector import FakeDetector, numbered_jpeg
+from made_frames import frame
+from waiting import wait_until
+
+CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
+
+
+@pytest.fixture
+def replaced() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch, replaced: list[int]) -> Iterator[Worker]:
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, str(CHILD)))
+    made = Worker(
+        FakeDetector,
+        BatchingConfig(max_batch_size=8),
+        DecodeConfig(threads=2, isolation="process", timeout_s=1, memory_limit_bytes=128 * 2**20),
+        clock=time.monotonic,
+        wall_clock_ms=lambda: 0,
+        on_decoder_replaced=lambda: replaced.append(1),
+    )
+    assert made.start(threading.Event())
+    yield made
+    made.close(10)
+    assert not _decoders()
+
+
+def _decoders() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if str(CHILD) in child.cmdline()]
+
+
+def test_a_frame_that_kills_its_decoder_is_rejected_and_its_neighbours_are_detected(
+    worker: Worker, replaced: list[int]
+) -> None:
+    """Catches a chunk that is lost with the process, a slot that a neighbour gets, and an engine that stops."""
+    bad = {2: b"ABORT", 7: b"SEGV", 11: b"HANG", 12: b"HOARD"}
+    worker.admit([frame(n, payload=bad.get(n, numbered_jpeg(n)), at=time.monotonic()) for n in range(20)])
+    results: list[BatchResult] = []
+
+    def all_out() -> bool:
+        results.extend(worker.results(0.05))
+        return sum(len(result.batch.frames) for result in results) == 20
+
+    wait_until(all_out, 40, "20 frames out of the worker", interval=0)
+    for result in results:
+        for item, outcome in zip(result.batch.frames, result.outcomes, strict=True):
+            number = item.receipt.offset
+            if number in bad:
+                assert isinstance(outcome, Rejected)
+                assert outcome.reason.startswith("decoder_")
+            else:
+                assert isinstance(outcome, Detected)
+                assert outcome.detections.class_ids[0] == number
+    assert len(replaced) == 2 * len(bad)
+    assert len(_decoders()) == 2
+
+
+def test_decoders_that_cannot_be_replaced_end_the_engine_and_reject_nothing(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a broken machine that sends every frame to the dead letters as damaged."""
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    worker.admit([frame(0, payload=b"ABORT", at=time.monotonic())])
+    with pytest.raises(EngineError, match="a decoding process cannot start"):
+        worker.results(60)

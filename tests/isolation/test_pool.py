@@ -1,0 +1,267 @@
+"""Decoding in processes: the same outcomes, and whatever a frame does to its process, only that frame pays for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import images
+from consumer.config import DecodeConfig
+from consumer.decoder import Decoder
+from consumer.errors import EngineError
+from consumer.isolation import IsolatedDecoder, pool, protocol
+from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
+from waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICY = LetterboxPolicy(320)
+CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
+Open = Callable[..., IsolatedDecoder]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    """`opened(processes=2, **options)`; every process of it is gone after the test."""
+    made: list[IsolatedDecoder] = []
+
+    def make(processes: int = 1, on_replaced: Callable[[], None] = lambda: None, **options: Any) -> IsolatedDecoder:
+        config = DecodeConfig(**{"timeout_s": 1.0, "memory_limit_bytes": 256 * 2**20, **options})
+        made.append(IsolatedDecoder(config, POLICY, processes=processes, on_replaced=on_replaced))
+        return made[-1]
+
+    yield make
+    pids = [pid for decoder in made for pid in decoder.pids]
+    for decoder in made:
+        decoder.close()
+    assert not any(map(psutil.pid_exists, pids))
+
+
+@pytest.fixture
+def attacked(opened: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """The same with processes that `hostile_child` makes open to attack."""
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, str(CHILD)))
+    return opened
+
+
+def decode(decoder: Any, payload: bytes) -> tuple[Letterbox | Rejected, bytes]:
+    slot = np.zeros(decoder.slot_bytes, np.uint8)
+    outcome = decoder.decode(payload, slot)
+    size = outcome.canvas_width * outcome.canvas_height * 3 if isinstance(outcome, Letterbox) else 0
+    return outcome, slot[:size].tobytes()
+
+
+def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open) -> None:
+    """Catches a limit that does not reach the process, a canvas of the frame before, an outcome that is cut."""
+    friendly = [images.jpeg(), images.progressive_jpeg(), images.cmyk_jpeg(), images.png(depth=16, channels=4)]
+    friendly += [images.webp(640, 480), images.exif_rotated_jpeg(6), images.jpeg(3000, 2000), images.jpeg(1, 1)]
+    for strict in (True, False):
+        isolated = opened(strict=strict, max_pixels=8_000_000)
+        near = Decoder(DecodeConfig(strict=strict, max_pixels=8_000_000), POLICY)
+        for payload in (*friendly, *(payload for payload, _ in images.hostile().values())):
+            assert decode(isolated, payload) == decode(near, payload)
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason", "detail"),
+    [
+        (b"ABORT", "decoder_crashed", "signal 6"),
+        (b"SEGV", "decoder_crashed", "signal 11"),
+        (b"EXIT", "decoder_crashed", "exit code 0"),
+        (b"HANG", "decoder_timeout", r"decode\.timeout_s \(1 s\)"),
+        (b"HOARD", "decoder_memory", r"decode\.memory_limit_bytes \(268435456\)"),
+    ],
+)
+def test_a_frame_that_ends_its_process_is_rejected_alone(
+    attack: bytes, reason: str, detail: str, attacked: Open
+) -> None:
+    """Catches a program that dies with its decoder, waits for it for ever or grows with it, and a leak."""
+    replaced: list[int] = []
+    decoder = attacked(on_replaced=lambda: replaced.append(1))
+    (before,) = decoder.pids
+    sound = decode(decoder, images.jpeg())
+    outcome, _ = decode(decoder, attack)
+    assert isinstance(outcome, Rejected)
+    assert (outcome.stage, outcome.reason) == ("decode", reason)
+    assert re.search(detail, outcome.detail), outcome.detail
+    assert decode(decoder, images.jpeg()) == sound
+    (after,) = decoder.pids
+    assert after != before
+    assert not psutil.pid_exists(before)
+    assert len(replaced) == 2  # it had a second look
+
+
+def test_a_process_that_someone_else_ended_costs_no_frame(attacked: Open, tmp_path: Path) -> None:
+    """Catches blame without a second look: an OOM killer would send good frames to the dead letters."""
+    decoder = attacked()
+    outcome, _ = decode(decoder, b"ONCE " + bytes(tmp_path / "flag"))
+    assert isinstance(outcome, Rejected)
+    assert outcome.detail == "it went on"
+
+
+def test_neighbours_on_all_threads_survive_and_processes_stay_as_many(attacked: Open) -> None:
+    """Catches a process that two threads use at once, and one that is replaced by two."""
+    decoder = attacked(2, timeout_s=0.5)
+    expected = [decode(Decoder(DecodeConfig(), POLICY), images.jpeg(64, 48, seed)) for seed in range(8)]
+    bad = {5: b"ABORT", 17: b"SEGV", 30: b"HANG"}
+    most = 0
+
+    def one(n: int) -> tuple[Letterbox | Rejected, bytes]:
+        nonlocal most
+        most = max(most, len(decoder.pids))
+        return decode(decoder, bad.get(n, images.jpeg(64, 48, n % 8)))
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(one, range(40)))
+    for n, outcome in enumerate(outcomes):
+        if n in bad:
+            assert isinstance(outcome[0], Rejected)
+        else:
+            assert outcome == expected[n % 8]
+    assert most <= 2
+    assert len(decoder.pids) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"x",
+        bytes(9),
+        b"\x07" + bytes(8),
+        struct.pack("<BII", 0, 0, 10),
+        struct.pack("<BII", 0, 2**31, 2**31),
+        struct.pack("<BII", 1, 250, 0),
+        struct.pack("<BII", 1, 1, 0) + b"\x1b[2J",
+        struct.pack("<BII", 1, 1, 0) + b"x" * 900,
+    ],
+)
+def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, attacked: Open) -> None:
+    """Catches a program that unpickles, allocates by, indexes with or prints what a hostile process says."""
+    decoder = attacked()
+    outcome, _ = decode(decoder, b"LIE " + answer)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "decoder_crashed"
+    assert outcome.detail.isprintable()
+    assert isinstance(decode(decoder, images.jpeg())[0], Letterbox)
+
+
+@given(st.binary(max_size=400))
+def test_any_answer_is_an_outcome_or_a_value_error(answer: bytes) -> None:
+    settings = protocol.Settings.of(DecodeConfig(), POLICY)
+    try:
+        outcome = protocol.read_answer(answer, settings)
+    except ValueError:
+        return
+    if isinstance(outcome, Rejected):
+        assert outcome.reason in REASONS
+        assert outcome.detail.isprintable()
+    elif outcome is not None:
+        assert outcome.canvas_width * outcome.canvas_height * 3 <= POLICY.size**2 * 3
+
+
+def test_the_process_has_no_secret_and_writes_nowhere(attacked: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an inherited environment, an inherited connection to the brokers, and a process that leaves files."""
+    monkeypatch.setenv("SLUICE_KAFKA__CLIENT", '{"sasl.password": "secret"}')
+    keep = os.open(ROOT / "pyproject.toml", os.O_RDONLY)
+    os.set_inheritable(keep, True)
+    try:
+        decoder = attacked()
+        environment, _ = decode(decoder, b"SAY environment")
+        files, _ = decode(decoder, b"SAY files")
+        write, _ = decode(decoder, b"SAY write")
+    finally:
+        os.close(keep)
+    assert isinstance(environment, Rejected)
+    assert "SLUICE" not in environment.detail
+    assert isinstance(files, Rejected)
+    assert "pyproject" not in files.detail
+    assert "socket:" in files.detail
+    (pid,) = decoder.pids
+    assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert isinstance(write, Rejected)
+    assert write.detail == "OSError"
+    Path("/tmp/sluice-from-a-decoder").unlink(missing_ok=True)
+
+
+def test_signals_for_the_program_do_not_end_its_decoders(opened: Open) -> None:
+    """Catches a Ctrl-C that rejects the frames which the drain is about to finish."""
+    decoder = opened()
+    (pid,) = decoder.pids
+    assert os.getpgid(pid) != os.getpgid(0)
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    assert isinstance(decode(decoder, images.jpeg())[0], Letterbox)
+    assert decoder.pids == [pid]
+
+
+def test_a_decoder_that_cannot_start_ends_the_program_and_rejects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches frames in the dead letters for an installation that is broken."""
+    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    with pytest.raises(EngineError, match=r"cannot start: it ended with 3; see stderr, or set decode\.isolation: none"):
+        IsolatedDecoder(DecodeConfig(), POLICY, processes=2)
+    assert not [p for p in psutil.Process().children() if "SystemExit(3)" in " ".join(p.cmdline())]
+
+
+_PROGRAM = """
+import sys, threading
+import numpy as np
+from consumer.config import DecodeConfig
+from consumer.isolation import IsolatedDecoder, pool
+from consumer.types import LetterboxPolicy
+pool.COMMAND = (sys.executable, sys.argv[1])
+decoder = IsolatedDecoder(DecodeConfig(timeout_s=1), LetterboxPolicy(320), processes=2)
+slot = np.zeros(decoder.slot_bytes, np.uint8)
+threading.Thread(target=decoder.decode, args=(b"HANG", slot), daemon=True).start()
+print(*decoder.pids, flush=True)
+threading.Event().wait()
+"""
+
+
+def test_nothing_is_left_of_a_program_that_was_killed() -> None:
+    """Catches orphans, one of them hung in native code, and shared memory that outlives everyone."""
+    shared = set(Path("/dev/shm").iterdir())
+    with subprocess.Popen([sys.executable, "-c", _PROGRAM, str(CHILD)], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        pids = [int(pid) for pid in program.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(psutil.pid_exists, pids))
+        program.kill()
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), 20, "the decoding processes to end")
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def test_closing_in_mid_frame_ends_the_waiting_thread(attacked: Open) -> None:
+    """Catches a shutdown that waits for a frame's time limit, and a process that is started behind it."""
+    decoder = attacked(timeout_s=60)
+    failed: list[BaseException] = []
+
+    def hang() -> None:
+        try:
+            decode(decoder, b"HANG")
+        except EngineError as error:
+            failed.append(error)
+
+    (pid,) = decoder.pids
+    thread = threading.Thread(target=hang)
+    thread.start()
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING, 10, "the process to hang")
+    decoder.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert failed
+    assert decoder.pids == []
