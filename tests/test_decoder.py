@@ -325,9 +325,9 @@ def test_random_damage_ends_as_a_picture_or_a_reason(strict: bool) -> None:
     for turn in range(2500):
         name = chance.choice(list(originals))
         payload = mutated(originals[name], chance)
-        started = time.perf_counter()
+        started = time.thread_time()  # not by the clock: a neighbour on the machine is not a hang
         outcome, _ = decode_guarded(tested, payload)
-        assert time.perf_counter() - started < 1, (turn, name)
+        assert time.thread_time() - started < 1, (turn, name)
         if isinstance(outcome, Letterbox):
             outcomes[name] += 1
         else:
