@@ -102,6 +102,8 @@ def serve(config: Config, stop: threading.Event) -> None:
     """
     if not config.detector.model:
         raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
+    from prometheus_client import disable_created_metrics
+
     from consumer.decoder import configure_opencv
     from consumer.detectors.loader import load_detector
     from consumer.health import Health, HealthServer, Watchdog
@@ -112,6 +114,7 @@ def serve(config: Config, stop: threading.Event) -> None:
 
     # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
     sys.setswitchinterval(0.0001)
+    disable_created_metrics()  # a second series beside each counter, which nothing here reads
     configure_opencv()
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     metrics = Metrics()

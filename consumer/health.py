@@ -179,7 +179,8 @@ class HealthServer:
         except OSError as error:
             raise ConfigError(f"http: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        # A stop waits for this interval to end; the default of 0.5 s was most of the time from SIGTERM to exit.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True)
 
     def start(self) -> None:
         """Answer until `close`."""

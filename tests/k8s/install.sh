@@ -1,9 +1,20 @@
 #!/bin/sh
-# What the tests of the manifests need of the system: kubectl 1.25 or newer, or kustomize 4.5.7 or newer.
-# Does nothing where one is there. Installs one as root on CI; tells anyone else what to install.
+# What the tests of the manifests need of the system: kubectl 1.25 or newer, or kustomize 4.5.7 or newer; and
+# Prometheus 2.42 or newer with promtool, for the alerts and the dashboard.
+# Does nothing where they are there. Installs them as root on CI; tells anyone else what to install.
 set -eu
 
 KUSTOMIZE=v5.5.0 # what kubectl 1.32 has inside
+
+if ! command -v promtool >/dev/null 2>&1 || ! command -v prometheus >/dev/null 2>&1; then
+    if [ "${CI:-}" != "true" ] || [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        echo "tests/k8s: prometheus is missing. Run: sudo apt-get install --no-install-recommends prometheus" >&2
+        exit 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -q -y --no-install-recommends prometheus
+fi
 
 minor=$(kubectl version --client 2>/dev/null | sed -n 's/.*v1\.\([0-9]*\)\..*/\1/p' | head -n 1) || minor=""
 [ "${minor:-0}" -lt 25 ] || exit 0

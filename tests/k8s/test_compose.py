@@ -1,17 +1,16 @@
-"""docker-compose.yml: every name in it leads somewhere, and Sluice accepts what it is given.
-
-There is no JSON Schema of Compose in a package that this project would depend on, so the structure is checked by hand:
-the keys that are used, and nothing else.
-"""
+"""docker-compose.yml: Compose's own schema takes it, every name leads somewhere, and Sluice accepts its values."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -19,10 +18,6 @@ from consumer import __version__
 from consumer.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICE_KEYS = {
-    "build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image",
-    "ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "volumes",
-}  # fmt: skip
 OURS = ("consumer", "consumer-gpu", "cameras")
 
 Service = dict[str, Any]
@@ -45,11 +40,32 @@ def interpolated(value: object) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value)).replace("$$", "$")
 
 
-def test_only_keys_of_compose_are_used(compose: dict[str, Any], services: dict[str, Service]) -> None:
-    """Catches a misspelt key of a service, which fails on the user's machine."""
-    assert {key for key in compose if not key.startswith("x-")} == {"services", "volumes"}
-    for name, service in services.items():
-        assert service.keys() <= SERVICE_KEYS, name
+@pytest.fixture(scope="module")
+def specification() -> Any:
+    return jsonschema.Draft7Validator(
+        json.loads(Path(__file__).with_name("schemas").joinpath("compose.json").read_text())
+    )
+
+
+def test_the_specification_of_compose_takes_the_file(compose: dict[str, Any], specification: Any) -> None:
+    """Catches a misspelt key or a value of the wrong kind, which fails on the user's machine."""
+    assert [f"{error.json_path}: {error.message}" for error in specification.iter_errors(compose)] == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda services: services["kafka"].update(imagee="x"),
+        lambda services: services["kafka"]["healthcheck"].update(interval=3),
+        lambda services: services["consumer"].update(restart=5),
+        lambda services: services["consumer"]["depends_on"]["topics"].update(condition="ready"),
+    ],
+)
+def test_the_specification_refuses_what_is_none(compose: dict[str, Any], specification: Any, spoil: Any) -> None:
+    """Catches a schema that lost its teeth on the way here."""
+    spoilt = copy.deepcopy(compose)
+    spoil(spoilt["services"])
+    assert not specification.is_valid(spoilt)
 
 
 def test_every_name_leads_somewhere(compose: dict[str, Any], services: dict[str, Service], dockerfile: Any) -> None:
@@ -232,12 +248,32 @@ def test_the_cameras_film_and_become_a_produce_command_that_exists(
         assert [image.content_type for image in parse_source(source, Encoding()).open()] == ["image/jpeg"] * 2
 
 
+def mounted(service: Service) -> dict[str, Path]:
+    """Path in the container: the file of ours that lies there."""
+    return {inside: ROOT / outside for outside, inside, _ in (volume.split(":") for volume in service["volumes"])}
+
+
 def test_prometheus_asks_services_that_exist(services: dict[str, Service]) -> None:
     """Catches a service or a port that is called otherwise: the graphs stay empty."""
-    (volume,) = services["prometheus"]["volumes"]
-    config = yaml.safe_load(ROOT.joinpath(volume.split(":")[0]).read_text())
+    files = mounted(services["prometheus"])
+    config = yaml.safe_load(files["/etc/prometheus/prometheus.yml"].read_text())
+    assert [f"/etc/prometheus/{name}" for name in config["rule_files"]] == ["/etc/prometheus/rules.yml"]
+    assert files["/etc/prometheus/rules.yml"].is_file()
     (job,) = config["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
     assert discovery["type"] == "A"
     for name in discovery["names"]:
         assert services[name]["ports"][0].endswith(f":{discovery['port']}")
+
+
+def test_grafana_finds_prometheus_and_the_dashboard(services: dict[str, Service]) -> None:
+    """Catches a path or a port that differs between the files: Grafana then starts, empty."""
+    grafana = services["grafana"]
+    files = mounted(grafana)
+    (source,) = yaml.safe_load(files["/etc/grafana/provisioning/datasources/sluice.yml"].read_text())["datasources"]
+    service, port = source["url"].removeprefix("http://").split(":")
+    assert services[service]["ports"][0].endswith(f":{port}")
+    (provider,) = yaml.safe_load(files["/etc/grafana/provisioning/dashboards/sluice.yml"].read_text())["providers"]
+    (dashboard,) = [path for path in files if path.startswith(provider["options"]["path"] + "/")]
+    assert json.loads(files[dashboard].read_text())["title"] == "Sluice"
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
