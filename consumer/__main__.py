@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # the command line starts fast
     from consumer.delivery import MakeDelivery
     from consumer.metrics import Metrics
     from consumer.publisher import Publisher, TransactionalPublisher
+    from consumer.traces import Traces
     from consumer.types import ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +116,8 @@ def serve(config: Config, stop: threading.Event) -> None:
 
     # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
     sys.setswitchinterval(0.0001)
-    disable_created_metrics()  # a second series beside each counter, which nothing here reads
+    # Else there is a second series beside each counter, which nothing here reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     configure_opencv()
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     metrics = Metrics()
@@ -139,6 +142,7 @@ def serve(config: Config, stop: threading.Event) -> None:
             return
         metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
         _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
+        traces = _traces(config)
         publisher, make_delivery = _delivery(config, worker.info, metrics)
         pipeline = Pipeline(
             config,
@@ -151,6 +155,7 @@ def serve(config: Config, stop: threading.Event) -> None:
             metrics=metrics,
             clock=clock,
             wall_clock_ms=wall_clock_ms,
+            traces=traces,
         )
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be looked at again
@@ -159,11 +164,31 @@ def serve(config: Config, stop: threading.Event) -> None:
             pipeline.run(stop)
         finally:
             publisher.close(2.0)
+            if traces is not None:
+                traces.close(1.0)
         _log.info("drained")
     finally:
         worker.close(2.0)
         if server is not None:
             server.close()
+
+
+def _traces(config: Config) -> Traces | None:
+    """The exporter of spans, where one is asked for."""
+    if not config.traces.endpoint:
+        return None
+    from consumer.traces import open_traces
+
+    return open_traces(
+        config.traces.endpoint,
+        config.traces.sample_ratio,
+        version=__version__,
+        instance=socket.gethostname(),
+        max_batch_size=config.batching.max_batch_size,
+        max_open=config.limits.max_unacknowledged,
+        clock=time.monotonic,
+        wall_clock_ms=_wall_clock_ms,
+    )
 
 
 def _delivery(

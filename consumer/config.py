@@ -228,6 +228,20 @@ class LogConfig(_Section):
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json.")
 
 
+class TracesConfig(_Section):
+    endpoint: str = Field(
+        "",
+        pattern=r"^(|https?://\S+)$",
+        description="OTLP/HTTP address for spans, such as http://collector:4318/v1/traces. Empty: off.",
+    )
+    sample_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share that is traced of the frames without a traceparent; the others follow their producer.",
+    )
+
+
 class Config(BaseSettings):
     """The whole configuration, immutable. Build it with `load_config`."""
 
@@ -250,6 +264,7 @@ class Config(BaseSettings):
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
+    traces: TracesConfig = TracesConfig()
 
     @classmethod
     def settings_customise_sources(

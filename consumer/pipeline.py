@@ -27,6 +27,7 @@ from consumer.health import Health, State
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
+from consumer.traces import Traces
 from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)
@@ -90,6 +91,7 @@ class Pipeline(RebalanceListener):
         metrics: Metrics,
         clock: Callable[[], float],
         wall_clock_ms: Callable[[], int],
+        traces: Traces | None = None,
     ) -> None:
         self._limits = config.limits
         self._source = make_source(self)
@@ -99,6 +101,7 @@ class Pipeline(RebalanceListener):
         self._delivery = make_delivery(self._source, self._offsets, breaker.judge)
         self._health = health
         self._metrics = metrics
+        self._traces = traces
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._held_bytes = 0  # encoded bytes of the frames that were received and are not finished
@@ -194,6 +197,8 @@ class Pipeline(RebalanceListener):
     def _publish(self, result: BatchResult) -> None:
         self._metrics.batch(result)
         began = self._clock()
+        if self._traces is not None:
+            result = self._traces.begin(result)
         for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
             if self._offsets.is_current(frame.receipt):
                 self._delivery.publish(frame, outcome, result)
@@ -208,6 +213,8 @@ class Pipeline(RebalanceListener):
             self._held_bytes -= _size(done.frame)
         if acknowledged:
             self._metrics.acknowledged(acknowledged, now_s=self._clock(), now_ms=self._wall_clock_ms())
+            if self._traces is not None:
+                self._traces.end(acknowledged)
 
     def _commit(self, risen: Sequence[Committable]) -> None:
         if risen:
