@@ -231,7 +231,6 @@ class LogConfig(_Section):
 class TracesConfig(_Section):
     endpoint: str = Field(
         "",
-        pattern=r"^(|https?://\S+)$",
         description="OTLP/HTTP address for spans, such as http://collector:4318/v1/traces. Empty: off.",
     )
     sample_ratio: float = Field(

@@ -176,7 +176,11 @@ def open_traces(
     clock: Clock,
     wall_clock_ms: Clock,
 ) -> Traces:
-    """Spans go to `endpoint` by OTLP over HTTP. Raises ConfigError where the extra `traces` is not installed."""
+    """Spans go to `endpoint` by OTLP over HTTP. Raises ConfigError where it is no address, or the extra is missing."""
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"traces.endpoint is {endpoint!r}: expected an address such as http://collector:4318/v1/traces"
+        )
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import images
 from brokers import Broker
 from consumer.config import Config
+from consumer.errors import ConfigError
 from consumer.traces import Traces, open_traces
 from consumer.types import Acknowledged, BatchResult, Frame, Rejected
 from made_frames import P0, VirtualClock, detected, frame, result
@@ -54,6 +55,11 @@ class Bench:
 
 def traced(offset: int, traceparent: str | None, **more: Any) -> Frame:
     return dataclasses.replace(frame(offset, **more), traceparent=traceparent)
+
+
+def handed_on(span: Any) -> str:
+    context = span.context
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 class TestAFrame:
@@ -92,7 +98,8 @@ class TestAFrame:
         bench = Bench()
         begun = bench.run(traced(0, SAMPLED))
         (span,) = bench.spans("process")
-        assert begun.batch.frames[0].traceparent == f"00-{TRACE}-{span.context.span_id:016x}-01"
+        assert begun.batch.frames[0].traceparent == handed_on(span)
+        assert handed_on(span).startswith(f"00-{TRACE}-")
 
     @pytest.mark.parametrize("traceparent", [UNSAMPLED, None])
     def test_that_is_not_sampled_goes_through_untouched(self, traceparent: str | None) -> None:
@@ -217,6 +224,11 @@ def received() -> Iterator[SimpleNamespace]:
         yield got
 
 
+def test_an_endpoint_that_is_no_address_is_said_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="collector:4318"):
+        opened("collector:4318")
+
+
 def test_a_collector_gets_them_by_otlp(received: SimpleNamespace) -> None:
     traces = opened(received.endpoint)
     begun = traces.begin(result([traced(0, SAMPLED), traced(1, None)], taken_at=time.monotonic()))
@@ -234,7 +246,7 @@ def test_the_loop_publishes_the_span_and_ends_it_when_it_is_acknowledged() -> No
     until(made, lambda: made.source.stored.get(P0) == 4)
     published = {item.traceparent for item, _ in made.publisher.published}
     spans = bench.spans("process")
-    assert published == {f"00-{s.context.trace_id:032x}-{s.context.span_id:016x}-01" for s in spans}
+    assert published == {handed_on(span) for span in spans}
     assert len(spans) == 4
     assert not bench.traces._open
 
@@ -253,6 +265,7 @@ def test_the_real_program_goes_on_with_the_producers_trace(broker: Broker, recei
         assert sluice.terminate() == 0, sluice.log
     traceparent, none = (dict(message.headers()).get("traceparent") for message in reader.messages)
     ours = next(span for _, span in received.spans if span.name.startswith("process"))
-    assert traceparent.decode() == f"00-{TRACE}-{ours.span_id.hex()}-01"
+    assert traceparent.decode()[:52] == f"00-{TRACE}-{ours.span_id.hex()}"
+    assert int(traceparent[53:], 16) & 1, "sampled, so that the reader's span is, too"
     assert ours.parent_span_id.hex() == SPAN
     assert none is None

@@ -179,7 +179,11 @@ def test_a_pod_from_its_start_to_its_end(cage: None, apache_kafka: KafkaCluster,
 
 
 def seen_everything(pod: Pod) -> str:
-    """/metrics, once a commit was answered and the lag was looked at; they come a moment after the first results."""
+    """/metrics, once a commit was answered, the lag looked at and a dead letter counted, a moment after the results."""
     text = get(pod, "/metrics")[1]
-    wanted = (r'sluice_stage_seconds_count\{stage="commit"\} [1-9]', r"sluice_lag_records\{")
+    wanted = (
+        r'sluice_stage_seconds_count\{stage="commit"\} [1-9]',
+        r"sluice_lag_records\{",
+        r"sluice_rejected_total\{",
+    )
     return text if all(re.search(each, text) for each in wanted) else ""
