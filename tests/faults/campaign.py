@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _one(spec: Spec, lab: Lab, bug: str) -> tuple[dict[str, Any], float]:
         raise
     except Exception as error:  # noqa: BLE001 - the rig's own failure is listed, and the campaign goes on
         lab.close()
-        print(f"void: {error!r:.500}", flush=True)
+        print(f"void: {error!r:.500}\n{traceback.format_exc()[-2000:]}", flush=True)
         return {"at": at, "commit": commit, "spec": str(spec), "void": f"{error!r:.300}"}, time.monotonic() - began
     found = row(done, at=at, commit=commit)
     _say(done, found)
