@@ -69,21 +69,18 @@ class Feeder(_Loop):
         self._every_s = 1 / rate
         self._number = 0
         self._due = time.monotonic()
-        self._client = confluent_kafka.Producer(
-            {
-                **_CLIENT,
-                "bootstrap.servers": bootstrap,
-                "enable.idempotence": True,
-                "partitioner": "murmur2_random",
-                "linger.ms": 5,
-                "delivery.timeout.ms": 300_000,
-            }
-        )
+        self._bootstrap = bootstrap
+        self._client = self._new_client()
 
     def turn(self) -> None:
         # A feeder that was held up goes on from now: a burst of its own would look like a fault's backlog.
         self._due = max(self._due + self._every_s, time.monotonic() - 0.5)
-        self._client.poll(max(0.0, self._due - time.monotonic()))
+        try:
+            self._client.poll(max(0.0, self._due - time.monotonic()))
+        except (KafkaException, SystemError):
+            # A fatal error of the idempotent producer; SystemError where it meets a delivery report in the library.
+            # What it had not delivered may be in the topic or not: the topic itself says what was sent.
+            self._client = self._new_client()
         self.send()
 
     def send(self) -> None:
@@ -100,6 +97,18 @@ class Feeder(_Loop):
         self.stop()
         left = self._client.flush(timeout_s)
         assert left == 0, f"the brokers did not take {left} frames within {timeout_s:g} s"
+
+    def _new_client(self) -> confluent_kafka.Producer:
+        return confluent_kafka.Producer(
+            {
+                **_CLIENT,
+                "bootstrap.servers": self._bootstrap,
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "linger.ms": 5,
+                "delivery.timeout.ms": 300_000,
+            }
+        )
 
     def _delivered(self, error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
         # Acknowledged as a duplicate of an attempt whose answer was lost, it comes without its offset.
