@@ -212,10 +212,13 @@ _ENGINE: Final = Row(
             (Query(_rate("sluice_batches_total", "closed_by"), "{{closed_by}}"),),
         ),
         Panel(
-            "Engine retries",
-            "Calls repeated after a failure.",
+            "Engine retries, decoders replaced",
+            "Calls repeated after a failure, and decode processes (decode.isolation) that were killed and replaced.",
             "ops",
-            (Query(_rate("sluice_engine_retries_total", "pod"), "{{pod}}"),),
+            (
+                Query(_rate("sluice_engine_retries_total", "pod"), "engine {{pod}}"),
+                Query(_rate("sluice_decoders_replaced_total", "pod"), "decoder {{pod}}"),
+            ),
         ),
     ),
 )
