@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from consumer.errors import ConfigError
@@ -27,6 +36,7 @@ _FOREIGN_ENV = re.compile(r"^SLUICE_(CONFIG|TEST_.*)$")
 _SERVICE_HOST = "_SERVICE_HOST"
 _SECRET = re.compile(r"password|passphrase|secret|\.pem$|\.key$|ssl\.key|token|sasl\.jaas|credentials", re.IGNORECASE)
 MASK = "********"
+_SECRET_BYTES = 64 * 1024  # a chain of certificates has a few thousand
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 # librdkafka takes every setting as text; YAML gives numbers and booleans, which it spells `true` and `false`.
@@ -53,6 +63,11 @@ class KafkaConfig(_Section):
     client: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer and the producer.")
     consumer: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer alone.")
     producer: Librdkafka = Field({}, description="Any librdkafka setting, for the producer alone.")
+    secrets: dict[str, str] = Field(
+        {},
+        description="librdkafka settings whose values stand in files, for the consumer and the producer: "
+        '{"sasl.password": "/run/secrets/kafka-password"}. Read at the start, without the newline at their end.',
+    )
     commit_interval_ms: int = Field(
         500,
         ge=10,
@@ -65,6 +80,22 @@ class KafkaConfig(_Section):
         description="exactly_once: the name of this process's transactions. It must stay the same over restarts and be "
         "different in every process. Empty: sluice-<group_id>-<host name>-0.",
     )
+    _from_files: dict[str, str] = PrivateAttr(default_factory=dict)  # private, so that nothing prints them
+
+    @property
+    def shared(self) -> dict[str, str | int | float | bool]:
+        """The settings of every client: `client`, and what the files of `secrets` hold."""
+        return {**self.client, **self._from_files}
+
+    @model_validator(mode="after")
+    def _read_secrets(self) -> KafkaConfig:
+        for name, file in self.secrets.items():
+            if name in OWN_SETTINGS:
+                raise ValueError(f"secrets: {name!r} is not free: {OWN_SETTINGS[name]}")
+            if twice := [part for part in ("client", "consumer", "producer") if name in getattr(self, part)]:
+                raise ValueError(f"secrets: {name!r} is in kafka.{twice[0]} too; leave one of them")
+            self._from_files[name] = _read_secret(name, file)
+        return self
 
     @model_validator(mode="after")
     def _leave_ours_alone(self) -> KafkaConfig:
@@ -75,6 +106,29 @@ class KafkaConfig(_Section):
                 if name in OWN_SETTINGS:
                     raise ValueError(f"{section}: {name!r} is not free: {OWN_SETTINGS[name]}")
         return self
+
+
+def _read_secret(name: str, file: str) -> str:
+    """The content of a file, without one newline at its end. Raises ValueError with what is wrong with the file."""
+    if not file.startswith("/"):  # nor is it shown: it may be the secret itself
+        raise ValueError(f"secrets: {name}: expected the absolute path of a file, as in /run/secrets/kafka-password")
+    try:
+        with Path(file).open("rb") as opened:
+            content = opened.read(_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"secrets: {name}: cannot read {file}: {error.strerror}") from None
+    if len(content) > _SECRET_BYTES:
+        raise ValueError(f"secrets: {name}: {file} has more than {_SECRET_BYTES} bytes; that is no secret")
+    try:
+        value = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"secrets: {name}: {file} is not UTF-8 text") from None
+    value = value.removesuffix("\n").removesuffix("\r")
+    if not value:
+        raise ValueError(f"secrets: {name}: {file} is empty")
+    if "\0" in value:  # librdkafka would take what stands before it
+        raise ValueError(f"secrets: {name}: {file} holds a NUL byte")
+    return value
 
 
 # librdkafka settings on which a promise stands, each with what to do instead.
@@ -374,9 +428,11 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The configuration as plain values, with every secret replaced by `MASK`."""
+    """The configuration as plain values, with every secret replaced by `MASK`. Paths of secrets are none."""
 
     def masked(value: Any, name: str = "") -> Any:
+        if name == "secrets":
+            return value
         if isinstance(value, dict):
             return {key: masked(item, key) for key, item in value.items()}
         return MASK if _SECRET.search(name) and value not in (None, "") else value

@@ -8,6 +8,7 @@
     lasting_cluster  the same, gone after the last test of its module
     topic            a function that makes a topic on `broker` and returns its unique name
     apache_topic     the same on `apache_kafka`
+    secured_kafka    one node with TLS, SASL and an authorizer for the whole session; `secured_broker` as a Broker
     shared_model, shared_videos   the files beside the repository
 
 A broker that cannot run here skips the test with the reason; with CI=true it fails it.
@@ -30,6 +31,7 @@ from consumer.errors import ConfigError
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker
 from kafka_jars import KafkaUnavailableError
 from kafka_properties import Value
+from secured_kafka import SecuredKafka
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _GOODBYE_SECONDS = 5
@@ -45,6 +47,28 @@ def apache_kafka() -> Iterator[KafkaCluster]:
         return
     with contextlib.ExitStack() as stack:
         yield _start_apache(stack)
+
+
+@pytest.fixture(scope="session")
+def secured_kafka() -> Iterator[SecuredKafka]:
+    """Always of our own. Its administrator's clients are `secured_broker`'s; users get what a test grants them."""
+    with contextlib.ExitStack() as stack:
+        try:
+            yield stack.enter_context(SecuredKafka())
+        except KafkaUnavailableError as error:
+            _unavailable(f"no Apache Kafka: {error}")
+
+
+@pytest.fixture
+def secured_broker(secured_kafka: SecuredKafka) -> Broker:
+    return Broker(
+        name="secured",
+        bootstrap_servers=secured_kafka.bootstrap_servers,
+        client_settings={"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
+        capabilities=APACHE,
+        make_topic=secured_kafka.create_topic,
+        own_settings=secured_kafka.client_settings,
+    )
 
 
 @pytest.fixture

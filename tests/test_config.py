@@ -98,12 +98,15 @@ OTHER: dict[str, Any] = {
 
 
 class TestEveryOption:
-    @pytest.mark.parametrize(("path", "variable", "default", "meaning"), list(options()), ids=lambda v: str(v)[:40])
+    @pytest.mark.parametrize("option", list(options()), ids=lambda option: option[0])
     def test_can_be_set_by_its_environment_variable(
-        self, path: str, variable: str, default: Any, meaning: str, monkeypatch: pytest.MonkeyPatch
+        self, option: tuple[str, str, Any, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """Catches an option that is documented with a variable which nothing reads."""
+        path, variable, default, meaning = option
         value = OTHER.get(path)
+        if path == "kafka.secrets":
+            value = TestSecretFiles.secret(tmp_path, SECRET)
         if value is None:
             value = not default if isinstance(default, bool) else default / 2 if isinstance(default, float) else None
         if value is None:
@@ -245,6 +248,75 @@ class TestSecrets:
     def test_may_come_by_a_variable_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLUICE_KAFKA__CLIENT__sasl.password", SECRET)
         assert load_config().kafka.client == {"sasl.password": SECRET}
+
+
+class TestSecretFiles:
+    """`kafka.secrets`: librdkafka has no setting that reads a password from a file."""
+
+    def test_hold_the_value_without_one_newline(self, tmp_path: Path) -> None:
+        """Catches `strip`, which takes a space that belongs to a password, and a newline that becomes part of it."""
+        for text, value in (("a b ", "a b "), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), ("pä", "pä")):
+            kafka = load_config(overrides={"kafka": {"secrets": self.secret(tmp_path, text)}}).kafka
+            assert kafka.shared == {"sasl.password": value}
+            assert kafka.client == {}
+
+    def test_stand_beside_the_other_settings(self, tmp_path: Path) -> None:
+        client = {"sasl.username": "sluice"}
+        kafka = load_config(overrides={"kafka": {"client": client, "secrets": self.secret(tmp_path, SECRET)}}).kafka
+        assert kafka.shared == {"sasl.username": "sluice", "sasl.password": SECRET}
+
+    def test_are_named_where_the_configuration_is_printed_and_their_content_is_nowhere(self, tmp_path: Path) -> None:
+        config = load_config(overrides={"kafka": {"secrets": self.secret(tmp_path, SECRET)}})
+        assert resolved(config)["kafka"]["secrets"] == {"sasl.password": str(tmp_path / "secret")}
+        assert SECRET not in repr(config) + str(resolved(config)) + config.model_dump_json()
+
+    @pytest.mark.parametrize("name", ["sasl.password", "client.rack"])
+    def test_are_not_the_secret_itself(self, name: str) -> None:
+        """Catches a password, written where the path belongs, that the error message then prints."""
+        said = refusal(kafka={"secrets": {name: SECRET}})
+        assert f"secrets: {name}: expected the absolute path of a file" in said
+        assert SECRET not in said
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (None, "No such file"),
+            (b"", "is empty"),
+            (b"\n", "is empty"),
+            (b"\xff\xfe", "is not UTF-8"),
+            (b"a\0b", "NUL"),
+            (b"x" * 70_000, "more than 65536 bytes"),
+        ],
+    )
+    def test_that_cannot_be_used_are_named_with_the_reason(
+        self, content: bytes | None, words: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "secret"
+        if content is not None:
+            file.write_bytes(content)
+        said = refusal(kafka={"secrets": {"sasl.password": str(file)}})
+        assert words in said
+        assert "sasl.password" in said
+        assert str(file) in said
+
+    def test_that_are_folders_are_refused(self, tmp_path: Path) -> None:
+        assert "Is a directory" in refusal(kafka={"secrets": {"sasl.password": str(tmp_path)}})
+
+    @pytest.mark.parametrize("section", ["client", "consumer", "producer"])
+    def test_are_not_set_a_second_time(self, section: str, tmp_path: Path) -> None:
+        """Catches an old password that wins over the file in silence."""
+        secrets = self.secret(tmp_path, SECRET)
+        assert f"in kafka.{section} too" in refusal(kafka={"secrets": secrets, section: {"sasl.password": "old"}})
+
+    @pytest.mark.parametrize("name", OWN_SETTINGS)
+    def test_are_no_way_round_the_settings_on_which_a_promise_stands(self, name: str, tmp_path: Path) -> None:
+        secrets = self.secret(tmp_path, "true", name)
+        assert f"{name!r} is not free" in refusal(kafka={"secrets": secrets})
+
+    @staticmethod
+    def secret(folder: Path, text: str, name: str = "sasl.password") -> dict[str, str]:
+        (folder / "secret").write_bytes(text.encode())
+        return {name: str(folder / "secret")}
 
 
 class TestTheProgram:

@@ -89,7 +89,7 @@ class TestAnOutcome:
     @pytest.mark.parametrize(
         ("code", "advice"),
         [
-            (_Code.TOPIC_AUTHORIZATION_FAILED, "grant WRITE"),
+            (_Code.TOPIC_AUTHORIZATION_FAILED, "grant this user WRITE on topic detections"),
             (_Code.UNKNOWN_TOPIC_OR_PART, "create it"),
             (_Code.MSG_SIZE_TOO_LARGE, "max.message.bytes"),
         ],
@@ -169,7 +169,9 @@ class TestDeadLetters:
         bench.client.report = lambda _: TOO_LARGE
         bench.publish(REJECTED, self.large())
         assert bench.publisher.poll() == bench.publisher.poll() == []
-        with pytest.raises(PublishError, match="cannot write to frames-dead"):
+        with pytest.raises(
+            PublishError, match=r"cannot write the dead letter of .* to frames-dead: .*max.message.bytes"
+        ):
             bench.publisher.poll()
 
     def test_that_cannot_be_written_for_another_reason_end_the_process(self, bench: Bench) -> None:

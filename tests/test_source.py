@@ -350,8 +350,8 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("code", "advice"),
         [
-            (_Code.TOPIC_AUTHORIZATION_FAILED, "grant READ on the input topics"),
-            (_Code.GROUP_AUTHORIZATION_FAILED, "grant READ on the consumer group"),
+            (_Code.TOPIC_AUTHORIZATION_FAILED, "READ on every input topic: frames"),
+            (_Code.GROUP_AUTHORIZATION_FAILED, "READ on the consumer group sluice"),
             (_Code.FENCED_INSTANCE_ID, "same group.instance.id"),
             (_Code._AUTHENTICATION, "SASL and TLS"),
         ],

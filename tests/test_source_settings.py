@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import confluent_kafka
@@ -31,6 +32,14 @@ def test_the_users_settings_beat_ours_and_the_special_beat_the_shared(build: Set
     assert build(config(client={"client.id": "shared"}))["client.id"] == "shared"
     both = config(client={"client.id": "shared", "client.rack": "r1"}, **{section: {"client.id": "special"}})
     assert (build(both)["client.id"], build(both)["client.rack"]) == ("special", "r1")
+
+
+@BOTH
+def test_what_secret_files_hold_reaches_both(build: Settings, section: str, tmp_path: Path) -> None:
+    """Catches one client that logs in and one that does not."""
+    (tmp_path / "password").write_text("word\n")
+    made = config(secrets={"sasl.password": str(tmp_path / "password")}, **{section: {"client.rack": "r1"}})
+    assert (build(made)["sasl.password"], build(made)["client.rack"]) == ("word", "r1")
 
 
 def test_what_is_for_one_client_does_not_reach_the_other() -> None:

@@ -29,7 +29,7 @@ DEAD_LETTER_LIMITS = (64 * 2**20, 900_000, 60_000)
 # What no repetition mends, and a person can.
 ADVICE = {
     _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
-    _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on it",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on topic {topic}",
     _Code.UNKNOWN_TOPIC_OR_PART: "create it",
     _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
 }
@@ -70,7 +70,7 @@ def producer_settings(config: Config) -> dict[str, Any]:
             "linger.ms": 0.5,
             "message.max.bytes": DEAD_LETTER_LIMITS[0],
         }
-        | {**config.kafka.client, **config.kafka.producer}
+        | {**config.kafka.shared, **config.kafka.producer}
         | {"bootstrap.servers": config.kafka.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
     )
 
@@ -177,9 +177,10 @@ class Publisher:
 
     def refused(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
         """What to raise where the brokers do not take a message."""
-        advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
         dead = isinstance(pending.outcome, Rejected)
         what, topic = ("dead letter", self._dead_letter_topic) if dead else ("result", self._topic)
+        advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
+        advice = advice.format(topic=topic)
         return PublishError(
             f"cannot write the {what} of {record_id(pending.frame.receipt)} to {topic}: {error.str()}; {advice}"
         )
@@ -212,7 +213,7 @@ class Publisher:
 
     def _bury_smaller(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if error.code() != _Code.MSG_SIZE_TOO_LARGE or pending.limit + 1 == len(DEAD_LETTER_LIMITS):
-            raise PublishError(f"cannot write to {self._dead_letter_topic}: {error.str()}")
+            raise self.refused(pending, error)
         self._bury(pending._replace(limit=pending.limit + 1))
 
     def _send(self, topic: str, message: Message, pending: Pending) -> None:

@@ -36,8 +36,8 @@ _UNANSWERED_S = 120.0
 _Code = confluent_kafka.KafkaError
 # No retry of the client mends these: a person must change a right, a setting or a topic.
 _FATAL = {
-    _Code.TOPIC_AUTHORIZATION_FAILED: "grant READ on the input topics",
-    _Code.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user READ on every input topic: {topics}",
+    _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
     _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
     _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001 - the library's own name
     _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
@@ -80,7 +80,7 @@ def consumer_settings(config: Config) -> dict[str, Any]:
         "fetch.queue.backoff.ms": 10,
         "queued.max.messages.kbytes": 32 * 1024,
         "fetch.wait.max.ms": 100,
-    } | {**config.kafka.client, **config.kafka.consumer}
+    } | {**config.kafka.shared, **config.kafka.consumer}
     if settings.get("group.protocol") == "consumer":
         settings.pop("partition.assignment.strategy")  # KIP-848: the brokers assign, and refuse the setting
     return settings | {
@@ -106,6 +106,7 @@ class Source:
         on_committed: Callable[[float | None], None] = lambda _: None,
     ) -> None:
         self._topics = config.input.topics
+        self._group = config.kafka.group_id
         self._listener = listener
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
@@ -334,7 +335,7 @@ class Source:
             causes = (advice for cause, advice in _FATAL.items() if _Code(cause).str() in error.str())
             raise KafkaError(f"the consumer died: {error.str()}; {next(causes, 'restart this process')}")
         if error.fatal() or code in _FATAL:
-            raise KafkaError(f"{error.name()}: {error.str()}; {_FATAL.get(code, 'restart this process')}")
+            raise KafkaError(f"{error.name()}: {error.str()}; {self._advice(code)}")
         _log.warning("kafka", error=error.name(), text=error.str())
 
     # Callbacks: they run inside poll, on its thread, and never raise
@@ -397,8 +398,7 @@ class Source:
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
         if error.fatal() or error.code() in _FATAL:
-            advice = _FATAL.get(error.code(), "restart this process")
-            self._fail(KafkaError(f"{error.name()}: {error.str()}; {advice}"))
+            self._fail(KafkaError(f"{error.name()}: {error.str()}; {self._advice(error.code())}"))
         else:
             _log.warning("kafka", error=error.name(), text=error.str())
 
@@ -420,6 +420,9 @@ class Source:
         elif stored_at is not None:
             self._stored_at = None
             self._on_committed(self._clock() - stored_at)
+
+    def _advice(self, code: int) -> str:
+        return _FATAL.get(code, "restart this process").format(topics=", ".join(self._topics), group=self._group)
 
     def _fail(self, error: BaseException) -> None:
         """What `poll` raises: the first failure; later ones may follow from it."""

@@ -1,26 +1,63 @@
-"""What the tools need of a Kafka client: settings from `-X`, a first contact with clear errors, safe text."""
+"""What the tools need of a Kafka client: where and how to connect, a first contact with clear errors, safe text."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import KafkaError as Code
 
+from consumer.config import Config, load_config
 from consumer.errors import ConfigError, KafkaError
 
 # A broker that is there answers within milliseconds; one that is not should be said soon.
 CONTACT_TIMEOUT_S: Final = 10.0
 
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Sluice's own configuration: brokers, TLS and SASL, topics. Default: $SLUICE_CONFIG, else none.",
+    ),
+]
 BootstrapServers = Annotated[
-    str, typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Brokers to ask first, comma-separated.")
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        metavar="HOST:PORT",
+        help="Brokers to ask first, comma-separated. Default: those of the configuration.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("-X", metavar="NAME=VALUE", help="Any librdkafka setting. Can be repeated.")
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where to connect to and how: as the program itself would, where the command line says nothing else."""
+
+    config: Config
+    bootstrap_servers: str
+    settings: Mapping[str, Any]
+
+
+def connection(config: Path | None, bootstrap_servers: str | None, pairs: Iterable[str] | None) -> Connection:
+    """The program's configuration (`kafka.client` and `kafka.secrets`), and over it the options of a tool.
+
+    So a secured cluster needs no password on the command line, where everyone on the machine can read it.
+    """
+    own = settings_from(pairs or ())
+    program = load_config(config)
+    return Connection(program, bootstrap_servers or program.kafka.bootstrap_servers, {**program.kafka.shared, **own})
 
 
 def settings_from(pairs: Iterable[str]) -> dict[str, str]:
@@ -73,6 +110,14 @@ def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = CO
             reason = known.error.str() if known.error is not None else "no partitions"
             raise KafkaError(f"topic {printable(topic)}: {reason}")
         time.sleep(0.1)
+
+
+def is_hopeless(error: Code) -> bool:
+    """Whether no retry mends what a reader was told.
+
+    That its group is refused does not matter to one that joins none; the client looks for its coordinator all the same.
+    """
+    return error.code() != Code.GROUP_AUTHORIZATION_FAILED and (error.fatal() or not error.retriable())
 
 
 def text_of(error: BaseException) -> str:

@@ -28,8 +28,9 @@ def produce(
             "--source", metavar="NAME=PLACE", help="Video or image file, folder, URL or camera number. Can be repeated."
         ),
     ],
-    bootstrap_servers: clients.BootstrapServers = "localhost:9092",
-    topic: Annotated[str, typer.Option(help="Topic to write to.")] = "frames",
+    config: clients.ConfigFile = None,
+    bootstrap_servers: clients.BootstrapServers = None,
+    topic: Annotated[str | None, typer.Option(help="Topic to write to. Default: the first of input.topics.")] = None,
     fps: Annotated[
         float | None,
         typer.Option(min=0, max=100_000, help="Frames per second and source; 0: no limit. Default: its own."),
@@ -50,19 +51,19 @@ def produce(
     Image files are sent as they are; videos, cameras and streams are encoded as JPEG. Ctrl-C ends it with a summary.
     Exits with 0 where every frame was acknowledged.
     """
-    settings = clients.settings_from(setting or ())
+    there = clients.connection(config, bootstrap_servers, setting)
     encoding = Encoding(quality, _parse_size(size))
     sources = [parse_source(text, encoding) for text in source]
     stop = _stop_on_signals()
     with _progress(sources, frames) as show:
         summary = stream(
             [each.looped() for each in sources] if loop else sources,
-            bootstrap_servers=bootstrap_servers,
-            topic=topic,
+            bootstrap_servers=there.bootstrap_servers,
+            topic=topic or there.config.input.topics[0],
             fps=fps,
             frames=frames,
             envelope=envelope,
-            settings=settings,
+            settings=there.settings,
             stop=stop,
             on_progress=show,
         )

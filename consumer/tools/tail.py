@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, Any, Final
@@ -31,8 +31,9 @@ Place = tuple[str, int | None, int | None]  # topic, partition, offset
 
 def tail(
     *,
-    bootstrap_servers: clients.BootstrapServers = "localhost:9092",
-    topic: Annotated[str, typer.Option(help="Topic to read from.")] = "detections",
+    config: clients.ConfigFile = None,
+    bootstrap_servers: clients.BootstrapServers = None,
+    topic: Annotated[str | None, typer.Option(help="Topic to read from. Default: output.topic.")] = None,
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Begin with the oldest message instead of the next one.")
     ] = False,
@@ -50,11 +51,12 @@ def tail(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    there = clients.connection(config, bootstrap_servers, setting)
     records = read(
-        bootstrap_servers,
-        topic,
+        there.bootstrap_servers,
+        topic or there.config.output.topic,
         from_beginning=from_beginning,
-        settings=clients.settings_from(setting or ()),
+        settings=there.settings,
         stop=stop,
     )
     show = Printer(frozenset(source or ()), as_json=as_json)
@@ -70,7 +72,7 @@ def tail(
 
 
 def read(
-    bootstrap_servers: str, topic: str, *, from_beginning: bool, settings: dict[str, str], stop: threading.Event
+    bootstrap_servers: str, topic: str, *, from_beginning: bool, settings: Mapping[str, Any], stop: threading.Event
 ) -> Generator[tuple[Place, Record]]:
     """Records of all partitions, until `stop` is set. Partitions that are added later are not seen.
 
@@ -84,7 +86,7 @@ def read(
         "auto.offset.reset": "earliest" if from_beginning else "latest",
         "fetch.wait.max.ms": "100",
     }
-    client = clients.consumer(bootstrap_servers, defaults | settings)
+    client = clients.consumer(bootstrap_servers, {**defaults, **settings})
     try:
         offset = OFFSET_BEGINNING if from_beginning else OFFSET_END
         client.assign([TopicPartition(topic, number, offset) for number in clients.partitions_of(client, topic)])
@@ -93,7 +95,7 @@ def read(
             if message is None:
                 continue
             if (error := message.error()) is not None:
-                if error.fatal() or not error.retriable():
+                if clients.is_hopeless(error):
                     raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
                 continue
             yield (topic, message.partition(), message.offset()), read_record(message)

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -53,8 +53,9 @@ def unmount(place: Path) -> None:
 class KafkaCluster:
     """A cluster that runs somewhere: what a test may ask of any of them."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(self, bootstrap_servers: str, client_settings: Mapping[str, Value] | None = None) -> None:
         self._bootstrap_servers = bootstrap_servers
+        self.client_settings = dict(client_settings or {})  # of a user who may do everything
 
     @property
     def bootstrap_servers(self) -> str:
@@ -88,7 +89,7 @@ class KafkaCluster:
 
     def admin(self) -> AdminClient:
         """A new client each time, which asks the nodes that are there now. It does not log: nodes die here."""
-        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0, **self.client_settings})
 
     def _has_leaders(self, topic: str, partitions: int) -> bool:
         found = self.metadata().topics.get(topic)
@@ -222,8 +223,12 @@ class ApacheKafka(KafkaCluster):
         path.write_text(render(properties))
         # With an equals sign: an ID may begin with a dash, which would look like an option.
         arguments = ["kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id}", "-c", str(path)]
-        command = dies_with_parent(self._java(_FORMAT_JVM, arguments))
+        command = dies_with_parent(self._java(_FORMAT_JVM, [*arguments, *self._format_options()]))
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def _format_options(self) -> Sequence[str]:
+        """More for the formatting of the storage: users, for example."""
+        return ()
 
     def _launch(self, node: int) -> None:
         command = dies_with_parent(self._java(_BROKER_JVM, ["kafka.Kafka", str(self._properties(node))]))
@@ -251,7 +256,12 @@ class ApacheKafka(KafkaCluster):
 
     def _answers(self, node: int, expected: set[int]) -> bool:
         client = AdminClient(
-            {"bootstrap.servers": self._nodes[node].address, "log_level": 0, "reconnect.backoff.max.ms": 100}
+            {
+                "bootstrap.servers": self._nodes[node].address,
+                "log_level": 0,
+                "reconnect.backoff.max.ms": 100,
+                **self.client_settings,
+            }
         )
         try:
             seen = client.list_topics(timeout=2)

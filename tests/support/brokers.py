@@ -53,13 +53,17 @@ APACHE = Capabilities(
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A running broker. `client_settings` are for consumers, beside `bootstrap.servers`."""
+    """A running broker. `client_settings` are for consumers, beside `bootstrap.servers`.
+
+    `own_settings` are for the tests' own clients of a guarded broker, on which they may do everything.
+    """
 
     name: str
     bootstrap_servers: str
     client_settings: Mapping[str, Setting]
     capabilities: Capabilities
     make_topic: Callable[..., None] = field(repr=False)
+    own_settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
         self.make_topic(name, partitions)

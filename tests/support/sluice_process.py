@@ -110,6 +110,11 @@ class Sluice:
         self._process.kill()
         self._process.wait()
 
+    def stop(self) -> None:
+        """Killed, unless it has ended: for the end of a test."""
+        if self.running:
+            self.kill()
+
     def terminate(self, timeout: float = 40) -> int:
         """SIGTERM; returns the exit code."""
         assert self._process is not None
@@ -142,8 +147,7 @@ def running(broker: Broker, topics: Topics, model: str, **options: Any) -> Itera
     try:
         yield sluice.start()
     finally:
-        if sluice.running:
-            sluice.kill()
+        sluice.stop()
 
 
 def produce(
@@ -158,6 +162,7 @@ def produce(
             "partitioner": "murmur2_random",
             "message.max.bytes": 20_000_000,
             "linger.ms": 5,
+            **broker.own_settings,
         }
     )
     for key, value in records:
@@ -180,6 +185,7 @@ class Reader:
                 "enable.auto.commit": False,
                 "fetch.queue.backoff.ms": 10,
                 "fetch.wait.max.ms": 50,
+                **broker.own_settings,
             }
         )
         partitions = self._client.list_topics(topic, timeout=10).topics[topic].partitions

@@ -16,6 +16,7 @@ import msgpack
 from confluent_kafka import Message, Producer
 
 from consumer.tools.bench import frames as images
+from consumer.tools.bench.broker import client_settings
 
 _FLUSH_S = 60.0
 
@@ -41,6 +42,7 @@ class Feed:
     sources: int
     partitions: int
     report: str  # the file to write the acknowledgements to
+    own_broker: bool = True  # else its client settings are those of the configuration
 
     def argument(self) -> str:
         """For the command line of the child process."""
@@ -65,6 +67,7 @@ def feed(job: Feed) -> list[Fed]:
             "linger.ms": 0 if job.rate else 5,
             "queue.buffering.max.messages": 1_000_000,
             "queue.buffering.max.kbytes": 64 * 1024,
+            **client_settings(is_ours=job.own_broker),
         }
     )
     fed: list[Fed] = []

@@ -21,6 +21,7 @@ from consumer.config import DecodeConfig, DetectorConfig
 from consumer.decoder import Decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.loader import load_detector
+from consumer.tools.bench.broker import client_settings
 from consumer.types import Detected, Letterbox, Receipt, TopicPartition
 from consumer.wire import Message, ResultEncoder, parse_frame, read_record
 
@@ -40,6 +41,7 @@ class PlainLoop:
     device: str
     count: int
     each: bool
+    own_broker: bool = True  # else its client settings are those of the configuration
 
     def argument(self) -> str:
         """For the command line of the child process."""
@@ -53,10 +55,11 @@ def run(job: PlainLoop) -> None:
     decoder = Decoder(DecodeConfig(), detector.policy)
     encoder = ResultEncoder(format="msgpack", model=detector.info, source="/bench")
     slots = detector.allocate((1, decoder.slot_bytes))
-    producer = Producer({"bootstrap.servers": job.bootstrap_servers, "linger.ms": 0, "enable.idempotence": True})
+    common = {"bootstrap.servers": job.bootstrap_servers, **client_settings(is_ours=job.own_broker)}
+    producer = Producer({**common, "linger.ms": 0, "enable.idempotence": True})
     consumer = Consumer(
         {
-            "bootstrap.servers": job.bootstrap_servers,
+            **common,
             "group.id": job.group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": not job.each,

@@ -63,6 +63,7 @@ class Lab:
             sources=SOURCES,
             partitions=PARTITIONS,
             report=str(report),
+            own_broker=self.broker.is_ours,
         )
         with Child("consumer.tools.bench.feeder", job.argument()) as child:
             child.wait(_CHILD_S + (count / rate if rate else 0.0))
@@ -71,8 +72,10 @@ class Lab:
     def sluice(self, topics: tuple[str, str, str], engine: str) -> Sluice:
         """The real program, started."""
         frames, results, dead = topics
+        unsecured = {"kafka.client": {}, "kafka.secrets": {}} if self.broker.is_ours else {}
         return Sluice(
             {
+                **unsecured,
                 "kafka.bootstrap_servers": self.broker.bootstrap_servers,
                 "kafka.group_id": frames,
                 "kafka.consumer": dict(self.broker.settings),
@@ -97,6 +100,7 @@ class Lab:
             device=self.device,
             count=count,
             each=each,
+            own_broker=self.broker.is_ours,
         )
         return Ending(Child("consumer.tools.bench.plain_loop", job.argument()), _CHILD_S)
 
@@ -218,8 +222,9 @@ def _play(lab: Lab, topics: tuple[str, str, str], engine: str, rate: float) -> _
 
 
 def _collect(lab: Lab, course: _Course) -> tuple[list[outcome.Result], Integrity]:
+    settings = {**lab.broker.client, **lab.broker.settings}
     _, results, dead = (
-        outcome.read_topic(lab.broker.bootstrap_servers, topic, lab.broker.settings) if number else []
+        outcome.read_topic(lab.broker.bootstrap_servers, topic, settings) if number else []
         for number, topic in enumerate(course.topics)
     )
     parsed = outcome.parse(results)

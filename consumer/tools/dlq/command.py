@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Topic = Annotated[str, typer.Option(help="The dead-letter topic.")]
+Topic = Annotated[str | None, typer.Option(help="The dead-letter topic. Default: dead_letter.topic.")]
 Reasons = Annotated[
     list[str] | None, typer.Option("--reason", metavar="R", help="Only with this reason. Can be repeated.")
 ]
@@ -54,8 +54,9 @@ Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 @app.command("list")
 def list_(
     *,
-    bootstrap_servers: clients.BootstrapServers = "localhost:9092",
-    topic: Topic = "frames-dead",
+    config: clients.ConfigFile = None,
+    bootstrap_servers: clients.BootstrapServers = None,
+    topic: Topic = None,
     reason: Reasons = None,
     stage: Stages = None,
     source: Sources = None,
@@ -79,9 +80,10 @@ def list_(
     most = limit if limit is not None else (0 if as_json else _SHOWN)
     reasons, seen, strays, others = Counter[str](), Counter[str](), 0, 0
     stop = _stop_on_signals()
-    with reader(bootstrap_servers, clients.settings_from(setting or ())) as client:
+    there = clients.connection(config, bootstrap_servers, setting)
+    with reader(there.bootstrap_servers, there.settings) as client:
         newest = Newest(most)
-        for found in scan_all(client, topic, stop):
+        for found in scan_all(client, topic or there.config.dead_letter.topic, stop):
             letter = read_letter(*found)
             if letter is None:
                 strays += 1
@@ -115,8 +117,9 @@ def show(
         ),
     ],
     *,
-    bootstrap_servers: clients.BootstrapServers = "localhost:9092",
-    topic: Topic = "frames-dead",
+    config: clients.ConfigFile = None,
+    bootstrap_servers: clients.BootstrapServers = None,
+    topic: Topic = None,
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the record's value there, byte for byte.")
     ] = None,
@@ -127,9 +130,10 @@ def show(
     from consumer.tools.dlq.lookup import find, save_value
     from consumer.tools.dlq.reading import reader
 
+    there = clients.connection(config, bootstrap_servers, setting)
     stop = _stop_on_signals()
-    with reader(bootstrap_servers, clients.settings_from(setting or ())) as client:
-        letter, places = find(client, topic, which, stop)
+    with reader(there.bootstrap_servers, there.settings) as client:
+        letter, places = find(client, topic or there.config.dead_letter.topic, which, stop)
     if len(places) > 1:
         _say(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
     with _pipe():
@@ -145,8 +149,9 @@ def show(
 @app.command()
 def replay(
     *,
-    bootstrap_servers: clients.BootstrapServers = "localhost:9092",
-    topic: Topic = "frames-dead",
+    config: clients.ConfigFile = None,
+    bootstrap_servers: clients.BootstrapServers = None,
+    topic: Topic = None,
     reason: Reasons = None,
     stage: Stages = None,
     source: Sources = None,
@@ -180,7 +185,9 @@ def replay(
     from consumer.tools.dlq.reading import reader
     from consumer.tools.dlq.replay import Forgetful, Replay
 
-    settings = clients.settings_from(setting or ())
+    there = clients.connection(config, bootstrap_servers, setting)
+    servers, settings = there.bootstrap_servers, there.settings
+    letters = topic or there.config.dead_letter.topic
     if "transactional.id" in settings or "group.id" in settings:
         raise ConfigError("-X transactional.id, group.id: use --group")
     selection = Selection(_filter(reason, stage, source, input_topic, since), to, include_truncated, max_replays)
@@ -189,16 +196,16 @@ def replay(
     stop = _stop_on_signals()
 
     def run(group_id: str, *, dry: bool = False, remembers: bool = False, on_letter: Any = lambda _: None) -> int:
-        with reader(bootstrap_servers, settings, group_id) as client:
+        with reader(servers, settings, group_id) as client:
 
             def connect() -> Outbox:
                 if at_least_once:
-                    return AtLeastOnce(bootstrap_servers, settings, client)
-                return Transactions(bootstrap_servers, settings, f"{group}/{topic}", client)
+                    return AtLeastOnce(servers, settings, client)
+                return Transactions(servers, settings, f"{group}/{letters}", client)
 
             job = Replay(
                 client,
-                topic,
+                letters,
                 selection,
                 make_outbox=None if dry else connect,
                 limit=limit,

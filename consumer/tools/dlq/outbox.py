@@ -65,7 +65,7 @@ class Transactions:
     Made before progress is read: from then on an older replay under the same `name` can change nothing.
     """
 
-    def __init__(self, bootstrap_servers: str, settings: Mapping[str, str], name: str, consumer: Consumer) -> None:
+    def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any], name: str, consumer: Consumer) -> None:
         limits = {"transaction.timeout.ms": str(TRANSACTION_MS), "socket.timeout.ms": str(int(_SOCKET_S * 1000))}
         self._settings = {**_DEFAULTS, **limits, **settings, **_OURS, "transactional.id": name}
         self._bootstrap_servers = bootstrap_servers
@@ -137,7 +137,7 @@ class Transactions:
 class AtLeastOnce:
     """Records, then progress: after a crash in between, one chunk of records is written again."""
 
-    def __init__(self, bootstrap_servers: str, settings: Mapping[str, str], consumer: Consumer) -> None:
+    def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any], consumer: Consumer) -> None:
         limits = {"delivery.timeout.ms": "30000"}
         self._client = clients.producer(bootstrap_servers, {**_DEFAULTS, **limits, **settings, **_OURS})
         self._consumer = consumer

@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 
 @contextmanager
-def reader(bootstrap_servers: str, settings: Mapping[str, str], group: str | None = None) -> Iterator[Consumer]:
+def reader(bootstrap_servers: str, settings: Mapping[str, Any], group: str | None = None) -> Iterator[Consumer]:
     """A consumer that joins no group. `group` is the one whose committed offsets it is used for, if any."""
     name = {"group.id": group or f"sluice-dlq-{uuid.uuid4()}"}  # the client asks for one; no broker hears of it
     client = clients.consumer(bootstrap_servers, _DEFAULTS | dict(settings) | name | _OURS)
@@ -74,7 +74,7 @@ def scan(
         if (error := message.error()) is not None:
             if error.code() == Code._PARTITION_EOF and number is not None:  # noqa: SLF001
                 ends[number] = -1
-            elif error.fatal() or not error.retriable():
+            elif clients.is_hopeless(error):
                 raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
             continue
         if number is None or offset is None or ends.get(number, 0) < 0:
