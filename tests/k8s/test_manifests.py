@@ -52,6 +52,7 @@ KAFKA_TRIGGER = {
     "sasl", "saslTokenProvider", "awsRegion",
 }  # fmt: skip
 CUSTOM = ("ScaledObject", "PodMonitor", "PrometheusRule")
+SECRETS = "/etc/sluice-kafka"
 POD = {"app.kubernetes.io/name": "sluice"}
 
 Object = dict[str, Any]
@@ -162,13 +163,14 @@ def test_the_program_starts_with_the_configuration_of_the_pod(
 def test_credentials_from_a_secret_reach_librdkafka(
     render: Render, tmp_path: Path, clean_environment: pytest.MonkeyPatch
 ) -> None:
-    """Catches a documented `client.json` that is not what kafka.client takes, or a file that is not mounted there."""
+    """Catches a key of the documented Secret that is not what kafka.secrets names, or is not mounted there."""
     manifests = render("gpu", "kafka-sasl")
-    client = configuration(manifests, tmp_path, clean_environment).kafka.client
-    assert client["sasl.mechanism"] == "SCRAM-SHA-512"
-    assert client["sasl.password"] == "..."
+    kafka = configuration(manifests, tmp_path, clean_environment).kafka
+    assert (kafka.shared["sasl.username"], kafka.shared["sasl.password"]) == ("USERNAME", "PASSWORD")
+    assert kafka.client["sasl.mechanism"] == "SCRAM-SHA-512"
     (mount,) = [each for each in manifests.container["volumeMounts"] if each["name"] == "kafka-sasl"]
-    assert str(client["ssl.ca.location"]).startswith(mount["mountPath"] + "/")
+    assert mount["mountPath"] == SECRETS
+    assert Path(str(kafka.client["ssl.ca.location"])).name in documented_secret_keys()
 
 
 def test_certificates_are_read_from_the_mounted_files(
@@ -197,7 +199,8 @@ def test_no_manifest_holds_a_password(render: Render) -> None:
     for variant in ALL:
         for container in render(*variant).containers:
             for variable in container["env"]:
-                assert "password" not in variable.get("value", "")
+                path = f'"sasl.password": "{SECRETS}/password"'
+                assert "password" not in variable.get("value", "").replace(path, "")
 
 
 # What the documentation tells a user to write
@@ -228,8 +231,8 @@ def test_the_documented_kustomization_is_one(kustomize: Any, tmp_path: Path) -> 
 
 def test_the_documented_secret_is_the_one_of_the_component() -> None:
     """Catches two instructions that have grown apart."""
-    (client,) = re.findall(r"client\.json='(\{.*?\})'", documented("sh"), flags=re.DOTALL)
-    assert json.loads(client) == json.loads(documented_client_json())
+    (command,) = re.findall(r"create secret generic sluice-kafka-sasl.*", documented("sh").replace("\\\n", ""))
+    assert secret_keys(command) == documented_secret_keys() == {"ca.crt", "username", "password"}
 
 
 # Starting and stopping
@@ -554,19 +557,31 @@ def configuration(manifests: Any, tmp_path: Path, patch: pytest.MonkeyPatch) -> 
                 value = manifests.container["resources"]["requests"]["cpu"]
             case {"configMapKeyRef": {"name": source, "key": key}}:
                 value = maps[source][key]
-            case {"secretKeyRef": {"name": "sluice-kafka-sasl", "key": "client.json"}}:
-                value = documented_client_json()
             case other:
                 raise AssertionError(f"{name}: where does {other} come from?")
+        if name == "SLUICE_KAFKA__SECRETS":  # read when the configuration is loaded, so the files must be there
+            value = value.replace(f"{SECRETS}/", f"{mounted_secret(tmp_path)}/")
         patch.setenv(name, str(file) if name == "SLUICE_CONFIG" else value)
     mounts = {mount["name"]: mount["mountPath"] for mount in manifests.container["volumeMounts"]}
     assert environment(manifests.container)["SLUICE_CONFIG"]["value"] == f"{mounts['config']}/sluice.yaml"
     return load_config()
 
 
-def documented_client_json() -> str:
-    """The JSON that the comment of the component tells a user to put into the Secret."""
+def mounted_secret(tmp_path: Path) -> Path:
+    """The documented Secret of kafka-sasl, as a folder of files. The value of each is its key in capitals."""
+    folder = tmp_path / "secret"
+    folder.mkdir(exist_ok=True)
+    for key in documented_secret_keys():
+        (folder / key).write_text(f"{key.upper()}\n")
+    return folder
+
+
+def documented_secret_keys() -> set[str]:
+    """The keys of the Secret that the comment of the component tells a user to make."""
     text = COMPONENTS.joinpath("kafka-sasl", "kustomization.yaml").read_text()
-    comment = "\n".join(line.removeprefix("#") for line in text.splitlines() if line.startswith("#"))
-    (found,) = re.findall(r"client\.json='(\{.*?\})'", comment, flags=re.DOTALL)
-    return found
+    comment = " ".join(line.removeprefix("#").strip(" \\") for line in text.splitlines() if line.startswith("#"))
+    return secret_keys(comment)
+
+
+def secret_keys(command: str) -> set[str]:
+    return set(re.findall(r"--from-(?:file|literal)=([a-z.]+)", command))

@@ -260,10 +260,3 @@ def test_produce_tail_and_dlq_log_in_as_the_program_does(
     # The same by $SLUICE_CONFIG, as in `kubectl exec`.
     listed = tool("dlq", "list", "--json", environment={"SLUICE_CONFIG": str(path)})
     assert [json.loads(line)["reason"] for line in listed.stdout.splitlines()] == ["unsupported_format"], listed.stderr
-
-
-def test_without_the_configuration_a_tool_is_refused(secured_kafka: SecuredKafka, config_file: Any) -> None:
-    """The control of the test above: nothing else lets them in."""
-    refused = tool("tail", "--bootstrap-servers", secured_kafka.bootstrap_servers, "--topic", config_file[1].detections)
-    assert refused.returncode == KafkaError.exit_code
-    assert "no answer from the brokers" in refused.stderr

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class Lab:
     def sluice(self, topics: tuple[str, str, str], engine: str) -> Sluice:
         """The real program, started."""
         frames, results, dead = topics
-        unsecured = {"kafka.client": {}, "kafka.secrets": {}} if self.broker.is_ours else {}
+        unsecured: dict[str, Any] = {"kafka.client": {}, "kafka.secrets": {}} if self.broker.is_ours else {}
         return Sluice(
             {
                 **unsecured,
