@@ -100,6 +100,12 @@ class TestAnOutcome:
         with pytest.raises(PublishError, match=advice):
             bench.publisher.poll()
 
+    def test_that_is_refused_on_the_spot_says_how_too(self, bench: Bench) -> None:
+        """The client answers by itself once it knows that it may not write: the second frame gets another error."""
+        bench.client.refuse = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
+        with pytest.raises(PublishError, match="grant this user WRITE on topic detections"):
+            bench.publish(detected())
+
     def test_of_a_producer_that_died_ends_the_process(self, bench: Bench) -> None:
         """Catches waiting for error_cb, which the real client does not call for this: its poll raises."""
         bench.client.died = failed(_Code._FENCED, "fenced", fatal=True)

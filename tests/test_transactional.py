@@ -208,8 +208,12 @@ class TestWhatAPersonMustMend:
     @pytest.mark.parametrize(
         ("call", "code", "words"),
         [
-            ("send_offsets_to_transaction", _Code.GROUP_AUTHORIZATION_FAILED, "grant READ on the consumer group"),
-            ("commit_transaction", _Code.TOPIC_AUTHORIZATION_FAILED, "grant WRITE on the output"),
+            (
+                "send_offsets_to_transaction",
+                _Code.GROUP_AUTHORIZATION_FAILED,
+                "grant this user READ on the consumer group ",
+            ),
+            ("commit_transaction", _Code.TOPIC_AUTHORIZATION_FAILED, "grant this user WRITE on the topics "),
         ],
     )
     def test_ends_the_process_with_what_to_do(self, bench: Bench, call: str, code: int, words: str) -> None:
@@ -219,10 +223,20 @@ class TestWhatAPersonMustMend:
             bench.transact()
         assert not isinstance(caught.value, TransactionError)
 
+    @pytest.mark.parametrize("call", ["produce", "commit_transaction"])
+    def test_has_one_exit_code_wherever_it_is_found_out(self, bench: Bench, call: str) -> None:
+        """Catches a missing right to write that ends the process with 4 or 5, by chance."""
+        if call == "produce":
+            bench.client.refuse = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
+        else:
+            bench.fails(call, failed(_Code.TOPIC_AUTHORIZATION_FAILED))
+        with pytest.raises(PublishError, match="grant this user WRITE on "):
+            bench.transact()
+
     @pytest.mark.parametrize(
         ("code", "words"),
         [
-            (_Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "grant WRITE and DESCRIBE on the transactional ID"),
+            (_Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "grant this user WRITE on the transactional ID "),
             (_Code.UNSUPPORTED_VERSION, "use delivery: at_least_once"),
             (_Code.INVALID_TRANSACTION_TIMEOUT, "lower transaction.timeout.ms"),
         ],

@@ -136,6 +136,7 @@ class Publisher:
             "decode_wait": result.timings.decode_wait_ms,
             "infer": result.timings.infer_ms,
         }
+        pending = Pending(frame, outcome, stamp.at)
         try:
             message = self._encoder.encode(
                 frame,
@@ -144,10 +145,10 @@ class Publisher:
                 timings_ms=timings,
                 published_at_ms=stamp.at_ms,
             )
-            self._send(self._topic, message, Pending(frame, outcome, stamp.at))
+            self._send(self._topic, message, pending)
         except (ValueError, KafkaException) as error:
             if isinstance(error, KafkaException) and error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
-                raise PublishError(f"cannot write to {self._topic}: {_text(error)}") from error
+                raise self.refused(pending, error.args[0]) from error
             rejected = Rejected("publish", "unpublishable", _text(error))
             self._bury(Pending(frame, rejected, stamp.at))
             return rejected

@@ -37,9 +37,9 @@ FENCED_AGAIN_S = 60.0
 _FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
 _NO_TRANSACTIONS = "these brokers have no transactions; use delivery: at_least_once"
 _ADVICE = {
-    _Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant WRITE and DESCRIBE on the transactional ID",
-    _Code.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
-    _Code.TOPIC_AUTHORIZATION_FAILED: "grant WRITE on the output and dead-letter topics",
+    _Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant this user WRITE on the transactional ID {id}",
+    _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on the topics {topics}",
     _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
     _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001
     _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
@@ -73,6 +73,8 @@ class TransactionalPublisher:
     def __init__(self, config: Config, model: ModelInfo, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
         settings = transactional_settings(config)
         self._id = config.transactional_id
+        topics = f"{config.output.topic} and {config.dead_letter.topic}"
+        self._names = {"id": self._id, "group": config.kafka.group_id, "topics": topics}
         self._socket_s = float(settings["socket.timeout.ms"]) / 1000
         self._clock = clock
         self._make = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms, settings=settings)
@@ -187,7 +189,10 @@ class TransactionalPublisher:
             self._cuts[pending.frame.receipt[:2]] = pending.limit + 1
         codes = {error.code() for error in _errors(failure)} | {error.code() for _, error in reports if error}
         if (known := next(filter(_ADVICE.get, codes), None)) is not None:
-            raise KafkaError(f"{failure}; {_ADVICE[known]} ({self._id})") from failure
+            if isinstance(failure, PublishError) and known in ADVICE:
+                raise failure  # it says all that there is to say
+            kind = PublishError if known in ADVICE else KafkaError  # what was not written has its own exit code
+            raise kind(f"{failure}; {_ADVICE[known].format(**self._names)} ({self._id})") from failure
         if codes & _FENCED:
             self._fenced(failure)
         raise TransactionError(f"the transaction failed: {failure}", rolled_back=rolled_back) from failure

@@ -92,8 +92,9 @@ class SecuredKafka(ApacheKafka):
         return self.files / f"{user}.crt", self.files / f"{user}.key"
 
     def grant(self, user: str, kind: str, name: str, right: str) -> None:
-        """Allow `user` to do `right` (READ, WRITE, ...) on a topic, a group, ..."""
-        resource = (_KINDS[kind], name, ResourcePatternType.LITERAL)
+        """Allow `user` to do `right` (READ, WRITE, ...) on a topic, a group, ...; `name*`: all that begin so."""
+        pattern = ResourcePatternType.PREFIXED if name.endswith("*") else ResourcePatternType.LITERAL
+        resource = (_KINDS[kind], name.removesuffix("*"), pattern)
         binding = AclBinding(*resource, f"User:{user}", "*", AclOperation[right], AclPermissionType.ALLOW)
         admin = self.admin()
         for answer in admin.create_acls([binding]).values():
