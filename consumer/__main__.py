@@ -25,6 +25,7 @@ from consumer.tools import clients
 from consumer.tools.bench import bench
 from consumer.tools.demo import demo
 from consumer.tools.dlq import app as dlq
+from consumer.tools.doctor import doctor
 from consumer.tools.produce import produce
 from consumer.tools.tail import tail
 
@@ -86,6 +87,7 @@ def show_config(
 
 app.command()(bench)
 app.command()(demo)
+app.command()(doctor)
 app.command()(produce)
 app.command()(tail)
 app.add_typer(dlq, name="dlq")

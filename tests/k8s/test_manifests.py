@@ -27,6 +27,7 @@ from consumer import __version__
 from consumer.config import Config, HttpConfig, load_config
 from consumer.health import Health, HealthServer
 from consumer.metrics import Metrics
+from consumer.tools.doctor.settings import CLOSING_S
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ROOT / "k8s" / "components"
@@ -41,7 +42,8 @@ COMBINED = [
     ("gpu", "monitoring"),
     ("gpu", "model-fetch"),
     ("cpu", "model-fetch"),
-    ("mig", "kafka-sasl", "keda", "model-fetch", "monitoring"),
+    ("gpu", "doctor"),
+    ("mig", "kafka-sasl", "keda", "model-fetch", "monitoring", "doctor"),
 ]
 ALL = ALONE + COMBINED
 # What a "kafka" trigger reads from its metadata (pkg/scalers/kafka_scaler.go of KEDA 2.21); the schema takes any name.
@@ -235,6 +237,19 @@ def test_the_documented_secret_is_the_one_of_the_component() -> None:
     assert secret_keys(command) == documented_secret_keys() == {"ca.crt", "username", "password"}
 
 
+@pytest.mark.parametrize("variant", [each for each in ALL if "doctor" in each], ids="+".join)
+def test_the_doctor_sees_what_the_program_will_see(render: Render, variant: Any) -> None:
+    """Catches a doctor that examines another configuration, another image or no GPU, or comes before the model."""
+    manifests = render(*variant)
+    found = manifests.pod["initContainers"][-1]
+    assert found["name"] == "doctor"
+    for part in ("image", "env", "volumeMounts", "resources", "securityContext"):
+        assert found[part] == manifests.container[part]
+    command, option, grace = found["args"]
+    assert (command, option) == ("doctor", "--grace-period")
+    assert int(grace) == manifests.pod["terminationGracePeriodSeconds"]
+
+
 # Starting and stopping
 
 
@@ -242,6 +257,11 @@ def test_the_documented_secret_is_the_one_of_the_component() -> None:
 def test_a_pod_has_time_to_drain(render: Render, variant: Any, shutdown_s: float) -> None:
     """Catches a drain or a close that was made longer: SIGKILL then falls into it and the work is done again."""
     assert render(*variant).pod["terminationGracePeriodSeconds"] >= shutdown_s + 10
+
+
+def test_the_doctor_reckons_with_the_same_closing(shutdown_s: float) -> None:
+    """Catches a `sluice doctor` that calls a grace period long enough which is not."""
+    assert load_config().limits.drain_timeout_s + CLOSING_S == shutdown_s
 
 
 def test_probes_ask_for_pages_that_exist(render: Render) -> None:

@@ -1,0 +1,205 @@
+"""The first contact: does each broker answer, and if not, at which step did it fail? And what can the brokers do?"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from confluent_kafka import KafkaError as Code
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from consumer.errors import ConfigError
+from consumer.tools.clients import text_of
+from consumer.tools.doctor.findings import Finding, Reporter
+
+# librdkafka does not tell what the brokers can do, but logs it when it connects, before any login.
+_API: Final = re.compile(r"ApiKey \S+ \((\d+)\) Versions (\d+)\.\.(\d+)")
+_ASKED_AT_ONCE: Final = 16
+_REACH_S: Final = 5.0
+SETTLED_S: Final = 3.0  # after so long an error that was heard is taken at its word
+_SILENCE: Final = "first answer"
+# Numbers of requests in Kafka's protocol.
+_INIT_PRODUCER_ID, _ADD_OFFSETS_TO_TXN, _END_TXN, _TXN_OFFSET_COMMIT, _CONSUMER_GROUP_HEARTBEAT = 22, 25, 26, 28, 68
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why there was no contact, in the client's words, and what to do about it."""
+
+    step: str
+    said: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What one client learned. `brokers`: address by ID, as they announce themselves; none where nobody answered."""
+
+    brokers: Mapping[int, str]
+    apis: Mapping[int, tuple[int, int]]
+    trouble: Trouble | None = None
+
+
+class _Ears(logging.Handler):
+    """Keeps from the client's log what the brokers can do, and why connections failed: not all of it is an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apis: dict[int, tuple[int, int]] = {}
+        self.failures: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if (found := _API.search(line)) is not None:
+            self.apis[int(found[1])] = int(found[2]), int(found[3])
+        elif line.startswith("FAIL "):
+            self.failures.append(line.rpartition("]: ")[2])
+
+
+def reach(bootstrap_servers: str, settings: Mapping[str, Any], timeout_s: float) -> Contact:
+    """Ask for the list of brokers, once. Raises ConfigError where the client refuses its settings."""
+    errors: list[Code] = []
+    ears = _Ears()
+    log = logging.Logger("librdkafka.doctor", logging.DEBUG)  # noqa: LOG001 - what it hears is for nobody else
+    log.addHandler(ears)
+    ours: dict[str, Any] = {
+        "bootstrap.servers": bootstrap_servers,
+        "error_cb": errors.append,
+        "debug": "feature,protocol",
+    }
+    try:
+        client = AdminClient({**settings, **ours, "log_level": 7}, logger=log)
+    except (KafkaException, ValueError, TypeError) as error:
+        raise ConfigError(f"the Kafka client refuses its settings: {text_of(error)}") from None
+    deadline = time.monotonic() + timeout_s
+    patience_s = min(timeout_s, SETTLED_S)
+    while True:
+        try:
+            known = client.list_topics(timeout=patience_s)
+        except KafkaException as failure:
+            _hear(client)
+            said = [(error.code(), error.str()) for error in errors]
+            said += [(Code._TRANSPORT, line) for line in ears.failures]  # noqa: SLF001
+            trouble = explain([*said, (failure.args[0].code(), failure.args[0].str())])
+            patience_s = deadline - time.monotonic()
+            # Whoever says no will say it again; only silence is worth all of the time.
+            if trouble.step != _SILENCE or patience_s <= 0:
+                return Contact({}, ears.apis, trouble)
+        else:
+            _hear(client)
+            return Contact({each.id: f"{each.host}:{each.port}" for each in known.brokers.values()}, ears.apis)
+
+
+def _hear(client: AdminClient) -> None:
+    """Serve what the client has to say: its log and its errors wait for a poll."""
+    until = time.monotonic() + 0.5
+    while client.poll(0.05) and time.monotonic() < until:
+        pass
+
+
+_PROTOCOL: Final = (
+    "check that security.protocol (kafka.client) is that of the port: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+)
+_CERTIFICATE: Final = (
+    "check ssl.ca.location (the authority that signed the brokers' certificates), that the brokers are addressed by a "
+    "name that is in their certificates, and ssl.certificate.location and ssl.key.location where they ask for one"
+)
+_LOGIN: Final = "check sasl.mechanism, sasl.username and sasl.password (kafka.client, kafka.secrets)"
+_NAME: Final = "correct the host name, or the DNS of this machine"
+_ROAD: Final = "check host and port, that the broker runs, and firewalls and network policies on the way"
+
+
+class _Sign(NamedTuple):
+    """What an error looks like, and what it means. librdkafka says some things in words alone."""
+
+    code: int
+    words: str
+    step: str
+    fix: str
+
+
+# The most telling first: a client whose login is refused also reports that it has no connection.
+_SIGNS: Final = (
+    _Sign(Code._AUTHENTICATION, "", "login", _LOGIN),  # noqa: SLF001 - the library's own names, here and below
+    _Sign(Code._RESOLVE, "", "name", _NAME),  # noqa: SLF001
+    _Sign(Code._TRANSPORT, "PLAINTEXT broker listener", "protocol", _PROTOCOL),  # noqa: SLF001
+    _Sign(Code._SSL, "", "TLS", _CERTIFICATE),  # noqa: SLF001
+    _Sign(Code._TRANSPORT, "SSL alert", "TLS", _CERTIFICATE),  # noqa: SLF001
+    _Sign(Code._TRANSPORT, "onnection closed by peer", "protocol", _PROTOCOL),  # noqa: SLF001
+    _Sign(Code._TRANSPORT, "APIVERSION_QUERY", "protocol", _PROTOCOL),  # noqa: SLF001
+    _Sign(Code._TRANSPORT, "Connect", "connection", _ROAD),  # noqa: SLF001
+)
+
+
+def explain(said: Sequence[tuple[int, str]]) -> Trouble:
+    """The most telling of the errors (code, text) that led to no answer; the last one where none tells anything."""
+    for sign in _SIGNS:
+        for code, text in said:
+            if code == sign.code and sign.words in text:
+                return Trouble(sign.step, text, sign.fix)
+    return Trouble(_SILENCE, said[-1][1], _ROAD)
+
+
+def silent(first: Contact, settings: Mapping[str, Any]) -> dict[int, Trouble]:
+    """Ask every broker at the address that it announces; those that give no answer there, by ID."""
+    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="doctor-reach") as pool:
+        answers = pool.map(lambda address: reach(address, settings, _REACH_S), first.brokers.values())
+        return {number: each.trouble for number, each in zip(first.brokers, answers, strict=True) if each.trouble}
+
+
+def brokers(
+    bootstrap_servers: str, first: Contact, silent: Mapping[int, Trouble], report: Reporter
+) -> Iterator[Finding]:
+    """`first`: what came of the bootstrap servers; `silent`: who is not where it says it is."""
+    if first.trouble is not None:
+        yield _no_contact(f"no answer from {bootstrap_servers}", first.trouble, report)
+        return
+    for number, trouble in silent.items():
+        yield _no_contact(
+            f"broker {number} announces itself as {first.brokers[number]} (its advertised.listeners), but gives no "
+            "answer there",
+            trouble,
+            report,
+        )
+    if not silent:
+        yield report.ok(f"{len(first.brokers)} answer, each at its own address: {_some(first.brokers.values())}")
+
+
+def features(apis: Mapping[int, tuple[int, int]], protocol: str, delivery: str, report: Reporter) -> Iterator[Finding]:
+    """What the configuration needs of the brokers. `apis`: the range of versions by number of the request."""
+    if not apis:
+        yield report.skipped("the brokers did not say what they can do")
+        return
+    new_groups = apis.get(_CONSUMER_GROUP_HEARTBEAT, (0, -1))[1] >= 0
+    transactions = {_INIT_PRODUCER_ID, _ADD_OFFSETS_TO_TXN, _END_TXN, _TXN_OFFSET_COMMIT} <= apis.keys()
+    can = [name for name, there in (("KIP-848 groups", new_groups), ("transactions", transactions)) if there]
+    if protocol == "consumer" and not new_groups:
+        yield report.problem(
+            "kafka.consumer has group.protocol: consumer, which these brokers do not know (KIP-848)",
+            "leave group.protocol out, or use Apache Kafka 4.0 or newer",
+        )
+    elif _INIT_PRODUCER_ID not in apis:
+        yield report.problem(
+            "the brokers know no idempotent producer, which keeps results in order", "use Apache Kafka 0.11 or newer"
+        )
+    elif delivery == "exactly_once" and not transactions:
+        yield report.problem(
+            "delivery is exactly_once, and these brokers know no transactions", "use at_least_once, or other brokers"
+        )
+    else:
+        yield report.ok(f"the brokers know {' and '.join(can) if can else 'neither KIP-848 groups nor transactions'}")
+
+
+def _no_contact(what: str, trouble: Trouble, report: Reporter) -> Finding:
+    return report.problem(f"{what}; it failed at the {trouble.step}: {trouble.said}", trouble.fix)
+
+
+def _some(addresses: Iterable[str]) -> str:
+    listed = list(addresses)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

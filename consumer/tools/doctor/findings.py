@@ -1,0 +1,83 @@
+"""What a check has to say, and how it is shown."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from consumer import __version__
+from consumer.tools.clients import printable
+
+
+class Status(enum.StrEnum):
+    """`problem`: it will not work. `warning`: it will, but not well, or not for long. `skipped`: not looked at."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence about one thing, and, where something is wrong, what to do about it."""
+
+    check: str
+    status: Status
+    message: str
+    fix: str = ""
+
+    def line(self) -> str:
+        """For a person. Names from the cluster are in it, so it is made safe to print."""
+        then = f". To fix it: {self.fix}" if self.fix else ""
+        return printable(f"{self.status:<8} {self.check:<16} {self.message}{then}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reporter:
+    """Makes the findings of one check."""
+
+    check: str
+
+    def ok(self, message: str) -> Finding:
+        return Finding(self.check, Status.OK, message)
+
+    def warning(self, message: str, fix: str) -> Finding:
+        return Finding(self.check, Status.WARNING, message, fix)
+
+    def problem(self, message: str, fix: str = "") -> Finding:
+        return Finding(self.check, Status.PROBLEM, message, fix)
+
+    def skipped(self, reason: str) -> Finding:
+        return Finding(self.check, Status.SKIPPED, reason)
+
+
+def failed(findings: Iterable[Finding], *, strict: bool) -> bool:
+    """Whether the program should not be started as things are."""
+    bad = (Status.PROBLEM, Status.WARNING) if strict else (Status.PROBLEM,)
+    return any(finding.status in bad for finding in findings)
+
+
+def summary(findings: Sequence[Finding], seconds: float) -> str:
+    """The last line."""
+    counts = Counter(finding.status for finding in findings)
+    told = ", ".join(f"{counts[status]} {status}" for status in Status)
+    return f"{told}; {seconds:.1f} s"
+
+
+def as_json(findings: Sequence[Finding], seconds: float, *, strict: bool) -> dict[str, Any]:
+    """The document that docs/doctor.md describes."""
+    counts = Counter(finding.status for finding in findings)
+    return {
+        "version": __version__,
+        "ok": not failed(findings, strict=strict),
+        "seconds": round(seconds, 3),
+        "counts": {str(status): counts[status] for status in Status},
+        "findings": [
+            {"check": each.check, "status": str(each.status), "message": each.message, "fix": each.fix}
+            for each in findings
+        ],
+    }

@@ -1,0 +1,69 @@
+"""Judges rights: the four grants that the program needs, as the brokers themselves tell them. Nothing is tried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from confluent_kafka import KafkaError as Code
+
+from consumer.config import Config
+from consumer.tools.doctor.cluster import Group, Topic
+from consumer.tools.doctor.findings import Finding, Reporter
+from consumer.tools.doctor.topics import Topics
+
+
+def rights(config: Config, topics: Topics, group: Group, report: Reporter) -> Iterator[Finding]:
+    """One line per missing right; one line where all are there."""
+    user = config.kafka.shared.get("sasl.username", "the user of this program")
+    unknown, missing = [], []
+    wanted = [*((topic, "READ") for topic in topics.inputs), (topics.output, "WRITE"), (topics.dead, "WRITE")]
+    for topic, right in wanted:
+        if topic.missing or (topic.error and not topic.hidden):
+            continue  # said elsewhere; nobody can tell the rights on what is not there
+        found = _has(topic, right)
+        if found is None:
+            unknown.append(f"topic {topic.name}")
+        elif not found:
+            missing.append((right, "topic", topic.name))
+    if group.hidden or (group.rights is not None and "READ" not in group.rights):
+        missing.append(("READ", "group", group.name))
+    elif group.rights is None:
+        unknown.append(f"group {group.name}")
+    for right, kind, name in missing:
+        yield report.problem(
+            f"{right} on {kind} {name} is missing",
+            f"grant it to {user}: kafka-acls.sh --add --allow-principal User:NAME --operation {right.capitalize()} "
+            f"--{kind} {name}",
+        )
+    if unknown:
+        yield report.skipped(f"the brokers do not tell the rights on {', '.join(unknown)}")
+    if not missing and not unknown:
+        yield report.ok("READ on the input and the group, WRITE on the output and the dead letters")
+
+
+def transactions(config: Config, tried_as: str, refusal: Code | None, report: Reporter) -> Iterator[Finding]:
+    """The right on transactional IDs, which nobody can ask for: it was tried, with a name that is nobody's."""
+    prefix = f"sluice-{config.kafka.group_id}-"
+    if refusal is None:
+        yield report.ok(f"transactions can be made (tried as {tried_as})")
+    elif refusal.code() != Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+        yield report.problem(f"transactions cannot be made (tried as {tried_as}): {refusal.str()}")
+    elif config.kafka.transactional_id:
+        yield report.warning(
+            f"WRITE on the transactional ID {tried_as} is missing. The program's own was not tried: "
+            "that would end the transactions of a program that runs",
+            f"see that the right is granted for {config.kafka.transactional_id}",
+        )
+    else:
+        yield report.problem(
+            f"WRITE on the transactional IDs that begin with {prefix} is missing",
+            "kafka-acls.sh --add --allow-principal User:NAME --operation Write --resource-pattern-type prefixed "
+            f"--transactional-id {prefix}",
+        )
+
+
+def _has(topic: Topic, right: str) -> bool | None:
+    """None where the brokers do not tell."""
+    if topic.hidden:
+        return False  # READ and WRITE both bring DESCRIBE with them
+    return None if topic.rights is None else right in topic.rights
