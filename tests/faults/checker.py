@@ -79,7 +79,7 @@ def check(history: History) -> Verdict:
     out_of_order = [*_order(history.outcomes), *_order_in_a_tenure(history.outcomes, tenures)]
     verdict.out_of_order = len(out_of_order)
     found += out_of_order
-    ahead = list(_commit_ahead(history.samples, sorted(inputs), _earliest(history.outcomes)))
+    ahead = list(_commit_ahead(history.samples, sorted(inputs), _places(history.outcomes)))
     verdict.commit_ahead = len(ahead)
     found += ahead
     found += _offsets_back(history.commits)
@@ -127,7 +127,7 @@ def _first_seen(outcomes: Iterable[Outcome]) -> dict[InputId, Outcome]:
     return first
 
 
-def _earliest(outcomes: Iterable[Outcome]) -> dict[InputId, list[Position]]:
+def _places(outcomes: Iterable[Outcome]) -> dict[InputId, list[Position]]:
     """Every place where an outcome of a record lies."""
     places: dict[InputId, list[Position]] = defaultdict(list)
     for outcome in outcomes:

@@ -76,8 +76,12 @@ def _totals(rows: Sequence[Row], void: int) -> str:
         for protocol in PROTOCOLS
     )
     frames = sum(each["frames"] for each in rows)
-    text = f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min"
-    return f"{text}; {void} more were void, because the brokers or the rig itself failed.\n"
+    stale = sum(each["stale_answers"] for each in rows)
+    return (
+        f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min; {void} more were void, "
+        f"because the brokers or\nthe rig itself failed. In {stale} samples a coordinator that had just taken over "
+        "answered with older offsets than its\npredecessor had; nobody had committed those.\n"
+    )
 
 
 def _table(rows: Iterable[Row]) -> str:

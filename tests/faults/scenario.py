@@ -193,16 +193,16 @@ def _go_through(world: World, harm: Harm, feeder: Feeder) -> None:
         began_s = time.monotonic()
         harm.inflict(world)
         world.history.strikes.append(Strike(harm.name, began_s, time.monotonic()))
-        _wait_in_vain(world, world.flowing_since, world.history.strikes[-1].ended_s)
+        _wait_patiently(world, world.flowing_since, world.history.strikes[-1].ended_s)
     feeder.finish(60)
     began_s = time.monotonic()
-    _wait_in_vain(world, lambda acknowledged: acknowledged <= world.observer.seen, _ids(world.history))
+    _wait_patiently(world, lambda acknowledged: acknowledged <= world.observer.seen, _ids(world.history))
     world.history.backlog_s = time.monotonic() - began_s
     for member in list(world.fleet.members):
         world.fleet.retire(member)
 
 
-def _wait_in_vain(world: World, reached: Callable[[Any], bool], what: Any) -> None:
+def _wait_patiently(world: World, reached: Callable[[Any], bool], what: Any) -> None:
     """Wait as long as a recovery may take. That it was not reached is for the checker to say."""
     with contextlib.suppress(TimeoutError):
         world.wait(lambda: reached(what), RECOVERY_LIMIT_S, "")

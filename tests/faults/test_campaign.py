@@ -17,7 +17,7 @@ FACTS = {"rate": 100.0, "sources": 12, "partitions": 4, "session": 3.0}
 
 
 def row(spec: str = "sigkill:at_least_once:classic:1", **more: Any) -> dict[str, Any]:
-    zeros = dict.fromkeys(["lost", "repeats", "late", "out_of_order", "commit_ahead"], 0)
+    zeros = dict.fromkeys(["lost", "repeats", "late", "out_of_order", "commit_ahead", "stale_answers"], 0)
     plain = {"frames": 1000, "samples": 50, "recoveries_s": [1.0], "exit_codes": [], "violations": []}
     return {"at": "2026-01-02T03:04Z", "commit": "abc", "spec": spec, "seconds": 30.0, **zeros, **plain, **more}
 
