@@ -285,6 +285,8 @@ class Pipeline(RebalanceListener):
         """Drop all, and read again from what the group has committed, in new epochs; or try it in the next turn."""
         self._drop(self._offsets.partitions)
         self._delivery.recover()
+        # Each of the waits here has its own limit, but together they can pass that of the watchdog.
+        self._health.beat()
         if self._delivery.broken:
             self._source.pause()
             self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # for the membership; it may bring and take partitions
@@ -326,6 +328,7 @@ class Pipeline(RebalanceListener):
             self._metrics.device(self._worker.device, self._worker.device_memory)
 
     def _count_rebalance(self, event: str, partitions: int, began: float) -> None:
+        self._health.beat()  # a poll may bring several, each with its own waits
         self._metrics.rebalanced(
             event, partitions=partitions, assigned=len(self._offsets.partitions), seconds=self._clock() - began
         )

@@ -68,6 +68,28 @@ class TestWatchingOver:
         assert max(ages) < 1
         assert made.log.committed == {P0: 4}
 
+    def test_the_loop_beats_between_the_waits_of_a_recovery_and_of_rebalances(self) -> None:
+        """Catches a watchdog that ends a process that waits for an absent coordinator, each time within limits."""
+        made = world(4, limits={"stall_timeout_s": 45})
+        delivery, ages = made.pipeline._delivery, []
+        poll = made.source.poll
+
+        def recover() -> None:
+            made.clock.advance(18)
+
+        def look_up(room: int, timeout_s: float) -> Any:
+            ages.append(made.health.loop_age_s)
+            for _ in range(2):
+                made.clock.advance(30)  # for the committed offsets of what comes
+                made.pipeline.assigned({})
+                ages.append(made.health.loop_age_s)
+            return poll(room, timeout_s)
+
+        delivery.broken, delivery.recover = True, recover  # type: ignore[misc, method-assign]
+        made.source.poll = look_up  # type: ignore[method-assign]
+        made.pipeline.step()
+        assert ages == [0, 0, 0]
+
     def test_what_the_device_holds_is_measured(self) -> None:
         made = world(4)
         made.worker.device, made.worker.device_memory = "cuda:0", DeviceMemory(3, 10)
