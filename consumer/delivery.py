@@ -173,7 +173,8 @@ class ExactlyOnce:
         self._clock = clock
         self._held = HeldOutcomes()
         self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
-        self._failed_since: float | None = None  # of transactions in a row
+        self._failed_since: float | None = None  # the first failure of a row that no success has ended
+        self._failed_at = 0.0  # the last one
         self.broken = False
 
     @property
@@ -247,7 +248,9 @@ class ExactlyOnce:
 
     def _check_patience(self, error: TransactionError) -> None:
         now = self._clock()
-        if self._failed_since is None:
+        # One long ago is of another row: what followed it may have had nothing to write, and so no success.
+        if self._failed_since is None or now - self._failed_at > RECOVERY_S:
             self._failed_since = now
+        self._failed_at = now
         if now - self._failed_since > RECOVERY_S:
             raise KafkaError(f"no transaction succeeded for {RECOVERY_S:.0f} s, the last: {error}") from error

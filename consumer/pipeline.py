@@ -304,10 +304,9 @@ class Pipeline(RebalanceListener):
         left = self._settle(partitions, deadline)
         self._delivery.finish(self._offsets.watermarks(partitions))
         if left:
-            raise DrainError(
-                f"{left} frames were not done within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s); "
-                "they were not committed and will be repeated"
-            )
+            within = f"within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s)"
+            why = "because a transaction failed" if self._delivery.broken else within
+            raise DrainError(f"{left} frames were not done {why}; they were not committed and will be repeated")
 
     # Watching over it
 

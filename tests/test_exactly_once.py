@@ -95,6 +95,17 @@ class TestATransaction:
         assert made.clock.now - 1000 < RECOVERY_S + 30
         assert made.log.committed == {}
 
+    def test_that_fails_is_no_reason_to_end_the_process_for_one_that_failed_long_before(self) -> None:
+        """Its answer was lost, though it had committed, and a quiet night followed. Catches adding the two up."""
+        made = world(4)
+        fates = iter(["answer lost", "rolled back"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        until(made, lambda: made.log.committed.get(P0) == 4 and not made.delivery.broken)
+        made.clock.advance(2 * RECOVERY_S)
+        made.log.append(P0, "cam-1", b"good")
+        until(made, lambda: made.log.committed.get(P0) == 5)
+        assert count(made, "failed") == 2
+
     def test_keeps_the_membership_while_the_brokers_are_away(self) -> None:
         """Catches a recovery that does not poll, and frames that are taken in meanwhile."""
         made = world(8)
@@ -174,11 +185,11 @@ class TestShutdown:
         assert made.source.closed
 
     def test_with_a_transaction_that_failed_says_what_was_left(self) -> None:
-        """Catches an exit with 0 that left work undone."""
+        """Catches an exit with 0 that left work undone, and one that blames a deadline which had not passed."""
         made = world(4)
         made.service_s = lambda: 2.0
         made.publisher.fate = lambda: "aborts"
-        with pytest.raises(DrainError, match="4 frames"):
+        with pytest.raises(DrainError, match="4 frames were not done because a transaction failed"):
             run(made, 2)
 
 
