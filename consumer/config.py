@@ -268,7 +268,8 @@ class LimitsConfig(_Section):
     stall_timeout_s: Seconds = Field(
         60,
         ge=45,
-        description="Seconds without a turn of the loop, or with one batch in the engine, before the process ends.",
+        description="Seconds before the process ends without a turn of the loop, or with one batch in the engine and "
+        "no frame of it decoded.",
     )
 
 

@@ -340,6 +340,33 @@ class TestEngineTrouble:
         with pytest.raises(EngineError, match="MemoryError"):
             worker.results(10)
 
+    def test_slow_frames_are_no_hang_and_a_hung_one_is(
+        self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches a watch that ends the process, time after time, over a batch whose frames cost seconds each; and one
+        that is content as long as frames of other batches are decoded."""
+        monkeypatch.setattr("consumer.worker.worker._LOOK_EVERY_S", 0.02)
+        worker = start()
+        may = threading.Semaphore(0)
+        assert worker._pool is not None
+        decode = worker._pool._decoder.decode
+
+        def slow(payload: bytes, slot: Any) -> Any:
+            assert payload not in {numbered_jpeg(0), numbered_jpeg(1)} or may.acquire(timeout=30)
+            return decode(payload, slot)
+
+        monkeypatch.setattr(worker._pool._decoder, "decode", slow)
+        worker.admit(numbered(0, 4))  # two jobs of two frames: the first is slow
+        taken_at = wait_until(lambda: worker.busy_since, 10, "the engine to wait for its frames")
+        may.release()
+        alive_at = wait_until(lambda: (worker.busy_since or 0) > taken_at and worker.busy_since, 10, "a sign of life")
+        worker.admit(numbered(1234, 1))
+        wait_until(lambda: 1234 in [number_of(slot) for part in detector.memory for slot in part], 10, "its decoding")
+        assert worker.results(0.1) == []
+        assert worker.busy_since == alive_at
+        may.release()
+        assert sum(sizes(collect(worker, 5))) == 5
+
     def test_close_returns_in_time_with_a_hung_engine(self, start: Start, detector: FakeDetector) -> None:
         detector.hold()
         worker = start()

@@ -37,13 +37,15 @@ from consumer.types import (
     StageTimings,
     TopicPartition,
 )
-from consumer.worker.assembly import BUFFERS, Assembly, Work
+from consumer.worker.assembly import BUFFERS, Assembly, Chunk, Work
 from consumer.worker.decoding import DecodePool, Verdict
 
 _log = structlog.get_logger(__name__)
 
 # How often the device is asked for its memory.
 _MEMORY_EVERY_S = 1.0
+# How often a decoding job that takes long is asked how far it is.
+_LOOK_EVERY_S = 1.0
 
 
 class _Finished(NamedTuple):
@@ -160,7 +162,10 @@ class Worker:
 
     @property
     def busy_since(self) -> float | None:
-        """When the engine took the batch that it works on, on the injected clock; None while it is idle."""
+        """Since when the batch in the engine has shown no sign of life, on the injected clock; None while it is idle.
+
+        That is when it was taken, when one of its frames was last decoded, or when it was handed to the detector.
+        """
         return self._busy_since
 
     def admit(self, frames: Sequence[Frame]) -> None:
@@ -274,10 +279,10 @@ class Worker:
         self._busy_since = taken_at = self._clock()
         decode_s = 0.0
         for chunk in work.decoding:
-            spent_s = chunk.job.result()
+            spent_s = self._await(chunk, work.lease.verdicts)
             if chunk.stop <= work.stop:  # else its last frames belong to the next batch, which counts all of it
                 decode_s += spent_s
-        decoded_at = self._clock()
+        self._busy_since = decoded_at = self._clock()
         boxes = [verdict for verdict in work.lease.verdicts[work.start : work.stop] if isinstance(verdict, Letterbox)]
         looked_at = self._detector.detect(self._canvases(work, len(boxes)), boxes) if boxes else []
         done_at = self._clock()
@@ -285,6 +290,19 @@ class Worker:
             self._device_memory, self._looked_at = self._detector.device_memory(), done_at
         timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000, decode_s * 1000)
         return _Finished(work, looked_at, timings, taken_at)
+
+    def _await(self, chunk: Chunk, verdicts: Sequence[Verdict | None]) -> float:
+        """The seconds that its decoding took. A batch of pictures that cost seconds each takes minutes: no hang."""
+        decided = 0
+        while True:
+            try:
+                return chunk.job.result(_LOOK_EVERY_S)
+            except TimeoutError:
+                if chunk.job.done():
+                    return chunk.job.result()  # it ended just now, or this was its own
+            before, decided = decided, sum(verdict is not None for verdict in verdicts[chunk.first : chunk.stop])
+            if decided > before:
+                self._busy_since = self._clock()
 
     @staticmethod
     def _canvases(work: Work, decoded: int) -> NDArray[np.uint8]:
