@@ -339,6 +339,11 @@ class Config(BaseSettings):
                 raise ValueError(f"{name}: {topic!r} is an input topic too; the program would read what it wrote")
         if self.output.topic == self.dead_letter.topic:
             raise ValueError(f"dead_letter.topic: {self.output.topic!r} is the output topic too")
+        if self.decode.isolation == "process" and 3 * self.decode.timeout_s > self.limits.stall_timeout_s:
+            raise ValueError(
+                f"decode.timeout_s: {self.decode.timeout_s:g} is more than a third of limits.stall_timeout_s "
+                f"({self.limits.stall_timeout_s:g}); two tries in fresh processes would count as a hang"
+            )
         if self.delivery == "exactly_once":
             self._can_be_exactly_once()
         return self

@@ -181,6 +181,7 @@ class TestMistakesAreNamed:
             ({"kafka": {"client": "not a map"}}, "kafka.client"),
             ({"detector": {"image_size": 100}}, "detector.image_size"),
             ({"decode": {"threads": 0}}, "decode.threads"),
+            ({"decode": {"isolation": "process", "timeout_s": 21}}, "decode.timeout_s: 21 is more than a third"),
         ],
     )
     def test_what_contradicts_itself(self, sections: dict[str, Any], words: str) -> None:
