@@ -92,7 +92,8 @@ class Metrics:
         self.outcomes = counter("outcomes_total", "Outcomes acknowledged by the brokers, by kind.", "outcome")
         self.rejected = counter("rejected_total", "Frames sent to the dead-letter topic, by reason.", "stage", "reason")
         self.stale_outcomes = counter(
-            "stale_outcomes_total", "Outcomes dropped because their partition had gone to another consumer."
+            "stale_outcomes_total",
+            "Outcomes dropped because their partition had gone to another consumer, or is read anew (exactly_once).",
         )
         self.batches = counter("batches_total", "Batches taken by the engine, by what closed them.", "closed_by")
         self.batch_size = histogram("batch_size_frames", "Frames in a batch.", buckets=_BATCH_SIZES)
