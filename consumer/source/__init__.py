@@ -1,5 +1,10 @@
-"""poll: the sole owner of `confluent_kafka.Consumer`. `client` is the consumer, `group` what its group says of it."""
+"""poll: the sole owner of `confluent_kafka.Consumer`.
 
-from consumer.source.client import BURST, RebalanceListener, Source, consumer_settings
+`client` is the consumer, `settings` what it is made with, `commits` when it commits, `group` what its group says of it,
+`errors` what its errors mean.
+"""
+
+from consumer.source.client import BURST, RebalanceListener, Source
+from consumer.source.settings import consumer_settings
 
 __all__ = ["BURST", "RebalanceListener", "Source", "consumer_settings"]

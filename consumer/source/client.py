@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import confluent_kafka
@@ -21,6 +22,9 @@ from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
 from consumer.source import group
+from consumer.source.commits import Commits
+from consumer.source.errors import verdict
+from consumer.source.settings import consumer_settings
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 from consumer.wire import parse_frame, read_record
 
@@ -28,24 +32,8 @@ _log = structlog.get_logger(__name__)
 
 # Frames handed out by one `poll`: enough to share the cost of a turn, few enough that decoding starts soon.
 BURST = 32
-# A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
-_COMMIT_S = 5.0
-# A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
-_UNANSWERED_S = 120.0
 
 _Code = confluent_kafka.KafkaError
-# No retry of the client mends these: a person must change a right, a setting or a topic.
-_FATAL = {
-    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user READ on every input topic: {topics}",
-    _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
-    _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
-    _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001 - the library's own name
-    _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
-    _Code.UNSUPPORTED_SASL_MECHANISM: "the brokers do not offer this sasl.mechanism",
-    _Code.INVALID_GROUP_ID: "kafka.group_id is not valid",
-    _Code.FENCED_INSTANCE_ID: "another process runs with the same group.instance.id",
-    _Code.UNSUPPORTED_VERSION: "the brokers are too old for this setting",
-}
 
 
 class RebalanceListener(Protocol):
@@ -69,30 +57,6 @@ class _Position:
     timestamp_ms: int | None = None
 
 
-def consumer_settings(config: Config) -> dict[str, Any]:
-    """The librdkafka settings of the consumer: ours, then the user's over them, then those that promises stand on."""
-    settings: dict[str, Any] = {
-        "client.id": "sluice",
-        "partition.assignment.strategy": "cooperative-sticky",
-        # Stop, rather than skip what was deleted or start at the end: see `_start_offsets` for the first start.
-        "auto.offset.reset": "error",
-        # The default of 1000 ms starves a consumer of large messages once its queue was full.
-        "fetch.queue.backoff.ms": 10,
-        "queued.max.messages.kbytes": 32 * 1024,
-        "fetch.wait.max.ms": 100,
-    } | {**config.kafka.shared, **config.kafka.consumer}
-    if settings.get("group.protocol") == "consumer":
-        settings.pop("partition.assignment.strategy")  # KIP-848: the brokers assign, and refuse the setting
-    return settings | {
-        "bootstrap.servers": config.kafka.bootstrap_servers,
-        "group.id": config.kafka.group_id,
-        "enable.auto.commit": config.delivery == "at_least_once",  # else its transactions commit
-        # 0: not by a timer, see `_commit_stored`; what is stored is still committed when partitions are unassigned.
-        "auto.commit.interval.ms": 0,
-        "enable.auto.offset.store": False,
-    }
-
-
 class Source:
     """Frames of the assigned partitions. `subscribe` makes the calling thread the owner; other threads raise."""
 
@@ -106,16 +70,11 @@ class Source:
         on_committed: Callable[[float | None], None] = lambda _: None,
     ) -> None:
         self._topics = config.input.topics
-        self._group = config.kafka.group_id
+        self._verdict = partial(verdict, topics=config.input.topics, group=config.kafka.group_id)
         self._listener = listener
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
-        self._on_committed = on_committed  # seconds since the first offset of the commit was stored; None: refused
-        self._stored_at: float | None = None  # when the first offset was stored that is not committed yet
-        self._commit_every_s = config.kafka.commit_interval_ms / 1000
-        self._uncommitted = False  # something was stored since the last commit was sent, or that one has failed
-        self._commit_sent_at = clock()
-        self._commit_answered = True
+        self._commits = Commits(config.kafka.commit_interval_ms / 1000, clock, on_committed)
         settings = consumer_settings(config)
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
             settings["partition.assignment.strategy"]
@@ -130,7 +89,7 @@ class Source:
         self._owner: int | None = None
         try:
             self._client = confluent_kafka.Consumer(
-                settings | {"error_cb": self._on_error, "on_commit": self._on_commit},
+                settings | {"error_cb": self._on_error, "on_commit": self._commits.answered},
                 logger=logging.getLogger("librdkafka.consumer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
@@ -150,13 +109,13 @@ class Source:
         Raises KafkaError where no retry helps, and whatever the listener raised.
         """
         self._check_owner()
-        self._commit_stored()
+        self._commits.send_due(self._client)
         frames: list[Frame] = []
         poll = self._client.poll
         message = poll(timeout_s)
         while message is not None:
             if (error := message.error()) is not None:
-                self._judge(error)
+                self._verdict(error)
             else:
                 frames.append(self._frame(message))
                 if len(frames) >= min(room, BURST):
@@ -186,14 +145,7 @@ class Source:
     def store(self, offsets: Iterable[Committable]) -> None:
         """Hand these offsets to the next commit: `poll` sends one every `commit_interval_ms`."""
         self._check_owner()
-        if stored := [_topic_partition(item.partition, item.next_offset) for item in offsets]:
-            try:
-                self._client.store_offsets(offsets=stored)
-                self._uncommitted = True
-                self._stored_at = self._clock() if self._stored_at is None else self._stored_at
-            except KafkaException as error:
-                # The assignment has gone and the callback that says so has not run yet; its new owner repeats.
-                _log.warning("offsets not stored", error=group.text_of(error))
+        self._commits.store(self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets])
 
     def commit(self, offsets: Sequence[Committable]) -> None:
         """Commit these offsets and wait for the answer, for a few seconds at most.
@@ -203,25 +155,7 @@ class Source:
         commits what is stored when the partitions are unassigned.
         """
         self._check_owner()
-        if not offsets:
-            return
-        asked = [_topic_partition(item.partition, item.next_offset) for item in offsets]
-
-        def commit() -> None:
-            try:
-                self._client.commit(offsets=asked, asynchronous=False)
-            except KafkaException as error:
-                _log.warning("commit refused; these frames will be repeated", error=group.text_of(error))
-                self._count_commit(ok=False)
-            else:
-                self._count_commit(ok=True)
-
-        # On a thread of its own, because without a coordinator the client waits for all of session.timeout.ms.
-        committing = threading.Thread(target=commit, name="consumer-commit", daemon=True)
-        committing.start()
-        committing.join(_COMMIT_S)
-        if committing.is_alive():
-            _log.warning("commit not answered in time; these frames may be repeated", waited_s=_COMMIT_S)
+        self._commits.commit_now(self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets])
 
     def membership(self) -> object | None:
         """What a transaction proves with that it may commit our offsets; for this turn alone. None: not a member."""
@@ -272,26 +206,6 @@ class Source:
         closing.join(timeout_s)
         return not closing.is_alive()
 
-    # Commits
-
-    def _commit_stored(self) -> None:
-        """Commit what is stored, in the background: once the interval has passed, and the commit before was answered.
-
-        Never two at a time: librdkafka tries each again by itself while the coordinator is away, in no certain order,
-        and an old one that arrives last takes the group back.
-        """
-        if self._commit_answered and not self._uncommitted:
-            return
-        waited_s = self._clock() - self._commit_sent_at
-        if waited_s < (self._commit_every_s if self._commit_answered else _UNANSWERED_S):
-            return
-        self._commit_sent_at, self._commit_answered, self._uncommitted = self._clock(), False, False
-        try:
-            self._client.commit(asynchronous=True)
-        except KafkaException as error:
-            self._commit_answered = self._uncommitted = True
-            _log.warning("commit not sent", error=group.text_of(error))
-
     # Frames
 
     def _frame(self, message: Any) -> Frame:  # Any: the stubs make every part of a message optional
@@ -322,21 +236,6 @@ class Source:
             committed.offset = position.first_offset
         self._client.seek(committed)
         position.next_offset = None  # it may go back now, even if the seek of another partition fails
-
-    def _judge(self, error: confluent_kafka.KafkaError) -> None:
-        code = error.code()
-        if code == _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
-            raise KafkaError(
-                f"the committed offset is no longer in the topic: {error.str()}. Frames were deleted before they were "
-                "read. To go on with what is there, set kafka.consumer auto.offset.reset to earliest (or latest)"
-            )
-        if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
-            # Why it died is only in the text.
-            causes = (advice for cause, advice in _FATAL.items() if _Code(cause).str() in error.str())
-            raise KafkaError(f"the consumer died: {error.str()}; {next(causes, 'restart this process')}")
-        if error.fatal() or code in _FATAL:
-            raise KafkaError(f"{error.name()}: {error.str()}; {self._advice(code)}")
-        _log.warning("kafka", error=error.name(), text=error.str())
 
     # Callbacks: they run inside poll, on its thread, and never raise
 
@@ -397,32 +296,10 @@ class Source:
         return starts
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
-        if error.fatal() or error.code() in _FATAL:
-            self._fail(KafkaError(f"{error.name()}: {error.str()}; {self._advice(error.code())}"))
-        else:
-            _log.warning("kafka", error=error.name(), text=error.str())
-
-    def _on_commit(
-        self, error: confluent_kafka.KafkaError | None, _partitions: list[confluent_kafka.TopicPartition]
-    ) -> None:
-        self._commit_answered = True
-        if error is None:
-            self._count_commit(ok=True)
-        elif error.code() != _Code._NO_OFFSET:  # noqa: SLF001
-            self._uncommitted = True
-            _log.warning("commit failed; the next one makes up for it", error=error.name(), text=error.str())
-            self._count_commit(ok=False)
-
-    def _count_commit(self, *, ok: bool) -> None:
-        stored_at = self._stored_at
-        if not ok:
-            self._on_committed(None)
-        elif stored_at is not None:
-            self._stored_at = None
-            self._on_committed(self._clock() - stored_at)
-
-    def _advice(self, code: int) -> str:
-        return _FATAL.get(code, "restart this process").format(topics=", ".join(self._topics), group=self._group)
+        try:
+            self._verdict(error)
+        except KafkaError as failure:
+            self._fail(failure)
 
     def _fail(self, error: BaseException) -> None:
         """What `poll` raises: the first failure; later ones may follow from it."""

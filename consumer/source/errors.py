@@ -1,0 +1,46 @@
+"""What the consumer's errors mean, and what a person can do about those that no retry mends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import confluent_kafka
+import structlog
+
+from consumer.errors import KafkaError
+
+_log = structlog.get_logger(__name__)
+_Code = confluent_kafka.KafkaError
+# No retry of the client mends these: a person must change a right, a setting or a topic.
+_FATAL = {
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user READ on every input topic: {topics}",
+    _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
+    _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
+    _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001 - the library's own name
+    _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
+    _Code.UNSUPPORTED_SASL_MECHANISM: "the brokers do not offer this sasl.mechanism",
+    _Code.INVALID_GROUP_ID: "kafka.group_id is not valid",
+    _Code.FENCED_INSTANCE_ID: "another process runs with the same group.instance.id",
+    _Code.UNSUPPORTED_VERSION: "the brokers are too old for this setting",
+}
+
+
+def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: str) -> None:
+    """Log an error that passes by itself. Raises KafkaError for any other, with what to do."""
+    code = error.code()
+    if code == _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
+        raise KafkaError(
+            f"the committed offset is no longer in the topic: {error.str()}. Frames were deleted before they were "
+            "read. To go on with what is there, set kafka.consumer auto.offset.reset to earliest (or latest)"
+        )
+    if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
+        # Why it died is only in the text.
+        cause = next((cause for cause in _FATAL if _Code(cause).str() in error.str()), code)
+        raise KafkaError(f"the consumer died: {error.str()}; {_advice(cause, topics, group)}")
+    if error.fatal() or code in _FATAL:
+        raise KafkaError(f"{error.name()}: {error.str()}; {_advice(code, topics, group)}")
+    _log.warning("kafka", error=error.name(), text=error.str())
+
+
+def _advice(code: int, topics: Sequence[str], group: str) -> str:
+    return _FATAL.get(code, "restart this process").format(topics=", ".join(topics), group=group)
