@@ -271,12 +271,13 @@ class Worker:
         with self._changed:
             while not self._stopping:
                 if (work := self._assembly.next()) is not None:
+                    self._busy_since = self._clock()  # under the lock: `expecting` must never miss this batch
                     return work
                 self._changed.wait(self._assembly.wake_in_s)
             return None
 
     def _infer(self, work: Work) -> _Finished:
-        self._busy_since = taken_at = self._clock()
+        taken_at = self._clock()
         decode_s = 0.0
         for chunk in work.decoding:
             spent_s = self._await(chunk, work.lease.verdicts)
