@@ -11,6 +11,7 @@ import pytest
 
 from consumer.config import Config
 from consumer.errors import KafkaError
+from consumer.offsets import Committable
 from consumer.source import Source, consumer_settings, group
 from consumer.types import Frame
 from fake_kafka import FakeConsumer, FakeMessage, group_metadata
@@ -81,6 +82,19 @@ class TestRewind:
         for _ in range(2):
             assert bench.source.rewind() is not None
         assert bench.client.called("seek") == [[(P0, 40)], [(P0, 40)]]
+
+    def test_never_goes_below_what_a_transaction_has_committed(self, bench: Bench) -> None:
+        """Catches repeats where a coordinator that has just taken over answers with older offsets than there were."""
+        bench.play(FakeMessage(P0, 40), FakeMessage(P1, 7))
+        bench.source.transacted([Committable(P0, 41)])
+        for _ in range(2):
+            bench.client.group = {P0: 12, P1: 5}
+            assert bench.source.rewind() is not None
+        assert bench.client.called("seek") == [[(P0, 41)], [(P1, 5)]] * 2
+        bench.play(bench.client.rebalance("revoke", P0), bench.client.rebalance("assign", P0))
+        bench.client.group = {P0: 50, P1: 5}
+        assert bench.source.rewind() is not None
+        assert bench.client.called("seek")[-2:] == [[(P1, 5)], [(P0, 50)]]
 
     def test_fetches_again_what_was_paused_before_it_seeks(self, bench: Bench) -> None:
         """Catches a resume after the seek: it goes on at the position of the pause."""

@@ -55,6 +55,7 @@ class _Position:
     first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
     next_offset: int | None = None
     timestamp_ms: int | None = None
+    floor: int = -1  # what our transactions have committed since the assignment; a rewind keeps it
 
 
 class Source:
@@ -163,6 +164,16 @@ class Source:
         metadata = self._client.consumer_group_metadata()
         return metadata if group.is_member(metadata) else None
 
+    def transacted(self, offsets: Iterable[Committable]) -> None:
+        """These offsets were committed by a transaction. `rewind` never goes below them.
+
+        A coordinator that has just taken over was seen to answer with older offsets than its predecessor had.
+        """
+        self._check_owner()
+        for item in offsets:
+            if (position := self._positions.get(item.partition)) is not None:
+                position.floor = max(position.floor, item.next_offset)
+
     def rewind(self) -> dict[TopicPartition, int] | None:
         """Go back to what the group has committed, and fetch again. For a time when no transaction is open.
 
@@ -179,7 +190,7 @@ class Source:
             return None
         _log.info("rewound", offsets={f"{item.topic}[{item.partition}]": item.offset for item in found})
         positions = list(self._positions.items())
-        return {partition: self._begin_epoch(partition, position.first_offset) for partition, position in positions}
+        return {partition: self._begin_epoch(partition, position) for partition, position in positions}
 
     def lag(self) -> list[Lag]:
         """How far each assigned partition is behind, from what the last fetches said. Asks nobody."""
@@ -223,13 +234,16 @@ class Source:
         position.timestamp_ms = record.timestamp_ms
         return parse_frame(record, Receipt(partition, offset, position.epoch), self._clock())
 
-    def _begin_epoch(self, partition: TopicPartition, first_offset: int | None = None) -> int:
+    def _begin_epoch(self, partition: TopicPartition, before: _Position | None = None) -> int:
         self._last_epoch += 1
-        self._positions[partition] = _Position(self._last_epoch, first_offset)
+        position = self._positions[partition] = _Position(self._last_epoch)
+        if before is not None:
+            position.first_offset, position.floor = before.first_offset, before.floor
         return self._last_epoch
 
     def _seek(self, committed: confluent_kafka.TopicPartition) -> None:
         position = self._positions[TopicPartition(committed.topic, committed.partition)]
+        committed.offset = max(committed.offset, position.floor)
         if committed.offset < 0:  # nothing was committed yet: back to where this assignment began
             if position.first_offset is None:
                 return

@@ -78,7 +78,7 @@ def _totals(rows: Sequence[Row], void: int) -> str:
     frames = sum(each["frames"] for each in rows)
     stale = sum(each["stale_answers"] for each in rows)
     return (
-        f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min; {void} more were void, "
+        f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min; {void} more void, "
         f"because the brokers or\nthe rig itself failed. In {stale} samples a coordinator that had just taken over "
         "answered with older offsets than its\npredecessor had; nobody had committed those.\n"
     )

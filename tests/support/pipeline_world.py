@@ -162,6 +162,10 @@ class FakeSource:
             self._begin_epoch(partition)
         return dict(self.owned)
 
+    def transacted(self, offsets: Iterable[Committable]) -> None:
+        for partition, _ in offsets:
+            assert partition in self.owned, f"committed for {partition}, which is not ours"
+
     def store(self, offsets: Iterable[Committable]) -> None:
         for partition, next_offset in offsets:
             assert partition in self.owned, f"stored for {partition}, which is not ours"
