@@ -31,10 +31,12 @@ from consumer.tools.tail import tail
 
 if TYPE_CHECKING:  # the command line starts fast
     from consumer.delivery import MakeDelivery
+    from consumer.health import Health
     from consumer.metrics import Metrics
     from consumer.publisher import Publisher, TransactionalPublisher
     from consumer.traces import Traces
     from consumer.types import ModelInfo
+    from consumer.worker import Worker
 
 _log = structlog.get_logger(__name__)
 
@@ -106,33 +108,22 @@ def serve(config: Config, stop: threading.Event) -> None:
     """
     if not config.detector.model:
         raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
-    from prometheus_client import disable_created_metrics
-
-    from consumer.decoder import configure_opencv
     from consumer.detectors.loader import load_detector
-    from consumer.health import Health, HealthServer, Watchdog
+    from consumer.health import Health, HealthServer
     from consumer.metrics import Metrics
-    from consumer.pipeline import Pipeline
-    from consumer.source import Source
     from consumer.worker import Worker
 
-    # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
-    sys.setswitchinterval(0.0001)
-    # Else there is a second series beside each counter, which nothing here reads.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    configure_opencv()
-    clock, wall_clock_ms = time.monotonic, _wall_clock_ms
+    _set_up_process()
     metrics = Metrics()
     metrics.decode_threads.set(config.decode.thread_count)
-    health = Health(clock=clock, stall_timeout_s=config.limits.stall_timeout_s)
+    health = Health(clock=time.monotonic, stall_timeout_s=config.limits.stall_timeout_s)
     server = HealthServer(config.http, health, metrics) if config.http.port else None
-    watchdog = Watchdog(health)  # never closed: it also ends a process whose clients hang while they close
     worker = Worker(
         partial(load_detector, config.detector),
         config.batching,
         config.decode,
-        clock=clock,
-        wall_clock_ms=wall_clock_ms,
+        clock=time.monotonic,
+        wall_clock_ms=_wall_clock_ms,
         on_retry=metrics.engine_retries.inc,
         on_decoder_replaced=metrics.decoders_replaced.inc,
     )
@@ -140,39 +131,61 @@ def serve(config: Config, stop: threading.Event) -> None:
         if server is not None:
             server.start()
         # The model is loaded before the group is joined, so that a slow load cannot cost the membership.
-        if not worker.start(stop):
-            return
-        metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
-        _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
-        traces = _traces(config)
-        publisher, make_delivery = _delivery(config, worker.info, metrics)
-        pipeline = Pipeline(
-            config,
-            lambda listener: Source(
-                config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed
-            ),
-            worker,
-            make_delivery,
-            health=health,
-            metrics=metrics,
-            clock=clock,
-            wall_clock_ms=wall_clock_ms,
-            traces=traces,
-        )
-        gc.collect()
-        gc.freeze()  # what lives as long as the process need not be looked at again
-        watchdog.start()
-        try:
-            pipeline.run(stop)
-        finally:
-            publisher.close(2.0)
-            if traces is not None:
-                traces.close(1.0)
-        _log.info("drained")
+        if worker.start(stop):
+            metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
+            _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
+            _consume(config, worker, health, metrics, stop)
+            _log.info("drained")
     finally:
         worker.close(2.0)
         if server is not None:
             server.close()
+
+
+def _set_up_process() -> None:
+    """Settings of the whole process, which no import may touch."""
+    from prometheus_client import disable_created_metrics
+
+    from consumer.decoder import configure_opencv
+
+    # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
+    sys.setswitchinterval(0.0001)
+    # Else there is a second series beside each counter, which nothing here reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    configure_opencv()
+
+
+def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, stop: threading.Event) -> None:
+    """Join the group and run the loop, with a model that is warm, until all is drained."""
+    from consumer.health import Watchdog
+    from consumer.pipeline import Pipeline
+    from consumer.source import Source
+
+    clock, wall_clock_ms = time.monotonic, _wall_clock_ms
+    traces = _traces(config)
+    publisher, make_delivery = _delivery(config, worker.info, metrics)
+    pipeline = Pipeline(
+        config,
+        lambda listener: Source(
+            config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed
+        ),
+        worker,
+        make_delivery,
+        health=health,
+        metrics=metrics,
+        clock=clock,
+        wall_clock_ms=wall_clock_ms,
+        traces=traces,
+    )
+    gc.collect()
+    gc.freeze()  # what lives as long as the process need not be looked at again
+    Watchdog(health).start()  # never closed: it also ends a process whose clients hang while they close
+    try:
+        pipeline.run(stop)
+    finally:
+        publisher.close(2.0)
+        if traces is not None:
+            traces.close(1.0)
 
 
 def _traces(config: Config) -> Traces | None:
