@@ -378,6 +378,17 @@ class TestTrouble:
         )
         assert offsets(got) == [0, 1]
 
+    def test_of_tls_ends_where_the_certificate_is_not_trusted_and_passes_where_a_handshake_was_cut(
+        self, bench: Bench
+    ) -> None:
+        """Catches a pod that tries for ever with the wrong authority, and one that ends when a broker restarts."""
+        says = bench.client.settings["error_cb"]
+        cut = confluent_kafka.KafkaError(_Code._SSL, "SSL handshake failed: Disconnected")
+        assert offsets(bench.play(lambda: says(cut), FakeMessage(P0, 0))) == [0]
+        strange = confluent_kafka.KafkaError(_Code._SSL, "SSL handshake failed: certificate verify failed: broker")
+        with pytest.raises(KafkaError, match=r"check ssl\.ca\.location"):
+            bench.play(lambda: says(strange))
+
     def test_that_is_fatal_to_the_client_ends(self, bench: Bench) -> None:
         with pytest.raises(KafkaError, match="restart this process"):
             bench.play(FakeMessage(P0, 0, error=failed(_Code._FATAL, fatal=True)))

@@ -25,6 +25,10 @@ _FATAL = {
 }
 
 
+# A handshake may fail in passing, when a broker restarts. A certificate that is not trusted stays so.
+_UNTRUSTED = "certificate verify failed"
+
+
 def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: str) -> None:
     """Log an error that passes by itself. Raises KafkaError for any other, with what to do."""
     code = error.code()
@@ -37,6 +41,11 @@ def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: 
         # Why it died is only in the text.
         cause = next((cause for cause in _FATAL if _Code(cause).str() in error.str()), code)
         raise KafkaError(f"the consumer died: {error.str()}; {_advice(cause, topics, group)}")
+    if code == _Code._SSL and _UNTRUSTED in error.str():  # noqa: SLF001
+        raise KafkaError(
+            f"{error.str()}; this process does not trust the certificate of the brokers: check ssl.ca.location in "
+            "kafka.client, and that kafka.bootstrap_servers are the names in the certificate"
+        )
     if error.fatal() or code in _FATAL:
         raise KafkaError(f"{error.name()}: {error.str()}; {_advice(code, topics, group)}")
     _log.warning("kafka", error=error.name(), text=error.str())

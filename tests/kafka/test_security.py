@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from confluent_kafka import Consumer, TopicPartition
 
@@ -190,6 +191,22 @@ def test_a_wrong_password_stops_the_program(
         sluice.stop()
     assert "check the SASL and TLS settings" in critical(sluice)
     assert "not it" not in sluice.log
+
+
+def test_an_authority_that_did_not_sign_the_brokers_certificate_stops_the_program(
+    secured_kafka: SecuredKafka, secured_broker: Broker, tmp_path: Path
+) -> None:
+    """Catches a pod that tries for ever, and looks well meanwhile."""
+    other = tmp_path / "ca.crt"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    options = scram(secured_kafka)
+    options["kafka.client"] = {**options["kafka.client"], "ssl.ca.location": str(other)}
+    sluice = program(secured_broker, Topics.on(secured_broker, partitions=1), options)
+    try:
+        assert sluice.start().wait() == KafkaError.exit_code, sluice.log
+    finally:
+        sluice.stop()
+    assert "check ssl.ca.location" in critical(sluice)
 
 
 def test_a_client_certificate_logs_in(secured_kafka: SecuredKafka, secured_broker: Broker) -> None:
