@@ -37,6 +37,6 @@ class RejectionBreaker:
         if 0 < self._max_consecutive <= self._in_a_row:
             raise RejectRateError(
                 f"{self._in_a_row} frames in a row were rejected, the last for {outcome.reason!r} "
-                f"({outcome.detail}); a misconfigured model or codec is likelier than bad frames. They are in the "
-                "dead-letter topic; see dead_letter.max_consecutive"
+                f"({outcome.detail}); a misconfigured model or codec is likelier than bad frames. Look at "
+                "them with 'sluice dlq list'; the limit is dead_letter.max_consecutive"
             )

@@ -32,7 +32,7 @@ class ModelError(SluiceError):
 
 
 class KafkaError(SluiceError):
-    """The brokers refused us for good (authorisation, unknown topic, fenced) or a client died."""
+    """The brokers refused us for good (authorisation, fenced, offsets that expired) or a client died."""
 
     exit_code = 4
     retriable = True
