@@ -430,6 +430,12 @@ class TestRights:
             in one(rights.rights(config(), made, Group("g", READ), REPORT)).message
         )
 
+    def test_those_on_a_topic_that_is_not_there_are_not_called_fine(self) -> None:
+        missing = Topic("detections", error="Unknown topic", missing=True)
+        made = three(frames_=topic("frames", rights=READ), output=missing, dead=topic("frames-dead", rights=WRITE))
+        found = one(rights.rights(config(), made, Group("g", READ), REPORT))
+        assert (found.status, "described: detections" in found.message) == ("skipped", True)
+
     def test_what_the_brokers_do_not_tell_is_not_called_fine(self) -> None:
         found = one(self.judge(output=None, group_=None))
         assert found.status == "skipped"

@@ -15,11 +15,12 @@ from consumer.tools.doctor.topics import Topics
 def rights(config: Config, topics: Topics, group: Group, report: Reporter) -> Iterator[Finding]:
     """One line per missing right; one line where all are there."""
     user = config.kafka.shared.get("sasl.username", "the user of this program")
-    unknown, missing = [], []
+    unknown, missing, absent = [], [], []
     wanted = [*((topic, "READ") for topic in topics.inputs), (topics.output, "WRITE"), (topics.dead, "WRITE")]
     for topic, right in wanted:
         if topic.missing or (topic.error and not topic.hidden):
-            continue  # said elsewhere; nobody can tell the rights on what is not there
+            absent.append(topic.name)
+            continue
         found = _has(topic, right)
         if found is None:
             unknown.append(f"topic {topic.name}")
@@ -37,7 +38,9 @@ def rights(config: Config, topics: Topics, group: Group, report: Reporter) -> It
         )
     if unknown:
         yield report.skipped(f"the brokers do not tell the rights on {', '.join(unknown)}")
-    if not missing and not unknown:
+    if absent:
+        yield report.skipped(f"nobody can tell the rights on what could not be described: {', '.join(absent)}")
+    if not missing and not unknown and not absent:
         yield report.ok("READ on the input and the group, WRITE on the output and the dead letters")
 
 
