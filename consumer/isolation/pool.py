@@ -69,6 +69,9 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        except BaseException:
+            self._channel.close()
+            raise
         finally:
             os.close(memory)
             theirs.close()
@@ -85,6 +88,8 @@ class _Process:
             problem = f"it ended with {self._child.wait(_START_S)}"
         except (TimeoutError, subprocess.TimeoutExpired):
             problem = f"it was not ready after {_START_S:.0f} s"
+        except OSError as error:
+            problem = str(error)
         self.kill()
         raise EngineError(f"a decoding process cannot start: {problem}; see stderr, or set decode.isolation: none")
 
@@ -206,7 +211,12 @@ class IsolatedDecoder:
         with self._lock:
             if self._closed:
                 raise EngineError("the decoding processes are closed")
-            process = _Process(self._settings, self.slot_bytes)
+            try:
+                process = _Process(self._settings, self.slot_bytes)
+            except OSError as error:  # no memory, process or file descriptor is left: no frame is to blame
+                raise EngineError(
+                    f"a decoding process cannot be started: {error}; raise the limits, or set decode.isolation: none"
+                ) from error
             self._processes.add(process)
         return process
 

@@ -217,6 +217,20 @@ def test_a_decoder_that_cannot_start_ends_the_program_and_rejects_nothing(monkey
     assert not [p for p in psutil.Process().children() if "SystemExit(3)" in " ".join(p.cmdline())]
 
 
+def test_a_machine_without_room_for_another_process_rejects_no_frame(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches sound frames in the dead letters, as damaged, where the machine has no process or memory left."""
+    decoder = opened()
+    with monkeypatch.context() as patched:
+        patched.setattr(pool, "COMMAND", ("/no/such/program",))  # fork and exec fail in the same way: OSError
+        os.kill(decoder.pids[0], signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(EngineError, match="cannot be started"):
+                decode(decoder, images.jpeg())
+    assert isinstance(decode(decoder, images.jpeg())[0], Letterbox)
+
+
 _PROGRAM = """
 import sys, threading
 import numpy as np

@@ -540,14 +540,28 @@ P0, P1 = TopicPartition("frames", 0), TopicPartition("frames", 1)
     ],
 )
 def test_committed_offsets_lie_within_the_log(committed: Any, statuses: list[str], words: str) -> None:
-    found = list(group.offsets(Group("g", committed=committed), {P0: (10, 100), P1: (0, 100)}, REPORT))
+    found = list(group.offsets(Group("g", committed=committed), {P0: (10, 100), P1: (0, 100)}, "error", REPORT))
     assert [each.status for each in found] == statuses
     assert words in found[0].message
 
 
+@pytest.mark.parametrize("committed", [{P0: 5, P1: 7}, {P0: 50, P1: 101}, {P0: 5, P1: 101}])
+def test_offsets_that_are_not_there_are_no_problem_to_a_program_that_was_told_where_to_go_on(committed: Any) -> None:
+    """Catches an init container that refuses the pod which was set as the doctor itself had advised."""
+    found = one(group.offsets(Group("g", committed=committed), {P0: (10, 100), P1: (0, 100)}, "earliest", REPORT))
+    assert found.status == "warning"
+    assert "goes on by auto.offset.reset: earliest" in found.message
+
+
+@pytest.mark.parametrize(("reset", "where"), [("error", "beginning"), ("earliest", "beginning"), ("latest", "end")])
+def test_says_where_partitions_without_an_offset_begin(reset: str, where: str) -> None:
+    found = one(group.offsets(Group("g", committed={P0: -1}), {P0: (0, 9)}, reset, REPORT))
+    assert (found.status, f"from their {where}" in found.message) == ("ok", True)
+
+
 def test_offsets_that_cannot_be_read() -> None:
-    assert verdict(group.offsets(Group("g", hidden=True), {}, REPORT)) == "skipped"
-    assert verdict(group.offsets(Group("g", error="timed out"), {}, REPORT)) == "problem"
+    assert verdict(group.offsets(Group("g", hidden=True), {}, "error", REPORT)) == "skipped"
+    assert verdict(group.offsets(Group("g", error="timed out"), {}, "error", REPORT)) == "problem"
 
 
 # Frames

@@ -8,10 +8,14 @@ from consumer.tools.doctor.cluster import Group, Logs
 from consumer.tools.doctor.findings import Finding, Reporter
 
 _SHOWN = 3
+_FROM = dict.fromkeys(("latest", "largest", "end"), "end")  # librdkafka's three names of one thing
 
 
-def offsets(group: Group, logs: Logs, report: Reporter) -> Iterator[Finding]:
-    """Below the first offset: frames were deleted unread. Beyond the end: the topic was made anew."""
+def offsets(group: Group, logs: Logs, reset: str, report: Reporter) -> Iterator[Finding]:
+    """Below the first offset: frames were deleted unread. Beyond the end: the topic was made anew.
+
+    `reset`: the program's `auto.offset.reset`; with any other than its default, error, it does not stop at either.
+    """
     if group.hidden:
         yield report.skipped(f"this user may not read the offsets of {group.name}: see rights")
         return
@@ -30,6 +34,14 @@ def offsets(group: Group, logs: Logs, report: Reporter) -> Iterator[Finding]:
             beyond.append(f"{partition}: {committed} is committed, it ends at {end}")
         else:
             behind += end - committed
+    if (expired or beyond) and reset != "error":
+        yield report.warning(
+            f"not every committed offset is there ({_some([*expired, *beyond])}): the program goes on by "
+            f"auto.offset.reset: {reset}",
+            "once it has, leave auto.offset.reset out again, so that the next loss stops the program; give the topic a "
+            "longer retention",
+        )
+        return
     if expired:
         yield report.problem(
             f"frames were deleted before they were read ({_some(expired)}): the program stops there",
@@ -41,7 +53,11 @@ def offsets(group: Group, logs: Logs, report: Reporter) -> Iterator[Finding]:
             f"reset the offsets of group {group.name} (kafka-consumer-groups.sh --reset-offsets --to-earliest)",
         )
     if not (expired or beyond):
-        new = f"; {fresh} partitions have none yet and are read from their beginning" if fresh else ""
+        new = (
+            f"; {fresh} partitions have none yet and are read from their {_FROM.get(reset, 'beginning')}"
+            if fresh
+            else ""
+        )
         yield report.ok(f"group {group.name} is {behind} frames behind in {len(group.committed)} partitions{new}")
 
 

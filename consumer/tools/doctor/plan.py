@@ -181,7 +181,8 @@ class Plan:
         elif not self._logs:
             yield report.skipped(_NO_TOPIC)
         else:
-            yield from group.offsets(self._group, self._logs, report)
+            reset = str(self._consumer_settings["auto.offset.reset"])
+            yield from group.offsets(self._group, self._logs, reset, report)
 
     def _partitioner(self, report: Reporter) -> Iterator[Finding]:
         if self._cluster is None or self._topics is None:
