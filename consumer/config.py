@@ -387,13 +387,23 @@ def _read(path: Path) -> dict[str, Any]:
         data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {_place_of(error)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'YAML'}: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a map of sections at the top, got a {type(data).__name__}")
     return data
+
+
+def _place_of(error: yaml.YAMLError) -> str:
+    """Where it is, without the line itself, which the library quotes: a password may stand there."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return type(error).__name__
+    return f"line {mark.line + 1}, column {mark.column + 1}; put values with special characters into single quotes"
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -237,6 +237,18 @@ class TestSecrets:
     def test_are_not_in_error_messages(self, client: Any) -> None:
         assert SECRET not in refusal(kafka={"client": client})
 
+    @pytest.mark.parametrize(
+        "value", [f'"{SECRET}', f"a: {SECRET}", f"@{SECRET}", f"*{SECRET}", f"!{SECRET} x", f"%{SECRET}\x07"]
+    )
+    def test_are_not_in_error_messages_about_a_file_that_cannot_be_read(self, value: str, tmp_path: Path) -> None:
+        """Catches the YAML library's errors, which quote the line, or the name of an alias or tag."""
+        for name in ("sluice.yaml", "sluice.toml"):
+            file = tmp_path / name
+            file.write_text(f"kafka:\n  client:\n    sasl.password: {value}\n")
+            with pytest.raises(ConfigError, match=r"is not valid (YAML|TOML): .*") as caught:
+                load_config(file)
+            assert SECRET not in str(caught.value)
+
     def test_of_the_wrong_type_are_not_shown(self) -> None:
         said = refusal(kafka={"client": {name: [SECRET] for name in self.NAMES}}, http={"port": "token-" + SECRET})
         assert SECRET not in said
