@@ -57,7 +57,7 @@ def test_the_page_adds_up_what_was_run() -> None:
     ]
     page = render(rows, FACTS)
     assert "3 runs so far (2 with `group.protocol=classic`, 1 with `group.protocol=consumer`)" in page
-    assert "3,000 frames, 1 h 1 min; 1 more were void" in page
+    assert "3,000 frames, 1 h 1 min; 1 more void" in page
     assert "| sigkill | 2 | 2,000 | 0 | 7 | 2 | 0 | 0 of 100 | 2.0 | 3.0 | 3.0 | 1 |" in page
     assert "| sigstop | 1 | 1,000 | 0 | 0 | 0 | 0 | 0 of 50 | 1.0 | 1.0 | 1.0 | 0 |" in page
     assert "None." in page
