@@ -5,7 +5,9 @@ The seeds are the same in every run. What ever failed lies in `kept`, byte by by
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +42,24 @@ def test_whatever_comes_ends_as_an_outcome_in_bounded_time_and_memory(
 
 
 def test_what_once_failed_does_not_fail_again() -> None:
-    """Catches the return of a bug that a fuzz run had found."""
-    checks = {"strict": fuzz_child.decode_check(strict=True), "lenient": fuzz_child.decode_check(strict=False)}
+    """Catches the return of a bug that a fuzz run had found, also of one that cost time or memory alone."""
+    pictures = [fuzz_child.decode_check(strict=True), fuzz_child.decode_check(strict=False)]
     cases = sorted(KEPT.iterdir())
     assert cases
     for path in cases:
-        if path.name.startswith("record-"):
-            fuzz_child.parse_check(fuzzing.unpacked(path.read_bytes()))
-        else:
-            assert {check(path.read_bytes()) for check in checks.values()}
+        record = path.name.startswith("record-")
+        case: Any = fuzzing.unpacked(path.read_bytes()) if record else path.read_bytes()
+        for check in [fuzz_child.parse_check] if record else pictures:
+            seconds, mib = fuzz_child.cost(partial(check, case))
+            assert seconds < fuzz_child.MAX_SECONDS, path.name
+            assert mib < fuzz_child.MAX_GROWTH_MIB, path.name
+
+
+def test_a_costly_case_is_seen_where_kept_ones_are_repeated() -> None:
+    """Catches a repetition that measures nothing."""
+    seconds, mib = fuzz_child.cost(lambda: sum(b"x" * (96 * 2**20)))
+    assert seconds > 0.05
+    assert mib > 90
 
 
 def test_a_seed_is_always_the_same_case() -> None:
