@@ -315,6 +315,15 @@ def test_each_broker_must_be_where_it_says_it_is() -> None:
     assert "no answer from boot:1" in one(contact.brokers("boot:1", nobody, {}, REPORT)).message
 
 
+def test_a_wrong_announced_address_is_told_even_where_the_client_went_there_at_once() -> None:
+    """Catches a person who looks for a fault at the bootstrap server, which has answered."""
+    gone = contact.Trouble("connection", "10.0.0.5:9092/3: Connect to ipv4#10.0.0.5:9092 failed", "check it")
+    found = one(contact.brokers("boot:1", contact.Contact({}, {}, gone), {}, REPORT))
+    assert "broker 3 announces itself as 10.0.0.5:9092" in found.message
+    away = contact.Trouble("connection", "boot:1/bootstrap: Connect to ipv4#10.0.0.4:1 failed", "check it")
+    assert "no answer from boot:1" in one(contact.brokers("boot:1", contact.Contact({}, {}, away), {}, REPORT)).message
+
+
 CLASSIC = {0: (0, 11), 22: (0, 5)}
 MODERN = {**CLASSIC, 25: (0, 4), 26: (0, 4), 28: (0, 4), 68: (0, 1)}
 

@@ -24,6 +24,8 @@ _ASKED_AT_ONCE: Final = 16
 _REACH_S: Final = 5.0
 SETTLED_S: Final = 3.0  # after so long an error that was heard is taken at its word
 _SILENCE: Final = "first answer"
+# How the client names a broker that another one told it of: host:port/ID. A bootstrap server has no number.
+_TOLD_OF: Final = re.compile(r"(\S+:\d+)/(\d+): ")
 # Numbers of requests in Kafka's protocol.
 _INIT_PRODUCER_ID, _ADD_OFFSETS_TO_TXN, _END_TXN, _TXN_OFFSET_COMMIT, _CONSUMER_GROUP_HEARTBEAT = 22, 25, 26, 28, 68
 
@@ -158,15 +160,13 @@ def brokers(
 ) -> Iterator[Finding]:
     """`first`: what came of the bootstrap servers; `silent`: who is not where it says it is."""
     if first.trouble is not None:
-        yield _no_contact(f"no answer from {bootstrap_servers}", first.trouble, report)
+        # The client may turn to the announced address so soon that it never tells what the bootstrap server said.
+        told_of = _TOLD_OF.match(first.trouble.said)
+        what = _nobody_there(told_of[2], told_of[1]) if told_of else f"no answer from {bootstrap_servers}"
+        yield _no_contact(what, first.trouble, report)
         return
     for number, trouble in silent.items():
-        yield _no_contact(
-            f"broker {number} announces itself as {first.brokers[number]} (its advertised.listeners), but gives no "
-            "answer there",
-            trouble,
-            report,
-        )
+        yield _no_contact(_nobody_there(number, first.brokers[number]), trouble, report)
     if not silent:
         yield report.ok(f"{len(first.brokers)} answer, each at its own address: {_some(first.brokers.values())}")
 
@@ -194,6 +194,10 @@ def features(apis: Mapping[int, tuple[int, int]], protocol: str, delivery: str, 
         )
     else:
         yield report.ok(f"the brokers know {' and '.join(can) if can else 'neither KIP-848 groups nor transactions'}")
+
+
+def _nobody_there(number: int | str, address: str) -> str:
+    return f"broker {number} announces itself as {address} (its advertised.listeners), but gives no answer there"
 
 
 def _no_contact(what: str, trouble: Trouble, report: Reporter) -> Finding:
