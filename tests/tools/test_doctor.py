@@ -192,6 +192,9 @@ class TestHttp:
     def test_no_port_is_a_warning(self) -> None:
         assert verdict(port.http_port(HttpConfig(port=0), None, REPORT)) == "warning"
 
+    def test_a_sluice_that_has_failed_is_not_fine(self) -> None:
+        assert verdict(port.http_port(HttpConfig(port=8080), "failed", REPORT)) == "warning"
+
     @pytest.mark.parametrize(("body", "state"), [(b"running\n", "running"), (b"hello", None)])
     def test_a_running_sluice_is_known_by_its_answer(self, body: bytes, state: str | None) -> None:
         """Catches a doctor in a pod that loads a second model beside the one that runs."""

@@ -35,6 +35,10 @@ def http_port(config: HttpConfig, state: str | None, report: Reporter) -> Iterat
         yield report.warning(
             "http.port is 0: no probe and no scraper can ask how it goes", "set http.port, 8080 for example"
         )
+    elif state == "failed":
+        yield report.warning(
+            f"the sluice that answers at {where} has failed and is about to end", "see the last error in its log"
+        )
     elif state is not None:
         yield report.ok(f"a running sluice answers at {where}; it says {state}")
     elif (reason := _refusal(config)) is not None:
