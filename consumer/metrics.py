@@ -120,7 +120,10 @@ class Metrics:
             "lag_records", "Records between the position and the end of a partition.", "topic", "partition"
         )
         self.lag_seconds = gauge(
-            "lag_seconds", "Age of the last frame read from a partition; 0 at its end.", "topic", "partition"
+            "lag_seconds",
+            "Age of the last frame read from a partition; 0 at its end. None read yet: absent.",
+            "topic",
+            "partition",
         )
         self.rebalances = counter("rebalances_total", "Partitions assigned, revoked and lost.", "event")
         self.assigned = gauge("assigned_partitions", "Partitions assigned to this process.")
@@ -203,7 +206,10 @@ class Metrics:
             labels = partition.topic, str(partition.partition)
             lagging.add(labels)
             self.lag_records.labels(*labels).set(records)
-            self.lag_seconds.labels(*labels).set(seconds)
+            if seconds is not None:
+                self.lag_seconds.labels(*labels).set(seconds)
+            elif labels in self._lagging:
+                self.lag_seconds.remove(*labels)
         for labels in self._lagging - lagging:
             self.lag_records.remove(*labels)
             self.lag_seconds.remove(*labels)

@@ -286,8 +286,11 @@ class DeviceMemory(NamedTuple):
 
 
 class Lag(NamedTuple):
-    """How far one partition is behind. `seconds` is the age of its last frame while records wait, else 0."""
+    """How far one partition is behind. `seconds` is the age of its last frame while records wait, else 0.
+
+    None: records wait, and none has been read yet, so that nobody knows how old they are.
+    """
 
     partition: TopicPartition
     records: int
-    seconds: float
+    seconds: float | None

@@ -97,6 +97,16 @@ class TestHttp:
         assert self.get(server, "/healthz") == (live, name)
         assert self.get(server, "/readyz?verbose") == (ready, name)
 
+    def test_probes_follow_the_age_of_the_loop(self, server: HealthServer, health: Health, clock: VirtualClock) -> None:
+        """Catches a pod that keeps its traffic, or its life, because its state still says running."""
+        health.state = State.RUNNING
+        for age_s, live, ready in ((9, 200, 200), (11, 200, 503), (STALL_S + 1, 503, 503)):
+            health.beat()
+            clock.advance(age_s)
+            assert (self.get(server, "/healthz")[0], self.get(server, "/readyz")[0]) == (live, ready)
+        health.beat()
+        assert self.get(server, "/readyz")[0] == 200
+
     def test_other_paths_are_not_found(self, server: HealthServer) -> None:
         """Catches a probe with a wrong path that is green for ever."""
         for path in ("/", "/health", "/healthz/x", "/../etc/passwd"):
@@ -265,6 +275,16 @@ class TestMetrics:
         assert value("sluice_lag_records", {"topic": "frames", "partition": "0"}) is None
         assert value("sluice_lag_records", {"topic": "frames", "partition": "1"}) == 6
         assert value("sluice_lag_seconds", {"topic": "frames", "partition": "1"}) == 2.0
+
+    def test_an_age_that_nobody_knows_is_absent(self, metrics: Metrics) -> None:
+        """Catches a 0, and the age of before, where frames wait and none has been read."""
+        value, labels = metrics.registry.get_sample_value, {"topic": "frames", "partition": "0"}
+        for seconds in (None, 1.5, None, None):
+            metrics.lag([Lag(P0, 5, seconds)])
+            assert value("sluice_lag_records", labels) == 5
+            assert value("sluice_lag_seconds", labels) == seconds
+        metrics.lag([])
+        assert value("sluice_lag_records", labels) is None
 
     def test_no_label_is_a_source(self, metrics: Metrics) -> None:
         """Catches a time series per camera, which a producer could make as many of as it likes."""

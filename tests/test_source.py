@@ -339,11 +339,32 @@ class TestCommit:
 
 class TestLag:
     def test_counts_from_the_last_frame_read(self, bench: Bench) -> None:
-        assert bench.source.lag() == []
         bench.play(FakeMessage(P0, 89, timestamp_ms=bench.clock.unix_ms() - 2500), FakeMessage(P1, 99, timestamp_ms=0))
         assert bench.source.lag() == [Lag(P0, 10, 2.5), Lag(P1, 0, 0.0)]
         bench.play(bench.client.rebalance("revoke", P0))
         assert bench.source.lag() == [Lag(P1, 0, 0.0)]
+
+    def test_counts_a_partition_of_which_nothing_was_read_from_where_it_begins(self) -> None:
+        """Catches a backlog that no metric shows, because its first frame does not come."""
+        bench = Bench()
+        bench.client.group[P0] = 70
+        bench.client.watermarks = (20, 100)
+        bench.assign(P0, P1)
+        assert bench.source.lag() == [Lag(P0, 30, None), Lag(P1, 80, None)]
+        bench.client.group[P0] = 100
+        assert bench.source.rewind()
+        assert bench.source.lag() == [Lag(P0, 0, 0.0), Lag(P1, 80, None)]
+
+    def test_is_unknown_where_the_client_chooses_the_beginning(self) -> None:
+        """Catches a whole topic as lag although `auto.offset.reset: latest` skips it."""
+        bench = Bench(consumer={"auto.offset.reset": "latest"})
+        bench.assign(P0)
+        assert bench.source.lag() == []
+
+    def test_of_a_partition_that_was_never_fetched_from_is_unknown(self, bench: Bench) -> None:
+        """Catches a 0 while its broker is away."""
+        bench.client.watermarks = (confluent_kafka.OFFSET_INVALID, confluent_kafka.OFFSET_INVALID)
+        assert bench.source.lag() == []
 
 
 class TestTrouble:

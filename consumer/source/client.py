@@ -52,6 +52,7 @@ class RebalanceListener(Protocol):
 @dataclass(slots=True)
 class _Position:
     epoch: int
+    start: int = confluent_kafka.OFFSET_INVALID  # where reading begins; invalid: where the client chooses
     first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
     next_offset: int | None = None
     timestamp_ms: int | None = None
@@ -193,16 +194,22 @@ class Source:
         return {partition: self._begin_epoch(partition, position) for partition, position in positions}
 
     def lag(self) -> list[Lag]:
-        """How far each assigned partition is behind, from what the last fetches said. Asks nobody."""
+        """How far each assigned partition is behind, from what the last fetches said. Asks nobody.
+
+        A partition that nothing was read of counts from where its reading begins. One that was not fetched from yet,
+        as while its broker is away, is left out: a 0 would be a guess.
+        """
         self._check_owner()
         behind = []
         for partition, position in self._positions.items():
-            if position.next_offset is None:
+            low, high = self._client.get_watermark_offsets(_topic_partition(partition), cached=True)
+            at = position.start if position.next_offset is None else position.next_offset
+            if at == confluent_kafka.OFFSET_BEGINNING:
+                at = low
+            if min(at, high) < 0:  # librdkafka does not know them yet
                 continue
-            _, high = self._client.get_watermark_offsets(_topic_partition(partition), cached=True)
-            records = max(0, high - position.next_offset)
-            age_ms = self._wall_clock_ms() - position.timestamp_ms if position.timestamp_ms is not None else 0
-            behind.append(Lag(partition, records, max(0.0, age_ms / 1000) if records else 0.0))
+            records = max(0, high - at)
+            behind.append(Lag(partition, records, self._age_s(position) if records else 0.0))
         return behind
 
     def close(self, timeout_s: float) -> bool:
@@ -216,6 +223,11 @@ class Source:
         closing.start()
         closing.join(timeout_s)
         return not closing.is_alive()
+
+    def _age_s(self, position: _Position) -> float | None:
+        if position.timestamp_ms is None:
+            return None
+        return max(0.0, (self._wall_clock_ms() - position.timestamp_ms) / 1000)
 
     # Frames
 
@@ -238,7 +250,7 @@ class Source:
         self._last_epoch += 1
         position = self._positions[partition] = _Position(self._last_epoch)
         if before is not None:
-            position.first_offset, position.floor = before.first_offset, before.floor
+            position.start, position.first_offset, position.floor = before.start, before.first_offset, before.floor
         return self._last_epoch
 
     def _seek(self, committed: confluent_kafka.TopicPartition) -> None:
@@ -249,6 +261,7 @@ class Source:
                 return
             committed.offset = position.first_offset
         self._client.seek(committed)
+        position.start = committed.offset
         position.next_offset = None  # it may go back now, even if the seek of another partition fails
 
     # Callbacks: they run inside poll, on its thread, and never raise
@@ -261,10 +274,11 @@ class Source:
             else:
                 self._client.assign(starts)
             epochs = {}
-            for item in assigned:
+            for item in starts:
                 partition = TopicPartition(item.topic, item.partition)
                 self._known[partition] = partition
                 epochs[partition] = self._begin_epoch(partition)
+                self._positions[partition].start = item.offset
             # A pause can survive revoke and re-assign, so both states are set, not only one.
             (self._client.pause if self._paused else self._client.resume)(assigned)
             _log.info("assigned", partitions=[str(partition) for partition in epochs])

@@ -184,6 +184,7 @@ def seen_everything(pod: Pod) -> str:
     wanted = (
         r'sluice_stage_seconds_count\{stage="commit"\} [1-9]',
         r"sluice_lag_records\{",
+        r"sluice_lag_seconds\{",
         r"sluice_rejected_total\{",
     )
     return text if all(re.search(each, text) for each in wanted) else ""

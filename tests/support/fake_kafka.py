@@ -80,6 +80,7 @@ class FakeConsumer:
         self.refuse: KafkaError | None = None  # what commit and store answer
         self.callbacks: dict[str, Callable[..., None]] = {}
         self.waits: list[float] = []
+        self.watermarks = (0, 100)  # cached, of every partition
 
     def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
         self.calls.append(("subscribe", topics))
@@ -110,7 +111,7 @@ class FakeConsumer:
 
     def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
         assert cached, "it asks the brokers in the loop"
-        return 0, 100
+        return self.watermarks
 
     def consumer_group_metadata(self) -> bytes:
         return self.metadata
