@@ -10,9 +10,12 @@ import contextlib
 import enum
 import os
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -27,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 # Probes and a scraper need a handful.
 MAX_CONNECTIONS = 32
+# Of the stack of a loop that hangs: from the step of the loop down.
+_CALLS_SHOWN = 8
 
 
 class State(enum.IntEnum):
@@ -103,8 +108,16 @@ class Watchdog:
         _log.critical(
             "the main loop hangs; ending the process so that another takes over",
             loop_age_s=round(self._health.loop_age_s, 1),
+            at=_where(threading.main_thread()),
             exit_code=StalledError.exit_code,
         )
+
+
+def _where(thread: threading.Thread) -> list[str]:
+    """What a thread is in, the innermost call last: the file, the line and the function of each."""
+    frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - documented, for debuggers
+    calls = traceback.extract_stack(frame) if frame is not None else []
+    return [f"{'/'.join(Path(call.filename).parts[-2:])}:{call.lineno} {call.name}" for call in calls[-_CALLS_SHOWN:]]
 
 
 class _Answer(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from consumer.config import HttpConfig
 from consumer.errors import ConfigError, StalledError
@@ -175,6 +177,16 @@ class TestWatchdog:
         clock.advance(STALL_S + 1)
         wait_until(lambda: ended, 10, "the watchdog")
         assert ended == [StalledError.exit_code]
+
+    def test_says_where_the_loop_hangs(self, health: Health, clock: VirtualClock, ended: list[int]) -> None:
+        """At night, the line of the log is all that is left of the process."""
+        with capture_logs() as lines:
+            health.state = State.RUNNING
+            clock.advance(STALL_S + 1)
+            wait_until(lambda: ended, 10, "the watchdog")
+        (said,) = [line for line in lines if line["log_level"] == "critical"]
+        assert any("test_says_where_the_loop_hangs" in call for call in said["at"])
+        assert any(re.fullmatch(r"support/waiting\.py:\d+ wait_until", call) for call in said["at"])
 
     def test_ends_nothing_while_the_loop_turns_or_starts(self, clock: VirtualClock) -> None:
         looked = threading.Semaphore(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from consumer.config import Config
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
-from consumer.publisher import TransactionalPublisher, transactional_settings
+from consumer.publisher import TransactionalPublisher, caller, transactional_settings
 from consumer.publisher.transactional import FENCED_AGAIN_S
 from consumer.types import ModelInfo, Outcome
 from fake_kafka import FakeTransactionalProducer, failed
@@ -58,7 +59,7 @@ class Bench:
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
     clock = VirtualClock()
-    for name, value in {"made": [], "fails": {}, "takes": {}, "advance": clock.advance}.items():
+    for name, value in {"made": [], "fails": {}, "takes": {}, "hangs": {}, "advance": clock.advance}.items():
         monkeypatch.setattr(FakeTransactionalProducer, name, value, raising=False)
     monkeypatch.setattr(confluent_kafka, "Producer", FakeTransactionalProducer)
     return lambda: Bench(clock)
@@ -116,6 +117,26 @@ class TestAFailure:
         assert bench.producers == 2
         assert bench.client is not old
         wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
+
+    @pytest.mark.parametrize("call", CALLS[2:])
+    def test_of_a_call_that_never_comes_back_is_told_in_time_and_its_producer_is_closed_only_behind_it(
+        self, bench: Bench, call: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches the loop that hangs until the watchdog ends it, because librdkafka forgot its own timeout, and a
+        client that is freed while a thread is still in it."""
+        monkeypatch.setattr(caller, "GRACE_S", 0.05)
+        back = FakeTransactionalProducer.hangs[call] = threading.Event()
+        with pytest.raises(TransactionError, match="did not come back") as caught:
+            bench.publisher.transact([finished(7)], METADATA, 0.1)
+        assert caught.value.rolled_back is (call != "commit_transaction")
+        old = bench.client
+        bench.publisher.renew()
+        assert bench.transact() == [7]
+        assert bench.client is not old
+        assert old.calls[-1] == call
+        back.set()
+        wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
+        assert old.calls[-2] == f"{call} is back"
 
     def test_is_found_out_by_the_next_transaction_where_nobody_renewed(self, bench: Bench) -> None:
         bench.fails("commit_transaction", ABORTABLE)

@@ -9,7 +9,6 @@ brokers check the membership in the group only if it is sent: see `Source.member
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -21,6 +20,7 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
+from consumer.publisher.caller import Caller
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
 from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
 
@@ -78,7 +78,7 @@ class TransactionalPublisher:
         self._socket_s = float(settings["socket.timeout.ms"]) / 1000
         self._clock = clock
         self._make = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms, settings=settings)
-        self._publisher = self._make()
+        self._publisher, self._caller = self._make(), Caller("transactions")
         self._cuts: dict[tuple[TopicPartition, int], int] = {}
         self._suspect = False
         self._fenced_at: float | None = None
@@ -88,8 +88,8 @@ class TransactionalPublisher:
         """Write these outcomes and commit the offset after the last one of each partition: all of it, or nothing.
 
         `finished`: in offset order within each partition. `membership`: of `Source.membership`, from this turn.
-        Blocks for `within_s` at most. Raises TransactionError where it failed, or may have: unless it was rolled
-        back, look up what is committed. KafkaError and PublishError where no repetition helps.
+        Blocks for `within_s` and a second at most. Raises TransactionError where it failed, or may have: unless it was
+        rolled back, look up what is committed. KafkaError and PublishError where no repetition helps.
         """
         deadline = self._clock() + within_s
         if self._suspect:
@@ -149,15 +149,16 @@ class TransactionalPublisher:
 
     def _renew(self, within_s: float = _CONNECT_S) -> None:
         _log.info("new producer", transactional_id=self._id)
-        _abandon(self._publisher.client)
-        self._publisher = self._make()
+        # It may wait for brokers that are away, or behind a call that hangs, and nothing depends on it.
+        self._caller.end(partial(_close, self._publisher.client))
+        self._publisher, self._caller = self._make(), Caller("transactions")
         self._publisher.cuts = self._cuts
         self._connect(within_s)
         self._suspect = False
 
     def _connect(self, within_s: float = _CONNECT_S) -> None:
         try:
-            self._publisher.client.init_transactions(min(_CONNECT_S, within_s))
+            self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s))
         except KafkaException as error:
             self._judge(error, [], rolled_back=True)
 
@@ -168,7 +169,7 @@ class TransactionalPublisher:
         calm = True
         while True:
             try:
-                call(max(0.1, deadline - self._clock()))
+                self._caller.call(call, max(0.1, deadline - self._clock()))
             except KafkaException as error:
                 if not error.args[0].retriable() or self._clock() >= deadline:
                     raise
@@ -219,12 +220,7 @@ def _errors(failure: BaseException | None) -> Iterator[confluent_kafka.KafkaErro
         failure = failure.__cause__ or failure.__context__
 
 
-def _abandon(client: confluent_kafka.Producer) -> None:
-    """Close it on a thread of its own: it waits for brokers that may be away, and nothing depends on it."""
-
-    def close() -> None:
-        with contextlib.suppress(KafkaException):
-            client.purge()
-            client.close()
-
-    threading.Thread(target=close, name="producer-close", daemon=True).start()
+def _close(client: confluent_kafka.Producer) -> None:
+    with contextlib.suppress(KafkaException, SystemError):  # as in `Publisher.close`
+        client.purge()
+        client.close()

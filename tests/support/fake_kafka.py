@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -189,7 +190,8 @@ class FakeProducer:
 
 
 class FakeTransactionalProducer(FakeProducer):
-    """As FakeProducer, with transactions. `fails`: by method, what its next calls raise; `takes`: seconds of its calls.
+    """As FakeProducer, with transactions. `fails`: by method, what its next calls raise; `takes`: seconds of its calls;
+    `hangs`: what its next call of a method waits for.
 
     Messages are delivered in `commit_transaction`, as by the real one. `made` has every producer of a test, in order.
     """
@@ -197,6 +199,7 @@ class FakeTransactionalProducer(FakeProducer):
     made: ClassVar[list[FakeTransactionalProducer]] = []
     fails: ClassVar[dict[str, list[KafkaError]]] = {}
     takes: ClassVar[dict[str, float]] = {}
+    hangs: ClassVar[dict[str, threading.Event]] = {}
     cluster = "4L6g3nShT-eMCtK--X86sw"
     advance: ClassVar[Callable[[float], None]]
 
@@ -236,5 +239,8 @@ class FakeTransactionalProducer(FakeProducer):
     def _call(self, name: str) -> None:
         self.calls.append(name)
         FakeTransactionalProducer.advance(self.takes.get(name, 0.001))
+        if (until := self.hangs.pop(name, None)) is not None:
+            until.wait()
+            self.calls.append(f"{name} is back")
         if self.fails.get(name):
             raise KafkaException(self.fails[name].pop(0))

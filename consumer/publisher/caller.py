@@ -1,0 +1,69 @@
+"""Blocking calls of librdkafka that come back in time, whatever the library does.
+
+`send_offsets_to_transaction` can block for ever when the group's coordinator goes away under it: the library never
+looks at the time limit of a request to a coordinator (librdkafka issue 5456, open in 2.16).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import confluent_kafka
+import structlog
+from confluent_kafka import KafkaException
+
+_log = structlog.get_logger(__name__)
+
+# What a call may take beyond the timeout that it was given.
+GRACE_S: Final = 1.0
+
+
+class Caller:
+    """A thread that makes the blocking calls of one client, one after the other. Use it from one thread."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def call(self, function: Callable[[float], object], timeout_s: float) -> None:
+        """Call `function(timeout_s)`, and raise what it raises. Blocks for `timeout_s` and `GRACE_S` at most.
+
+        Raises KafkaException with _TIMED_OUT, not retriable, where the call is not back by then. It goes on; make no
+        other but `end`.
+        """
+        answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def job() -> bool:
+            try:
+                function(timeout_s)
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that asked
+                answer.put(error)
+            else:
+                answer.put(None)
+            return True
+
+        self._jobs.put(job)
+        try:
+            error = answer.get(timeout=timeout_s + GRACE_S)
+        except queue.Empty:
+            text = f"the client library did not come back {GRACE_S:g} s after its own timeout of {timeout_s:.1f} s"
+            _log.warning("call hangs", error=text)
+            raise KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT, text)) from None  # noqa: SLF001
+        if error is not None:
+            raise error
+
+    def end(self, last: Callable[[], object]) -> None:
+        """Make one last call once the others are back, and end the thread. Does not wait for it."""
+
+        def job() -> bool:
+            last()
+            return False
+
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while self._jobs.get()():
+            pass
