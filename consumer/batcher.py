@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from typing import NamedTuple
 
 from consumer.config import BatchingConfig
@@ -179,4 +178,4 @@ class Batcher:
         if limit is None or frame.verdict is not None or frame.captured_at_ms is None:
             return frame
         age_ms = self._wall_clock_ms() - frame.captured_at_ms
-        return frame if age_ms <= limit else replace(frame, payload=b"", verdict=Skipped("stale", float(age_ms)))
+        return frame if age_ms <= limit else frame._replace(payload=b"", verdict=Skipped("stale", float(age_ms)))

@@ -189,7 +189,7 @@ class Pipeline(RebalanceListener):
         ours = [frame for frame in frames if self._offsets.is_current(frame.receipt)]
         for frame in ours:
             self._offsets.received(frame.receipt)
-            self._held_bytes += _size(frame)
+            self._held_bytes += frame.record.size_bytes
         if ours:
             self._metrics.received.inc(len(ours))
             self._worker.admit(ours)
@@ -203,14 +203,14 @@ class Pipeline(RebalanceListener):
             if self._offsets.is_current(frame.receipt):
                 self._delivery.publish(frame, outcome, result)
             else:
-                self._held_bytes -= _size(frame)
+                self._held_bytes -= frame.record.size_bytes
                 self._metrics.stale_outcomes.inc()
         self._metrics.published(self._clock() - began)
 
     def _acknowledge(self, acknowledged: Sequence[Acknowledged]) -> None:
-        for done in acknowledged:
-            self._offsets.done(done.frame.receipt)
-            self._held_bytes -= _size(done.frame)
+        for frame, _, _ in acknowledged:
+            self._offsets.done(frame.receipt)
+            self._held_bytes -= frame.record.size_bytes
         if acknowledged:
             self._metrics.acknowledged(acknowledged, now_s=self._clock(), now_ms=self._wall_clock_ms())
             if self._traces is not None:
@@ -253,7 +253,7 @@ class Pipeline(RebalanceListener):
     def _discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> None:
         for frame in self._worker.discard(partitions, overtaken=overtaken):
             self._offsets.abandon(frame.receipt)
-            self._held_bytes -= _size(frame)
+            self._held_bytes -= frame.record.size_bytes
 
     def _drop(self, partitions: Sequence[TopicPartition]) -> None:
         self._discard(partitions, overtaken=True)
@@ -263,7 +263,7 @@ class Pipeline(RebalanceListener):
         for partition in partitions:
             self._offsets.revoke(partition)
         for frame in self._delivery.forget(partitions):
-            self._held_bytes -= _size(frame)
+            self._held_bytes -= frame.record.size_bytes
 
     def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
         """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time."""
@@ -331,7 +331,3 @@ class Pipeline(RebalanceListener):
         self._metrics.rebalanced(
             event, partitions=partitions, assigned=len(self._offsets.partitions), seconds=self._clock() - began
         )
-
-
-def _size(frame: Frame) -> int:
-    return frame.record.size_bytes

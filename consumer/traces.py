@@ -149,7 +149,7 @@ class Traces:
         )
         self._open[frame.receipt] = span
         ours = span.get_span_context()
-        return replace(frame, traceparent=f"00-{ours.trace_id:032x}-{ours.span_id:016x}-{ours.trace_flags:02x}")
+        return frame._replace(traceparent=f"00-{ours.trace_id:032x}-{ours.span_id:016x}-{ours.trace_flags:02x}")
 
     def _parent(self, frame: Frame) -> SpanContext | None:
         """The producer's span. The parser has seen to it that a traceparent is a valid one."""

@@ -1,4 +1,7 @@
-"""The values that travel through the pipeline: frozen, slotted, units in their names."""
+"""The values that travel through the pipeline: immutable, slotted, units in their names.
+
+What is made for every frame is a named tuple, which takes a quarter of the time of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,7 @@ class Receipt(NamedTuple):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An input record as the broker gave it; kept whole so that a dead letter loses nothing."""
 
     key: bytes | None
@@ -55,8 +57,8 @@ class Record:
     def size_bytes(self) -> int:
         """What it keeps in memory as long as it is held: headers and key count, or they could be the attack."""
         size = len(self.value or b"") + len(self.key or b"")
-        for name, value in self.headers:
-            size += len(name) + len(value or b"")
+        if self.headers:
+            size += sum(len(name) + len(value or b"") for name, value in self.headers)
         return size
 
 
@@ -101,8 +103,7 @@ class Skipped:
     age_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One input record, parsed. `verdict` is set where its outcome is known before it is looked at.
 
     Such a frame still takes its place in a batch, so that outcomes of one source keep their order.
@@ -217,8 +218,7 @@ class Detections:
         return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 
 
-@dataclass(frozen=True, slots=True)
-class Detected:
+class Detected(NamedTuple):
     """The frame was looked at. `width` and `height` are those of the original image, in pixels."""
 
     detections: Detections

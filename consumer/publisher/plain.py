@@ -164,7 +164,7 @@ class Publisher:
         acknowledged: list[Acknowledged] = []
         for pending, error in self.reports():
             if error is None:
-                acknowledged.append(Acknowledged(*pending[:3]))
+                acknowledged.append(Acknowledged(pending.frame, pending.outcome, pending.published_at))
             else:
                 self._failed(pending, error)
         return acknowledged

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from consumer.types import Detected, Detections, Frame, ModelInfo, Skipped
 from consumer.wire.message import HeaderList, Message, record_id, utf8
@@ -104,22 +105,17 @@ class ResultEncoder:
         return Message(key, value, headers, published_at_ms)
 
     def _listed(self, detections: Detections) -> list[dict[str, Any]]:
-        boxes, scores = detections.boxes.ravel(), detections.scores
+        boxes: NDArray[np.floating] = detections.boxes
+        scores: NDArray[np.floating] = detections.scores
         if self._json:
-            edges: list[float] = boxes.astype(np.float64).round(_BOX_DECIMALS).tolist()
-            chances: list[float] = scores.astype(np.float64).round(_SCORE_DECIMALS).tolist()
-        else:
-            edges, chances = boxes.tolist(), scores.tolist()
-        _finite(sum(edges) + sum(chances))  # one NaN or infinity in any of them shows in the sum
+            boxes = boxes.astype(np.float64).round(_BOX_DECIMALS)
+            scores = scores.astype(np.float64).round(_SCORE_DECIMALS)
+        edges, chances = boxes.tolist(), scores.tolist()
+        _finite(sum(map(sum, edges)) + sum(chances))  # one NaN or infinity in any of them shows in the sum
         labels = self._labels
         return [
-            {
-                "class_id": class_id,
-                "label": labels.get(class_id) or str(class_id),
-                "score": score,
-                "box": edges[4 * n : 4 * n + 4],
-            }
-            for n, (class_id, score) in enumerate(zip(detections.class_ids.tolist(), chances, strict=True))
+            {"class_id": class_id, "label": labels.get(class_id) or str(class_id), "score": score, "box": box}
+            for class_id, score, box in zip(detections.class_ids.tolist(), chances, edges, strict=True)
         ]
 
 
