@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import http.server
 import subprocess
 import sys
@@ -54,7 +53,7 @@ class Bench:
 
 
 def traced(offset: int, traceparent: str | None, **more: Any) -> Frame:
-    return dataclasses.replace(frame(offset, **more), traceparent=traceparent)
+    return frame(offset, **more)._replace(traceparent=traceparent)
 
 
 def handed_on(span: Any) -> str:
@@ -162,12 +161,14 @@ class TestBounds:
 
         with collector(Hung) as endpoint:
             traces = opened(endpoint)
-            before = time.monotonic()
-            for n in range(200):
+            slowest_s = 0.0
+            for n in range(100):  # 10,100 spans, of which the queue holds 8,192
+                before = time.monotonic()
                 begun = traces.begin(result([traced(100 * n + m, SAMPLED) for m in range(100)], taken_at=before))
                 traces.end([Acknowledged(each, detected(), before) for each in begun.batch.frames])
+                slowest_s = max(slowest_s, time.monotonic() - before)
             assert traces.close(0.5) is False
-            assert time.monotonic() - before < 15, "20,000 spans, of which the queue holds 8,192"
+            assert slowest_s < 3, "a collector is given 5 s to answer"
             hung.set()
 
 

@@ -20,6 +20,7 @@ from brokers import unique_name
 from consumer.wire import decode_result
 from history import Commit, Delivery, History, InputId, Outcome, Position, Sample, Sent
 from sluice_process import Topics
+from waiting import wait_until
 
 SAMPLE_EVERY_S = 0.1
 _ANSWER_S = 2.0
@@ -266,7 +267,13 @@ def _isolation(delivery: Delivery) -> str:
 
 
 def _beginnings(client: confluent_kafka.Consumer, topic: str) -> list[confluent_kafka.TopicPartition]:
-    partitions: Sequence[int] = list(client.list_topics(topic, timeout=10).topics[topic].partitions)
+    partitions: list[int] = []
+
+    def known() -> bool:  # a broker may have heard of the topic, and of no partition of it yet
+        partitions[:] = client.list_topics(topic, timeout=10).topics[topic].partitions
+        return bool(partitions)
+
+    wait_until(known, 30, f"the partitions of {topic}")
     return [confluent_kafka.TopicPartition(topic, number, 0) for number in partitions]
 
 
