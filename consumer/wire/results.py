@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -56,10 +55,10 @@ class ResultEncoder:
         outcome: Detected | Skipped,
         *,
         batch_size: int,
-        timings_ms: Mapping[str, float],
+        timings_ms: dict[str, float],
         published_at_ms: int,
     ) -> Message:
-        """The message for one frame. `timings_ms` has the keys queue, decode_wait and infer.
+        """The message for one frame. `timings_ms` has the keys queue, decode_wait and infer, and no other.
 
         Raises ValueError where a number is NaN or infinite: no reader could use it. The caller makes a dead letter
         of that frame ("unpublishable"), never an empty detection.
@@ -75,23 +74,23 @@ class ResultEncoder:
             "captured_at_ms": frame.captured_at_ms,
             "published_at_ms": published_at_ms,
         }
-        queue = timings_ms["queue"]
         if isinstance(outcome, Detected):
-            wait, infer = timings_ms["decode_wait"], timings_ms["infer"]
-            _finite(queue + wait + infer)
+            _finite(sum(timings_ms.values()))
             shared = self._detections_headers
             body["width"] = outcome.width
             body["height"] = outcome.height
             body["model"] = self._model
             body["batch_size"] = batch_size
-            body["timings_ms"] = {"queue": queue, "decode_wait": wait, "infer": infer}
+            body["timings_ms"] = timings_ms
             body["detections"] = self._listed(outcome.detections)
         else:
+            queue = timings_ms["queue"]
             _finite(queue + outcome.age_ms)
             shared = self._skipped_headers
             body["model"] = self._model
             body["timings_ms"] = {"queue": queue}  # it never saw the engine
             body["skipped"] = {"reason": outcome.reason, "age_ms": outcome.age_ms}
+        value = _JSON.encode(body).encode() if self._json else self._packer.pack(body)
         key = frame.source_id.encode()
         headers: HeaderList = [
             *shared,
@@ -101,7 +100,6 @@ class ResultEncoder:
         ]
         if frame.traceparent is not None:
             headers.append(("traceparent", frame.traceparent.encode()))
-        value = _JSON.encode(body).encode() if self._json else self._packer.pack(body)
         return Message(key, value, headers, published_at_ms)
 
     def _listed(self, detections: Detections) -> list[dict[str, Any]]:
