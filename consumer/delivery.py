@@ -37,7 +37,7 @@ class SourceLike(Protocol):
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def store(self, offsets: Iterable[Committable]) -> None: ...
-    def commit(self, offsets: Sequence[Committable]) -> None: ...
+    def commit(self, offsets: Sequence[Committable]) -> bool: ...
     def membership(self) -> object | None: ...
     def transacted(self, offsets: Iterable[Committable]) -> None: ...
     def rewind(self) -> Mapping[TopicPartition, int] | None: ...
@@ -94,8 +94,11 @@ class Delivery(Protocol):
         """Inside a revocation, once it is settled: the last word on these partitions."""
         ...
 
-    def finish(self, watermarks: Sequence[Committable]) -> None:
-        """After the last turn, before the source is closed: the last word on all partitions."""
+    def finish(self, watermarks: Sequence[Committable]) -> bool:
+        """After the last turn, before the source is closed: the last word on all partitions.
+
+        False where it was not taken because the group is rebalancing: poll, and say it again.
+        """
         ...
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
@@ -137,10 +140,10 @@ class AtLeastOnce:
         # Stored, not committed: librdkafka commits it when they are unassigned, which follows.
         self._source.store(watermarks)
 
-    def finish(self, watermarks: Sequence[Committable]) -> None:
+    def finish(self, watermarks: Sequence[Committable]) -> bool:
         # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
         self._source.store(watermarks)
-        self._source.commit(watermarks)
+        return self._source.commit(watermarks)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:  # noqa: ARG002
         return []  # what is on its way is acknowledged still, and ignored then
@@ -213,8 +216,9 @@ class ExactlyOnce:
     def hand_over(self, watermarks: Sequence[Committable]) -> None:
         """The transactions did."""
 
-    def finish(self, watermarks: Sequence[Committable]) -> None:
+    def finish(self, watermarks: Sequence[Committable]) -> bool:  # noqa: ARG002
         """The transactions did."""
+        return True
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
         return [item.frame for item in self._held.forget(partitions)]

@@ -251,10 +251,18 @@ class TestPause:
 
 class TestCommit:
     def test_a_refusal_is_no_error_since_the_frames_are_repeated(self, bench: Bench) -> None:
-        bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
+        bench.client.refuse = failed(_Code.UNKNOWN_MEMBER_ID)
         bench.source.store([Committable(P0, 3)])
-        bench.source.commit([Committable(P0, 3)])
+        assert bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == [[(P0, 3)]]
+
+    @pytest.mark.parametrize("code", [_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH])
+    def test_that_a_rebalance_refuses_is_worth_another_try(self, bench: Bench, code: int) -> None:
+        bench.client.refuse = failed(code)
+        assert not bench.source.commit([Committable(P0, 3)])
+        bench.client.refuse = None
+        assert bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == [[(P0, 3)], [(P0, 3)]]
 
     def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""

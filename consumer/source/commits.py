@@ -19,6 +19,8 @@ _Code = confluent_kafka.KafkaError
 _COMMIT_S = 5.0
 # A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
 _UNANSWERED_S = 120.0
+# Answers of a coordinator while its group rebalances: it takes commits again once this member has joined anew.
+_REBALANCING = {_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH}
 
 
 class Commits:
@@ -64,15 +66,19 @@ class Commits:
             self._is_answered = self._uncommitted = True
             _log.warning("commit not sent", error=group.text_of(error))
 
-    def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> None:
-        """Commit these and wait for the answer, for `_COMMIT_S` at most."""
+    def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> bool:
+        """Commit these and wait for the answer, for `_COMMIT_S` at most. False where it is worth another try."""
         if not offsets:
-            return
+            return True
+        rebalancing = threading.Event()
 
         def commit() -> None:
             try:
                 client.commit(offsets=list(offsets), asynchronous=False)
             except KafkaException as error:
+                if error.args[0].code() in _REBALANCING:
+                    rebalancing.set()
+                    return
                 _log.warning("commit refused; these frames will be repeated", error=group.text_of(error))
                 self._count(ok=False)
             else:
@@ -84,6 +90,7 @@ class Commits:
         committing.join(_COMMIT_S)
         if committing.is_alive():
             _log.warning("commit not answered in time; these frames may be repeated", waited_s=_COMMIT_S)
+        return not rebalancing.is_set()
 
     def answered(self, error: confluent_kafka.KafkaError | None, _partitions: list[TopicPartition]) -> None:
         """The callback of a commit in the background: it runs inside poll, and never raises."""

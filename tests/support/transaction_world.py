@@ -109,7 +109,7 @@ class ExactlyOnceSource(FakeSource):
     def store(self, offsets: object) -> None:
         raise AssertionError("stored beside the transactions")
 
-    def commit(self, offsets: Sequence[Committable]) -> None:
+    def commit(self, offsets: Sequence[Committable]) -> bool:
         raise AssertionError("committed beside the transactions")
 
 
