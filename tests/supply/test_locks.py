@@ -137,6 +137,44 @@ class TestTheAudit:
         assert isinstance(said, str)
         assert said
 
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "[]",
+            "null",
+            '"x"',
+            "{}",
+            '{"dependencies": 3}',
+            '{"dependencies": [7]}',
+            '{"dependencies": [{"skip_reason": 1}]}',
+            '{"dependencies": [{"name": "a", "vulns": 1}]}',
+            '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "X"}]}]}',
+            '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "X", "fix_versions": null}]}]}',
+            b"\xff\xfe{",
+            "[" * 100_000,
+        ],
+    )
+    def test_has_a_line_and_no_failure_for_whatever_pip_audit_says(
+        self, said: str | bytes, audit: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        """Catches a build that fails for a new version of pip-audit, and a report that hides it."""
+        (tmp_path / "said").write_bytes(said if isinstance(said, bytes) else said.encode())
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(audit.sys, "executable", str(program))
+        audit.main()
+        told = capsys.readouterr().out.splitlines()
+        assert len(told) == len(audit.LOCKS)
+        assert all(line.startswith("audit of ") and "NO DATA" in line for line in told), told
+
+    def test_has_a_line_and_no_failure_where_there_is_no_pip_audit(
+        self, audit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        monkeypatch.setattr(audit.sys, "executable", "/no/such/python")
+        audit.main()
+        assert capsys.readouterr().out.count("NO DATA") == len(audit.LOCKS)
+
     def test_runs_in_ci_behind_the_tests(self) -> None:
         lines = (ROOT / ".ci" / "run").read_text().splitlines()
         assert lines.index(".venv/bin/python .ci/audit.py") > lines.index("make test")
