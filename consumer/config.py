@@ -115,8 +115,14 @@ def _read_secret(name: str, file: str) -> str:
     try:
         with Path(file).open("rb") as opened:
             content = opened.read(_SECRET_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"secrets: {name}: cannot read {file}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        why = (isinstance(error, OSError) and error.strerror) or "no file can have that name"
+        if _is_a_path(file):
+            raise ValueError(f"secrets: {name}: cannot read {file}: {why}") from None
+        raise ValueError(
+            f"secrets: {name}: cannot read the file: {why}. Its path is not shown, it may be the secret itself; what "
+            "belongs there is the path of a file in a folder that exists, as in /run/secrets/kafka-password"
+        ) from None
     if len(content) > _SECRET_BYTES:
         raise ValueError(f"secrets: {name}: {file} has more than {_SECRET_BYTES} bytes; that is no secret")
     try:
@@ -129,6 +135,15 @@ def _read_secret(name: str, file: str) -> str:
     if "\0" in value:  # librdkafka would take what stands before it
         raise ValueError(f"secrets: {name}: {file} holds a NUL byte")
     return value
+
+
+def _is_a_path(text: str) -> bool:
+    """Whether something on this machine shows that it was meant as a path: a password may begin with a slash, too."""
+    folder = os.path.dirname(text)  # noqa: PTH120 - of what may be no path at all
+    try:
+        return os.path.lexists(text) or (os.path.isdir(folder) and not os.path.samefile(folder, "/"))  # noqa: PTH112, PTH121
+    except (OSError, ValueError):
+        return False
 
 
 # librdkafka settings on which a promise stands, each with what to do instead.

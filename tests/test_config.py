@@ -290,6 +290,16 @@ class TestSecretFiles:
         assert f"secrets: {name}: expected the absolute path of a file" in said
         assert SECRET not in said
 
+    @pytest.mark.parametrize("name", ["sasl.password", "client.rack"])
+    @pytest.mark.parametrize(
+        "text", ["/{}", "//{}", "/../{}", "/{}/+ab=", "/no-such-folder/{}", "/{}\0", "/{}" + "x" * 5000, "/tmp/{}/y"]
+    )
+    def test_that_may_be_the_secret_itself_are_not_shown(self, text: str, name: str) -> None:
+        """Catches a password that begins with a slash, as base64 may, in the message that no such file is there."""
+        said = refusal(kafka={"secrets": {name: text.format(SECRET)}})
+        assert f"secrets: {name}: cannot read the file: " in said
+        assert SECRET not in said
+
     @pytest.mark.parametrize(
         ("content", "words"),
         [
