@@ -291,6 +291,7 @@ class Pipeline(RebalanceListener):
         self._health.beat()
         if self._delivery.broken:
             self._source.pause()
+            self._metrics.paused.set(1)  # until `_room` resumes
             self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # for the membership; it may bring and take partitions
             for result in self._worker.results():
                 self._publish(result)

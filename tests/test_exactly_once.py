@@ -122,6 +122,25 @@ class TestATransaction:
         failing[0] = False
         until(made, lambda: made.log.committed.get(P0) == 8)
 
+    def test_counts_as_paused_while_nothing_is_read(self) -> None:
+        """Catches a pod that reads nothing for minutes, and a dashboard and an alert that know nothing of it."""
+        made = world(8)
+
+        def paused() -> float | None:
+            return made.metrics.registry.get_sample_value("sluice_paused")
+
+        fates = iter(["aborts"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        failing = [True]
+        made.publisher.renewal_fails = lambda: failing[0]
+        until(made, lambda: made.delivery.broken)
+        assert paused() == 0
+        made.steps(3)
+        assert paused() == 1
+        failing[0] = False
+        until(made, lambda: made.log.committed.get(P0) == 8)
+        assert paused() == 0
+
     def test_is_not_begun_without_a_membership(self) -> None:
         """Catches a commit that the brokers do not check: they check what is sent."""
         made = world(8)

@@ -170,7 +170,9 @@ class Metrics:
             "rebalance_seconds", "Time that a rebalance held the loop up; revoked includes finishing work.", "event"
         )
         self.assigned = make.gauge("assigned_partitions", "Partitions assigned to this process.")
-        self.paused = make.gauge("paused", "1 while reading is paused because the engine or the output is behind.")
+        self.paused = make.gauge(
+            "paused", "1 while reading is paused: engine or output is behind, or a failed transaction is not resolved."
+        )
         self.lag_records = make.gauge(
             "lag_records", "Records between the position and the end of a partition.", "topic", "partition"
         )
