@@ -24,7 +24,7 @@ import images
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
 from consumer.errors import EngineError
-from consumer.isolation import IsolatedDecoder, pool, protocol
+from consumer.isolation import IsolatedDecoder, child, pool, protocol
 from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
 from waiting import wait_until
 
@@ -197,6 +197,24 @@ def test_the_process_has_no_secret_and_writes_nowhere(attacked: Open, monkeypatc
     assert isinstance(write, Rejected)
     assert write.detail == "OSError"
     Path("/tmp/sluice-from-a-decoder").unlink(missing_ok=True)
+
+
+def score(pid: int | str) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+def test_where_memory_runs_out_the_kernel_ends_a_decoder_and_not_the_program(attacked: Open) -> None:
+    """Catches a container's limit that ends the program for a frame. Also the process that replaces one."""
+    before = score("self")
+    decoder = attacked(2)
+    decode(decoder, b"ABORT")
+    assert [score(pid) for pid in decoder.pids] == [1000, 1000]
+    assert score("self") == before
+
+
+def test_a_decoder_that_cannot_change_its_score_decodes_all_the_same(tmp_path: Path) -> None:
+    child.volunteer(tmp_path / "no" / "such" / "file")
+    child.volunteer(tmp_path)
 
 
 def test_signals_for_the_program_do_not_end_its_decoders(opened: Open) -> None:
