@@ -54,7 +54,7 @@ def secured_kafka() -> Iterator[SecuredKafka]:
     """Always of our own. Its administrator's clients are `secured_broker`'s; users get what a test grants them."""
     with contextlib.ExitStack() as stack:
         try:
-            yield stack.enter_context(SecuredKafka())
+            yield stack.enter_context(SecuredKafka(("sluice", "writer")))
         except KafkaUnavailableError as error:
             _unavailable(f"no Apache Kafka: {error}")
 

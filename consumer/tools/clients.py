@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka import KafkaError as Code
+from confluent_kafka.admin import AdminClient
 
 from consumer.config import Config, load_config
 from consumer.errors import ConfigError, KafkaError
@@ -39,25 +41,50 @@ BootstrapServers = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("-X", metavar="NAME=VALUE", help="Any librdkafka setting. Can be repeated.")
 ]
+# Settings on which it depends whether a client gets to the brokers, and as whom.
+_CONNECTS: Final = re.compile(r"(security|ssl|sasl|enable\.ssl|enable\.sasl|https|broker|client\.dns)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where to connect to and how: as the program itself would, where the command line says nothing else."""
-
-    config: Config
-    bootstrap_servers: str
-    settings: Mapping[str, Any]
-
-
-def connection(config: Path | None, bootstrap_servers: str | None, pairs: Iterable[str] | None) -> Connection:
-    """The program's configuration (`kafka.client` and `kafka.secrets`), and over it the options of a tool.
+    """Where to connect to and how: as the program itself would, where the command line (`own`) says nothing else.
 
     So a secured cluster needs no password on the command line, where everyone on the machine can read it.
     """
+
+    config: Config
+    bootstrap_servers: str
+    own: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For a client that is neither of the program's: `kafka.client` and `kafka.secrets`."""
+        return {**self.config.kafka.shared, **self.own}
+
+    @property
+    def consumer(self) -> dict[str, Any]:
+        """As the program's consumer connects."""
+        return {**self.config.kafka.shared, **self.config.kafka.consumer, **self.own}
+
+    @property
+    def producer(self) -> dict[str, Any]:
+        """As the program's producer connects."""
+        return {**self.config.kafka.shared, **self.config.kafka.producer, **self.own}
+
+    @property
+    def apart(self) -> bool:
+        """Whether consumer and producer reach the brokers differently, or as different users."""
+        first, second = (
+            {n: v for n, v in each.items() if _CONNECTS.match(n)} for each in (self.consumer, self.producer)
+        )
+        return first != second
+
+
+def connection(config: Path | None, bootstrap_servers: str | None, pairs: Iterable[str] | None) -> Connection:
+    """What the program's configuration says, and over it the options of a tool."""
     own = settings_from(pairs or ())
     program = load_config(config)
-    return Connection(program, bootstrap_servers or program.kafka.bootstrap_servers, {**program.kafka.shared, **own})
+    return Connection(program, bootstrap_servers or program.kafka.bootstrap_servers, own)
 
 
 def settings_from(pairs: Iterable[str]) -> dict[str, str]:
@@ -82,6 +109,12 @@ def producer(bootstrap_servers: str, settings: Mapping[str, Any]) -> Producer:
 def consumer(bootstrap_servers: str, settings: Mapping[str, Any]) -> Consumer:
     """A consumer. Raises ConfigError where librdkafka refuses a setting."""
     client: Consumer = _client(Consumer, bootstrap_servers, settings)
+    return client
+
+
+def admin(bootstrap_servers: str, settings: Mapping[str, Any]) -> AdminClient:
+    """An administrator's client. Raises ConfigError where librdkafka refuses a setting."""
+    client: AdminClient = _client(AdminClient, bootstrap_servers, settings)
     return client
 
 

@@ -61,7 +61,7 @@ class Case:
     def examine(self, config: Config | None = None, *, timeout_s: float = 60, **options: Any) -> Found:
         """Findings by check."""
         config = config or self.config()
-        there = Connection(config, config.kafka.bootstrap_servers, config.kafka.shared)
+        there = Connection(config, config.kafka.bootstrap_servers, {})
         found: Found = {}
         for finding in examine(Plan(there, Options(**options)).checks(), timeout_s):
             found.setdefault(finding.check, []).append(finding)
@@ -283,6 +283,52 @@ def test_the_right_to_make_transactions_is_tried_with_a_name_that_is_nobodys(
     (finding,) = guarded.examine(config)["transactions"]
     assert (finding.status, "-doctor" in finding.message) == ("ok", True)
     assert config.transactional_id not in finding.message
+
+
+@pytest.fixture
+def two_users(guarded: Case, secured_kafka: SecuredKafka) -> Case:
+    """One who reads and one who writes, each with its own grants; `kafka.client` has neither."""
+    secured_kafka.withdraw("sluice")
+    secured_kafka.withdraw("writer")
+    for name, grant in grants(guarded).items():
+        secured_kafka.grant("sluice" if name in ("frames", "group") else "writer", *grant)
+    reading = {**secured_kafka.scram("sluice"), "group.protocol": "consumer", "fetch.wait.max.ms": 50}
+    guarded.options = {"consumer": reading, "producer": {**secured_kafka.scram("writer"), "compression.type": "lz4"}}
+    return guarded
+
+
+def test_each_client_is_examined_with_its_own_settings(two_users: Case, secured_broker: Broker) -> None:
+    """Catches a doctor that cannot connect, or asks as a user that the program is not, where the program is fine."""
+    produce(secured_broker, two_users.topics.frames, [("cam-1", GOOD)] * 5)
+    found = two_users.examine(grace_s=45)
+    assert bad(found) == [], found
+    assert [each.message.partition(":")[0] for each in found["brokers"]] == [
+        "the consumer (kafka.consumer)",
+        "the producer (kafka.producer)",
+    ]
+    assert [each.status for each in found["rights"]] == ["ok"]
+    assert [found[name][0].status for name in ("offsets", "partitioner", "clocks")] == ["ok"] * 3
+
+
+@pytest.mark.parametrize("client", ["consumer", "producer"])
+def test_the_client_that_cannot_log_in_is_named(two_users: Case, client: str) -> None:
+    found = two_users.examine(two_users.config(kafka={client: {**two_users.options[client], "sasl.password": "wrong"}}))
+    finding = problem(found, "brokers")
+    assert finding.message.startswith(f"the {client} (kafka.{client}): no answer from ")
+    assert "it failed at the login" in finding.message
+    assert bad(found) == ["brokers"]
+
+
+def test_the_user_that_lacks_a_right_is_named(two_users: Case, secured_kafka: SecuredKafka) -> None:
+    """With exactly_once the producer sends the offsets, so its user needs the group too."""
+    secured_kafka.grant("writer", "transactional-id", f"sluice-{two_users.group}-*", "WRITE")
+    config = two_users.config()
+    config = Config(**{**config.model_dump(exclude={"kafka"}), "kafka": config.kafka, "delivery": "exactly_once"})
+    finding = problem(two_users.examine(config), "rights")
+    assert finding.message == f"READ on group {two_users.group} is missing"
+    assert finding.fix.startswith("grant it to writer: ")
+    secured_kafka.grant("writer", "group", two_users.group, "READ")
+    assert [each.status for each in two_users.examine(config)["rights"]] == ["ok"]
 
 
 @pytest.mark.parametrize("missing", ["frames", "group", "detections", "dead"])

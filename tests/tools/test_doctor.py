@@ -140,6 +140,37 @@ def test_a_check_that_needs_the_cluster_is_skipped_with_the_reason_where_there_i
     assert {(str(each.status), bool(each.message)) for each in found} == {("skipped", True)}
 
 
+def test_each_client_has_the_settings_of_the_program_and_the_command_line_has_the_last_word() -> None:
+    """Catches a TLS or SASL setting in kafka.consumer or kafka.producer that the doctor does not know."""
+    made = config(
+        kafka={
+            "client": {"security.protocol": "SSL", "client.rack": "r"},
+            "consumer": {"sasl.username": "reader", "client.rack": "s"},
+            "producer": {"sasl.username": "writer", "linger.ms": 5},
+        }
+    )
+    there = Connection(made, "b:1", {"client.rack": "own"})
+    assert there.consumer == {"security.protocol": "SSL", "client.rack": "own", "sasl.username": "reader"}
+    assert there.producer == {
+        "security.protocol": "SSL",
+        "client.rack": "own",
+        "sasl.username": "writer",
+        "linger.ms": 5,
+    }
+    assert there.settings == {"security.protocol": "SSL", "client.rack": "own"}
+    assert there.apart
+    assert not Connection(made, "b:1", {"sasl.username": "one"}).apart
+    assert not Connection(config(kafka={"producer": {"linger.ms": 5}}), "b:1", {}).apart
+
+
+def test_a_setting_of_the_consumer_that_the_client_refuses_is_a_problem() -> None:
+    made = config(http={"port": free_port()}, kafka={"consumer": {"fetch.mx.bytes": 1}})
+    checks = Plan(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
+    found = one(finding for finding in examine(checks, 30) if finding.check == "brokers")
+    assert found.status == "problem"
+    assert "fetch.mx.bytes" in found.message
+
+
 # The configuration
 
 

@@ -13,7 +13,6 @@ from typing import Any, Final, cast
 from confluent_kafka import Consumer, KafkaException, TopicCollection
 from confluent_kafka import KafkaError as Code
 from confluent_kafka import TopicPartition as Place
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 
 from consumer.tools import clients
@@ -61,12 +60,12 @@ class Group:
 
 
 class Cluster:
-    """One administrator's client and what can be asked of it. `settings` are those of the program."""
+    """One administrator's client and what can be asked of it. `settings`: of the program's consumer or producer."""
 
     def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any]) -> None:
         self._servers = bootstrap_servers
         self._settings = dict(settings)
-        self._admin = AdminClient({**settings, "bootstrap.servers": bootstrap_servers, "log_level": 0})
+        self._admin = clients.admin(bootstrap_servers, {**settings, "log_level": 0})
 
     def topic(self, name: str) -> Topic:
         """Describe one topic, as far as this user may."""

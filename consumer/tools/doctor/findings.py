@@ -38,21 +38,25 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Makes the findings of one check."""
+    """Makes the findings of one check. `about`: what they are about, before each message."""
 
     check: str
+    about: str = ""
 
     def ok(self, message: str) -> Finding:
-        return Finding(self.check, Status.OK, message)
+        return self._finding(Status.OK, message)
 
     def warning(self, message: str, fix: str) -> Finding:
-        return Finding(self.check, Status.WARNING, message, fix)
+        return self._finding(Status.WARNING, message, fix)
 
     def problem(self, message: str, fix: str = "") -> Finding:
-        return Finding(self.check, Status.PROBLEM, message, fix)
+        return self._finding(Status.PROBLEM, message, fix)
 
     def skipped(self, reason: str) -> Finding:
-        return Finding(self.check, Status.SKIPPED, reason)
+        return self._finding(Status.SKIPPED, reason)
+
+    def _finding(self, status: Status, message: str, fix: str = "") -> Finding:
+        return Finding(self.check, status, self.about + message, fix)
 
 
 def failed(findings: Iterable[Finding], *, strict: bool) -> bool:

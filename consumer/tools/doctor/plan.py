@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from consumer.publisher import producer_settings
@@ -46,9 +46,11 @@ class Plan:
         self._running: str | None = None
         self._tried: Tried | None = None
         self._contact: Contact | None = None
-        self._cluster: Cluster | None = None
+        self._reader: Cluster | None = None  # as the program's consumer sees it: input, group, offsets
+        self._writer: Cluster | None = None  # as its producer does: output, dead letters, transactions
         self._topics: Topics | None = None
         self._group: Group | None = None
+        self._sending: Group | None = None  # the same, as the producer sees it
         self._logs: Logs = {}
         self._seen: list[Seen] = []
 
@@ -106,12 +108,25 @@ class Plan:
     # With one
 
     def _brokers(self, report: Reporter) -> Iterator[Finding]:
+        """Twice where the program's two clients do not connect alike: each may fail alone."""
         there = self._there
-        self._contact = contact.reach(there.bootstrap_servers, there.settings, _CONTACT_S)
-        silent = contact.silent(self._contact, there.settings)
-        yield from contact.brokers(there.bootstrap_servers, self._contact, silent, report)
-        if len(silent) < len(self._contact.brokers):
-            self._cluster = Cluster(there.bootstrap_servers, there.settings)
+        of_consumer = replace(report, about="the consumer (kafka.consumer): ") if there.apart else report
+        self._contact, reached = yield from self._meet(there.consumer, of_consumer)
+        if reached:
+            self._reader = Cluster(there.bootstrap_servers, there.consumer)
+        if there.apart:
+            of_producer = replace(report, about="the producer (kafka.producer): ")
+            _, reached = yield from self._meet(there.producer, of_producer)
+        if reached:
+            self._writer = Cluster(there.bootstrap_servers, there.producer)
+
+    def _meet(self, settings: dict[str, Any], report: Reporter) -> Generator[Finding, None, tuple[Contact, bool]]:
+        """Returns what came of it, and whether any broker can be asked."""
+        servers = self._there.bootstrap_servers
+        met = contact.reach(servers, settings, _CONTACT_S)
+        silent = contact.silent(met, settings)
+        yield from contact.brokers(servers, met, silent, report)
+        return met, len(silent) < len(met.brokers)
 
     def _features(self, report: Reporter) -> Iterator[Finding]:
         protocol = str(self._consumer_settings.get("group.protocol", "classic"))
@@ -119,15 +134,18 @@ class Plan:
         yield from contact.features(apis, protocol, self._config.delivery, report)
 
     def _find_topics(self, report: Reporter) -> Iterator[Finding]:
-        if self._cluster is None:
+        if self._reader is None or self._writer is None:
             yield report.skipped(_NO_ANSWER)
             return
-        ask, config = self._cluster.topic, self._config
-        inputs = [ask(name) for name in config.input.topics]
-        self._topics = Topics(inputs, ask(config.output.topic), ask(config.dead_letter.topic))
+        config, group = self._config, self._config.kafka.group_id
+        inputs = [self._reader.topic(name) for name in config.input.topics]
+        output, dead = (self._writer.topic(name) for name in (config.output.topic, config.dead_letter.topic))
+        self._topics = Topics(inputs, output, dead)
         places = [TopicPartition(topic.name, number) for topic in inputs for number in range(topic.partitions)]
-        self._group = self._cluster.group(config.kafka.group_id, places)
-        self._logs = self._cluster.logs(places)
+        self._group = self._reader.group(group, places)
+        if self._there.apart and config.delivery == "exactly_once":  # it sends the offsets
+            self._sending = self._writer.group(group, [])
+        self._logs = self._reader.logs(places)
         yield from topics.exist(self._topics, report)
 
     def _partitions(self, report: Reporter) -> Iterator[Finding]:
@@ -146,15 +164,15 @@ class Plan:
         if self._topics is None or self._group is None:
             yield report.skipped(_NO_ANSWER)
         else:
-            yield from rights.rights(self._config, self._topics, self._group, report)
+            yield from rights.rights(self._config, self._topics, self._group, report, sending=self._sending)
 
     def _transactions(self, report: Reporter) -> Iterator[Finding]:
-        if self._cluster is None:
+        if self._writer is None:
             yield report.skipped(_NO_ANSWER)
             return
         own = self._config.kafka
         name = f"{own.transactional_id}-doctor" if own.transactional_id else f"sluice-{own.group_id}-doctor"
-        yield from rights.transactions(self._config, name, self._cluster.refuses_transactions(name), report)
+        yield from rights.transactions(self._config, name, self._writer.refuses_transactions(name), report)
 
     def _frame_size(self, report: Reporter) -> Iterator[Finding]:
         if self._topics is None:
@@ -185,12 +203,12 @@ class Plan:
             yield from group.offsets(self._group, self._logs, reset, report)
 
     def _partitioner(self, report: Reporter) -> Iterator[Finding]:
-        if self._cluster is None or self._topics is None:
+        if self._reader is None or self._topics is None:
             yield report.skipped(_NO_ANSWER)
         elif not self._logs:
             yield report.skipped(_NO_TOPIC)
         else:
-            self._seen = sample(self._cluster, self._logs, self._options.sample)
+            self._seen = sample(self._reader, self._logs, self._options.sample)
             counts = {topic.name: topic.partitions for topic in self._topics.inputs}
             yield from frames.partitioning(self._seen, counts, report)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from confluent_kafka import KafkaError as Code
 
@@ -12,9 +13,14 @@ from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.tools.doctor.topics import Topics
 
 
-def rights(config: Config, topics: Topics, group: Group, report: Reporter) -> Iterator[Finding]:
-    """One line per missing right; one line where all are there."""
-    user = config.kafka.shared.get("sasl.username", "the user of this program")
+def rights(
+    config: Config, topics: Topics, group: Group, report: Reporter, *, sending: Group | None = None
+) -> Iterator[Finding]:
+    """One line per missing right; one line where all are there.
+
+    `sending`: the group as a producer of another user sees it that commits for it (exactly_once).
+    """
+    reader, writer = _user(config, config.kafka.consumer), _user(config, config.kafka.producer)
     unknown, missing, absent = [], [], []
     wanted = [*((topic, "READ") for topic in topics.inputs), (topics.output, "WRITE"), (topics.dead, "WRITE")]
     for topic, right in wanted:
@@ -25,12 +31,13 @@ def rights(config: Config, topics: Topics, group: Group, report: Reporter) -> It
         if found is None:
             unknown.append(f"topic {topic.name}")
         elif not found:
-            missing.append((right, "topic", topic.name))
-    if group.hidden or (group.rights is not None and "READ" not in group.rights):
-        missing.append(("READ", "group", group.name))
-    elif group.rights is None:
-        unknown.append(f"group {group.name}")
-    for right, kind, name in missing:
+            missing.append((right, "topic", topic.name, reader if right == "READ" else writer))
+    for seen, user in ((group, reader), *(((sending, writer),) if sending is not None else ())):
+        if seen.hidden or (seen.rights is not None and "READ" not in seen.rights):
+            missing.append(("READ", "group", seen.name, user))
+        elif seen.rights is None:
+            unknown.append(f"group {seen.name}")
+    for right, kind, name, user in missing:
         yield report.problem(
             f"{right} on {kind} {name} is missing",
             f"grant it to {user}: kafka-acls.sh --add --allow-principal User:NAME --operation {right.capitalize()} "
@@ -63,6 +70,10 @@ def transactions(config: Config, tried_as: str, refusal: Code | None, report: Re
             "kafka-acls.sh --add --allow-principal User:NAME --operation Write --resource-pattern-type prefixed "
             f"--transactional-id {prefix}",
         )
+
+
+def _user(config: Config, settings: Mapping[str, Any]) -> str:
+    return str({**config.kafka.shared, **settings}.get("sasl.username", "the user of this program"))
 
 
 def _has(topic: Topic, right: str) -> bool | None:
