@@ -21,6 +21,7 @@ import typer
 from consumer import __version__
 from consumer.config import Config, LogConfig, load_config, options, resolved
 from consumer.errors import ConfigError, SluiceError
+from consumer.repeats import Repeats
 from consumer.tools import clients
 from consumer.tools.bench import bench
 from consumer.tools.demo import demo
@@ -245,6 +246,7 @@ def set_up_logging(config: LogConfig) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
+    handler.addFilter(Repeats())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer], foreign_pre_chain=shared

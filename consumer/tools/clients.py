@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from consumer.config import Config, load_config
 from consumer.errors import ConfigError, KafkaError
+from consumer.repeats import Repeats
 
 # A broker that is there answers within milliseconds; one that is not should be said soon.
 CONTACT_TIMEOUT_S: Final = 10.0
@@ -120,9 +121,16 @@ def admin(bootstrap_servers: str, settings: Mapping[str, Any]) -> AdminClient:
 
 def _client(kind: Any, bootstrap_servers: str, settings: Mapping[str, Any]) -> Any:
     try:
-        return kind({"bootstrap.servers": bootstrap_servers, **settings}, logger=logging.getLogger("librdkafka"))
+        return kind({"bootstrap.servers": bootstrap_servers, **settings}, logger=_log_of_a_client())
     except (KafkaException, ValueError, TypeError) as error:
         raise ConfigError(f"the Kafka client refuses its settings: {text_of(error)}") from None
+
+
+def _log_of_a_client() -> logging.Logger:
+    log = logging.Logger("librdkafka", logging.WARNING)  # noqa: LOG001 - of this client alone
+    log.parent = logging.getLogger()
+    log.addFilter(Repeats())
+    return log
 
 
 def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = CONTACT_TIMEOUT_S) -> list[int]:

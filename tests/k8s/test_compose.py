@@ -96,7 +96,15 @@ def test_every_image_is_pinned(services: dict[str, Service]) -> None:
         if image == "apache/kafka":
             assert f"<kafka.version>{tag}</kafka.version>" in ROOT.joinpath("tests/kafka/pom.xml").read_text()
     for name in OURS:
-        assert services[name]["image"] == f"sluice:{__version__}-{services[name]['build']['target']}"
+        title, _, tag = services[name]["image"].partition(":")
+        assert title == ("sluice-cameras" if name == "cameras" else "sluice")
+        assert tag == f"{__version__}-{services[name]['build']['target']}"
+
+
+def test_no_two_builds_write_the_same_image(services: dict[str, Service]) -> None:
+    """Catches `docker compose up --build` that fails now and then: it builds all services at once."""
+    built = [service["image"] for service in services.values() if "build" in service]
+    assert len(built) == len(set(built))
 
 
 def test_no_port_is_open_to_the_network(services: dict[str, Service]) -> None:

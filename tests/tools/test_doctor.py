@@ -510,6 +510,7 @@ class TestSizes:
             (MIB, {}, 16 * MIB, "ok"),
             (8 * MIB, {}, 16 * MIB, "ok"),  # more than a fetch, but it comes
             (8 * MIB, {}, 4 * MIB, "warning"),
+            (5 * MIB, {}, 4 * MIB, "ok"),  # the image has room around it: so are the topics of docker-compose.yml
             (200 * MIB, {}, 256 * MIB, "problem"),
             (200 * MIB, {"receive.message.max.bytes": 300 * MIB, "fetch.max.bytes": 200 * MIB}, 256 * MIB, "ok"),
             (None, {}, MIB, "skipped"),
@@ -535,6 +536,19 @@ class TestSizes:
         made = config(kafka={"producer": producer}, detector={"model": "m", "max_detections": detections})
         there = three(output=topic("detections", limit=limit))
         assert verdict(sizes.results(made, there, producer_settings(made), MODEL, REPORT)) == status
+
+    def test_of_topics_that_are_not_there_are_skipped_with_a_word(self) -> None:
+        """Catches a check that the examination runs and that says nothing, so that --json lacks its name."""
+        gone = {name: Topic(name, error="Unknown topic", missing=True) for name in ("frames", "detections", "dead")}
+        there = three(frames_=gone["frames"], output=gone["detections"], dead=gone["dead"])
+        made = config()
+        for found, name in (
+            (sizes.frames(made, there, consumer_settings(made), REPORT), "frames"),
+            (sizes.results(made, there, producer_settings(made), MODEL, REPORT), "detections"),
+            (sizes.dead_letters(there, producer_settings(made), REPORT), "dead"),
+        ):
+            finding = one(found)
+            assert (finding.status, f"{name} could not be described" in finding.message) == ("skipped", True)
 
     @pytest.mark.parametrize("format_", ["msgpack", "json"])
     def test_the_largest_result_grows_with_what_is_allowed(self, format_: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from consumer.config import Config
 from consumer.tools.dlq.text import size
+from consumer.tools.doctor.cluster import Topic
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.tools.doctor.topics import Topics
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, TopicPartition
@@ -19,6 +20,7 @@ _RECEIVE, _FETCH, _PRODUCE_BATCH = 100_000_000, 1_048_576, 1_000_000
 _HEADERS = 64 * 1024  # what a dead letter has beside the record: headers and framing, generously
 _SMALLEST_DEAD_LETTER = 60_000  # publisher.py cuts no further
 _FRAMING = 512  # of a response, as librdkafka counts it
+_AROUND = 2**20  # what may be around the image within a record: key, headers, an envelope's other fields
 _LATE_MS = 253_402_300_799_000  # the last second of the year 9999
 
 
@@ -52,8 +54,7 @@ def frames(config: Config, topics: Topics, settings: Mapping[str, Any], report: 
     decode = config.decode.max_bytes
     for topic in topics.inputs:
         if topic.limit is None:
-            if not topic.error:
-                yield report.skipped(f"max.message.bytes of {topic.name} needs DESCRIBE_CONFIGS, which Sluice does not")
+            yield report.skipped(_unseen(topic))
             continue
         told = f"{topic.name} takes frames of {size(topic.limit)} (max.message.bytes)"
         if topic.limit + _FRAMING > receive:
@@ -61,7 +62,7 @@ def frames(config: Config, topics: Topics, settings: Mapping[str, Any], report: 
                 f"{told}, the consumer accepts answers of {size(receive)}: a larger frame stops its partition for ever",
                 f"set receive.message.max.bytes in kafka.consumer above {topic.limit + _FRAMING}",
             )
-        elif topic.limit > decode:
+        elif topic.limit > decode + _AROUND:
             yield report.warning(
                 f"{told}, decode.max_bytes is {size(decode)}: what is between them becomes a dead letter",
                 "raise decode.max_bytes, or lower max.message.bytes, so that the producer is told at once",
@@ -86,8 +87,7 @@ def results(
             f"raise message.max.bytes in kafka.producer above {most}, or lower detector.max_detections",
         )
     elif limit is None:
-        if not topics.output.error:
-            yield report.skipped(f"{told}; max.message.bytes of {topics.output.name} needs DESCRIBE_CONFIGS")
+        yield report.skipped(f"{told}; {_unseen(topics.output)}")
     elif most > limit:
         yield report.problem(
             f"{told}, {topics.output.name} takes {size(limit)} (max.message.bytes): the first one ends the program",
@@ -107,10 +107,7 @@ def dead_letters(topics: Topics, settings: Mapping[str, Any], report: Reporter) 
     """A dead letter holds a whole frame and more. `settings`: those of the program's producer."""
     limit, largest = topics.dead.limit, max((topic.limit or 0 for topic in topics.inputs), default=0)
     if limit is None:
-        if not topics.dead.error:
-            yield report.skipped(
-                f"max.message.bytes of {topics.dead.name} needs DESCRIBE_CONFIGS, which Sluice does not"
-            )
+        yield report.skipped(_unseen(topics.dead))
         return
     told = f"{topics.dead.name} takes {size(limit)} (max.message.bytes)"
     produce = int(settings.get("message.max.bytes", _PRODUCE_BATCH))
@@ -131,3 +128,9 @@ def dead_letters(topics: Topics, settings: Mapping[str, Any], report: Reporter) 
         )
     else:
         yield report.ok(f"{told}, a whole frame with its headers" if largest else told)
+
+
+def _unseen(topic: Topic) -> str:
+    if topic.error:
+        return f"{topic.name} could not be described"
+    return f"max.message.bytes of {topic.name} needs DESCRIBE_CONFIGS, which Sluice does not"
