@@ -251,7 +251,9 @@ class DecodeConfig(_Section):
 
 class DetectorConfig(_Section):
     model: str = Field(
-        "", description="Path of a .pt, .onnx or .engine file, or simulated://6.667ms@1,40ms@32. Required."
+        "",
+        description="Path of a .pt or .onnx file, or simulated://6.667ms@1,40ms@32. Required. .engine files (TensorRT) "
+        "are refused in this version.",
     )
     backend: Literal["auto", "torch", "onnx", "tensorrt", "simulated"] = Field(
         "auto", description="What runs the model. auto: by the suffix of model."

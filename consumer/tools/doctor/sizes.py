@@ -20,7 +20,7 @@ _RECEIVE, _FETCH, _PRODUCE_BATCH = 100_000_000, 1_048_576, 1_000_000
 _HEADERS = 64 * 1024  # what a dead letter has beside the record: headers and framing, generously
 _SMALLEST_DEAD_LETTER = 60_000  # publisher.py cuts no further
 _FRAMING = 512  # of a response, as librdkafka counts it
-_AROUND = 2**20  # what may be around the image within a record: key, headers, an envelope's other fields
+_AROUND = 16  # key, headers and an envelope's other fields: up to so small a part of an image
 _LATE_MS = 253_402_300_799_000  # the last second of the year 9999
 
 
@@ -62,7 +62,7 @@ def frames(config: Config, topics: Topics, settings: Mapping[str, Any], report: 
                 f"{told}, the consumer accepts answers of {size(receive)}: a larger frame stops its partition for ever",
                 f"set receive.message.max.bytes in kafka.consumer above {topic.limit + _FRAMING}",
             )
-        elif topic.limit > decode + _AROUND:
+        elif topic.limit > decode + decode // _AROUND:
             yield report.warning(
                 f"{told}, decode.max_bytes is {size(decode)}: what is between them becomes a dead letter",
                 "raise decode.max_bytes, or lower max.message.bytes, so that the producer is told at once",
