@@ -267,7 +267,7 @@ class TestCommit:
     def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""
         hung = threading.Event()
-        monkeypatch.setattr("consumer.source.commits._COMMIT_S", 0.05)
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
         monkeypatch.setattr(bench.client, "commit", lambda **_: hung.wait(30))
         before = time.monotonic()
         bench.source.commit([Committable(P0, 3)])

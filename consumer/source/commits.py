@@ -16,7 +16,7 @@ _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
 
 # A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
-_COMMIT_S = 5.0
+LAST_COMMIT_S = 5.0
 # A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
 _UNANSWERED_S = 120.0
 # Answers of a coordinator while its group rebalances: it takes commits again once this member has joined anew.
@@ -67,7 +67,7 @@ class Commits:
             _log.warning("commit not sent", error=group.text_of(error))
 
     def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> bool:
-        """Commit these and wait for the answer, for `_COMMIT_S` at most. False where it is worth another try."""
+        """Commit these and wait for the answer, for `LAST_COMMIT_S` at most. False where it is worth another try."""
         if not offsets:
             return True
         rebalancing = threading.Event()
@@ -87,9 +87,9 @@ class Commits:
         # On a thread of its own, because without a coordinator the client waits for all of session.timeout.ms.
         committing = threading.Thread(target=commit, name="consumer-commit", daemon=True)
         committing.start()
-        committing.join(_COMMIT_S)
+        committing.join(LAST_COMMIT_S)
         if committing.is_alive():
-            _log.warning("commit not answered in time; these frames may be repeated", waited_s=_COMMIT_S)
+            _log.warning("commit not answered in time; these frames may be repeated", waited_s=LAST_COMMIT_S)
         return not rebalancing.is_set()
 
     def answered(self, error: confluent_kafka.KafkaError | None, _partitions: list[TopicPartition]) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from consumer.config import load_config, options
+from consumer.source.commits import LAST_COMMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
@@ -109,7 +110,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def shutdown_s(clean_environment: pytest.MonkeyPatch) -> float:
-    """Seconds that `sluice run` may take from SIGTERM to its end: the drain, and every `close(<seconds>)` behind it."""
+    """Seconds that `sluice run` may take from SIGTERM to its end: the drain, the last commit, and every `close(<seconds>)`."""
     closing = sum(
         float(call.args[0].value)
         for file in ("pipeline.py", "__main__.py")
@@ -121,7 +122,7 @@ def shutdown_s(clean_environment: pytest.MonkeyPatch) -> float:
         and isinstance(call.args[0], ast.Constant)
     )
     assert closing >= 5, "the deadlines of closing have moved: find them again"
-    return load_config().limits.drain_timeout_s + closing
+    return load_config().limits.drain_timeout_s + LAST_COMMIT_S + closing
 
 
 @dataclass(frozen=True)

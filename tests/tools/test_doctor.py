@@ -174,11 +174,11 @@ def test_a_setting_of_the_consumer_that_the_client_refuses_is_a_problem() -> Non
 # The configuration
 
 
-@pytest.mark.parametrize(("grace_s", "status"), [(None, "skipped"), (34, "problem"), (35, "ok"), (45, "ok")])
+@pytest.mark.parametrize(("grace_s", "status"), [(None, "skipped"), (39, "problem"), (40, "ok"), (50, "ok")])
 def test_the_grace_period_must_hold_drain_and_closing(grace_s: float | None, status: str) -> None:
     found = one(settings.grace_period(config(), grace_s, REPORT))
     assert found.status == status
-    assert "35 s" in found.message or status == "ok"
+    assert "40 s" in found.message or status == "ok"
 
 
 @pytest.mark.parametrize(

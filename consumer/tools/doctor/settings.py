@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from consumer.config import Config
 from consumer.tools.doctor.findings import Finding, Reporter
 
-# What `sluice run` may take after its drain: leaving the group, closing the producer, the traces, the worker.
-CLOSING_S = 5.0 + 2.0 + 1.0 + 2.0
+# What `sluice run` may take after its drain: the last commit, leaving the group, closing the producer, the traces, the
+# worker.
+CLOSING_S = 5.0 + 5.0 + 2.0 + 1.0 + 2.0
 # librdkafka's default of max.poll.interval.ms and of session.timeout.ms.
 _MAX_POLL_MS, _SESSION_MS = 300_000, 45_000
 
