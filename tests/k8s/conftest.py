@@ -110,7 +110,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def shutdown_s(clean_environment: pytest.MonkeyPatch) -> float:
-    """Seconds that `sluice run` may take from SIGTERM to its end: the drain, last commit and every `close(<seconds>)`."""
+    """Seconds from SIGTERM to the end of `sluice run`: the drain, the last commit, and every `close(<seconds>)`."""
     closing = sum(
         float(call.args[0].value)
         for file in ("pipeline.py", "__main__.py")

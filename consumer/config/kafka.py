@@ -1,0 +1,121 @@
+"""The options of the Kafka clients, with the settings of librdkafka that are not free, and secrets from files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from consumer.config.section import Section, Text
+
+# librdkafka takes every setting as text; YAML gives numbers and booleans, which it spells `true` and `false`.
+Librdkafka = dict[str, str | int | float | bool]
+
+_SECRET_BYTES: Final = 64 * 1024  # a chain of certificates has a few thousand
+
+# librdkafka settings on which a promise stands, each with what to do instead.
+OWN_SETTINGS: Final[dict[str, str]] = {
+    "bootstrap.servers": "set kafka.bootstrap_servers",
+    "metadata.broker.list": "set kafka.bootstrap_servers",
+    "group.id": "set kafka.group_id",
+    "enable.auto.commit": "Sluice commits what was acknowledged; set kafka.commit_interval_ms",
+    "auto.commit.interval.ms": "set kafka.commit_interval_ms",
+    "enable.auto.offset.store": "Sluice stores an offset only after its result was acknowledged",
+    "enable.partition.eof": "Sluice does not stop at the end of a partition",
+    "enable.idempotence": "Sluice needs the idempotent producer to keep results in order",
+    "acks": "Sluice needs acks=all to keep results",
+    "request.required.acks": "Sluice needs acks=all to keep results",
+    "delivery.report.only.error": "Sluice commits what was acknowledged, so it needs the reports of success",
+    "transactional.id": "set kafka.transactional_id, and delivery: exactly_once",
+}
+
+
+class KafkaConfig(Section):
+    bootstrap_servers: Text = Field("localhost:9092", description="Brokers to ask first: host:port, comma-separated.")
+    group_id: Text = Field("sluice", description="Consumer group. Pods of one group share the partitions.")
+    client: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer and the producer.")
+    consumer: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer alone.")
+    producer: Librdkafka = Field({}, description="Any librdkafka setting, for the producer alone.")
+    secrets: dict[str, str] = Field(
+        {},
+        description="librdkafka settings whose values stand in files, for the consumer and the producer: "
+        '{"sasl.password": "/run/secrets/kafka-password"}. Read at the start, without the newline at their end.',
+    )
+    commit_interval_ms: int = Field(
+        500,
+        ge=10,
+        le=60_000,
+        description="at_least_once: milliseconds between commits of what was acknowledged.",
+    )
+    transactional_id: str = Field(
+        "",
+        pattern=r"^[\x21-\x7e]{0,249}$",
+        description="exactly_once: the name of this process's transactions. It must stay the same over restarts and be "
+        "different in every process. Empty: sluice-<group_id>-<host name>-0.",
+    )
+    _from_files: dict[str, str] = PrivateAttr(default_factory=dict)  # private, so that nothing prints them
+
+    @property
+    def shared(self) -> dict[str, str | int | float | bool]:
+        """The settings of every client: `client`, and what the files of `secrets` hold."""
+        return {**self.client, **self._from_files}
+
+    @model_validator(mode="after")
+    def _read_secrets(self) -> KafkaConfig:
+        for name, file in self.secrets.items():
+            if name in OWN_SETTINGS:
+                raise ValueError(f"secrets: {name!r} is not free: {OWN_SETTINGS[name]}")
+            if twice := [part for part in ("client", "consumer", "producer") if name in getattr(self, part)]:
+                raise ValueError(f"secrets: {name!r} is in kafka.{twice[0]} too; leave one of them")
+            self._from_files[name] = _read_secret(name, file)
+        return self
+
+    @model_validator(mode="after")
+    def _leave_ours_alone(self) -> KafkaConfig:
+        for section in ("client", "consumer", "producer"):
+            if str(getattr(self, section).get("partitioner", "")) == "random":
+                raise ValueError(f"{section}: partitioner 'random' would scatter the results of a source")
+            for name in getattr(self, section):
+                if name in OWN_SETTINGS:
+                    raise ValueError(f"{section}: {name!r} is not free: {OWN_SETTINGS[name]}")
+        return self
+
+
+def _read_secret(name: str, file: str) -> str:
+    """The content of a file, without one newline at its end. Raises ValueError with what is wrong with the file."""
+    if not file.startswith("/"):  # nor is it shown: it may be the secret itself
+        raise ValueError(f"secrets: {name}: expected the absolute path of a file, as in /run/secrets/kafka-password")
+    try:
+        with Path(file).open("rb") as opened:
+            content = opened.read(_SECRET_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        why = (isinstance(error, OSError) and error.strerror) or "no file can have that name"
+        if _is_a_path(file):
+            raise ValueError(f"secrets: {name}: cannot read {file}: {why}") from None
+        raise ValueError(
+            f"secrets: {name}: cannot read the file: {why}. Its path is not shown, it may be the secret itself; what "
+            "belongs there is the path of a file in a folder that exists, as in /run/secrets/kafka-password"
+        ) from None
+    if len(content) > _SECRET_BYTES:
+        raise ValueError(f"secrets: {name}: {file} has more than {_SECRET_BYTES} bytes; that is no secret")
+    try:
+        value = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"secrets: {name}: {file} is not UTF-8 text") from None
+    value = value.removesuffix("\n").removesuffix("\r")
+    if not value:
+        raise ValueError(f"secrets: {name}: {file} is empty")
+    if "\0" in value:  # librdkafka would take what stands before it
+        raise ValueError(f"secrets: {name}: {file} holds a NUL byte")
+    return value
+
+
+def _is_a_path(text: str) -> bool:
+    """Whether something on this machine shows that it was meant as a path: a password may begin with a slash, too."""
+    folder = os.path.dirname(text)  # noqa: PTH120 - of what may be no path at all
+    try:
+        return os.path.lexists(text) or (os.path.isdir(folder) and not os.path.samefile(folder, "/"))  # noqa: PTH112, PTH121
+    except (OSError, ValueError):
+        return False
