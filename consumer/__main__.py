@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import MutableMapping
 from functools import partial
@@ -34,6 +33,7 @@ if TYPE_CHECKING:  # the command line starts fast
     from consumer.delivery import MakeDelivery
     from consumer.health import Health
     from consumer.metrics import Metrics
+    from consumer.pipeline import Stop
     from consumer.publisher import Publisher, TransactionalPublisher
     from consumer.traces import Traces
     from consumer.types import ModelInfo
@@ -57,9 +57,11 @@ ConfigPath = Annotated[
 @app.command()
 def run(config: ConfigPath = None) -> None:
     """Run the consumer until SIGTERM or SIGINT, then drain and exit 0."""
+    from consumer.pipeline import Stop
+
     settings = load_config(config)
     set_up_logging(settings.log)
-    stop = threading.Event()
+    stop = Stop(time.monotonic)
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     try:
@@ -102,7 +104,7 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def serve(config: Config, stop: threading.Event) -> None:
+def serve(config: Config, stop: Stop) -> None:
     """Run the pipeline on this thread until `stop` is set and all is drained.
 
     Raises a SluiceError, with its exit code, where it cannot go on.
@@ -156,7 +158,7 @@ def _set_up_process() -> None:
     configure_opencv()
 
 
-def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, stop: threading.Event) -> None:
+def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, stop: Stop) -> None:
     """Join the group and run the loop, with a model that is warm, until all is drained."""
     from consumer.health import Watchdog
     from consumer.pipeline import Pipeline

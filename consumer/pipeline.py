@@ -13,6 +13,7 @@ How outcomes are published and offsets committed is the delivery's: with `exactl
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -79,6 +80,19 @@ class Deadline:
         return max(0.0, self._at - self._clock())
 
 
+class Stop(threading.Event):
+    """Tells the loop to end, and remembers when it was first set. For a signal handler."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self.at = math.inf  # on that clock
+
+    def set(self) -> None:
+        self.at = min(self.at, self._clock())
+        super().set()
+
+
 class Pipeline(RebalanceListener):
     """The main loop over a source, a worker and a publisher. `run` returns once `stop` is set and all is drained."""
 
@@ -113,7 +127,7 @@ class Pipeline(RebalanceListener):
         self._most_room = 0
         self._observe_at = 0.0
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Stop) -> None:
         """Loop until `stop` is set, then drain. Raises what made it impossible to go on, after closing the source."""
         drained = False
         try:
@@ -123,7 +137,8 @@ class Pipeline(RebalanceListener):
             while not stop.is_set():
                 self.step()
             self._health.state = State.DRAINING
-            self._drain()
+            # The turn in which the stop came may have waited for brokers for many seconds of it.
+            self._drain(Deadline(self._limits.drain_timeout_s - (self._clock() - stop.at), self._clock))
             drained = True
         finally:
             self._health.state = State.DRAINING if drained else State.FAILED
@@ -299,9 +314,8 @@ class Pipeline(RebalanceListener):
 
     # Shutdown
 
-    def _drain(self) -> None:
+    def _drain(self, deadline: Deadline) -> None:
         """Finish what was submitted, and what that has overtaken; commit it. The rest is left to the next consumer."""
-        deadline = Deadline(self._limits.drain_timeout_s, self._clock)
         partitions = self._offsets.partitions
         self._discard(partitions, overtaken=False)
         left = self._settle(partitions, deadline)

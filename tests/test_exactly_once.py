@@ -13,6 +13,7 @@ from consumer.config import Config
 from consumer.delivery import RECOVERY_S
 from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.metrics import Metrics
+from consumer.pipeline import Stop
 from consumer.types import BatchResult
 from made_frames import P0, P1
 from pipeline_runs import NEVER, run, until
@@ -202,6 +203,16 @@ class TestShutdown:
         run(made, 2)
         assert made.log.committed == {P0: 4}
         assert made.source.closed
+
+    def test_counts_the_turn_in_which_the_stop_came(self) -> None:
+        """A turn that waits for brokers is as long as a transaction. Catches a drain that begins its time after it."""
+        made = world(4, limits={"drain_timeout_s": 12})
+        stop = Stop(made.clock)
+        made.publisher.takes_s = lambda: stop.set() or 60.0  # type: ignore[func-returns-value]
+        made.publisher.fate = lambda: "rolled back"
+        with pytest.raises(DrainError, match="within limits"):
+            made.pipeline.run(stop)
+        assert 10 <= made.clock.now - stop.at <= 12.1
 
     def test_with_a_transaction_that_failed_says_what_was_left(self) -> None:
         """Catches an exit with 0 that left work undone, and one that blames a deadline which had not passed."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
-from consumer.pipeline import PATIENCE_S, REBALANCE_S
+from consumer.pipeline import PATIENCE_S, REBALANCE_S, Stop
 from consumer.types import Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world
@@ -276,7 +274,7 @@ class TestShutdown:
 
     def test_is_seen_within_an_idle_turn(self) -> None:
         made = world()
-        stop = threading.Event()
+        stop = Stop(made.clock)
         made.source.rebalances.append((0, stop.set))
         before = made.clock.now
         made.pipeline.run(stop)

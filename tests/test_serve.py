@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 
 import confluent_kafka
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from consumer.__main__ import serve
 from consumer.config import Config
 from consumer.errors import ModelError
+from consumer.pipeline import Stop
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
@@ -27,5 +28,5 @@ def test_no_client_exists_before_the_model_is_loaded(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("consumer.detectors.loader.load_detector", load)
     config = Config(delivery=delivery, detector={"model": "m.onnx"}, http={"port": 0})  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="it is loaded by now"):
-        serve(config, threading.Event())
+        serve(config, Stop(time.monotonic))
     assert made == []

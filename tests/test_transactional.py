@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from consumer.config import Config
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
-from consumer.publisher import TransactionalPublisher, caller, transactional_settings
+from consumer.publisher import TransactionalPublisher, transactional, transactional_settings
 from consumer.publisher.transactional import FENCED_AGAIN_S
 from consumer.types import ModelInfo, Outcome
 from fake_kafka import FakeTransactionalProducer, failed
@@ -124,7 +125,7 @@ class TestAFailure:
     ) -> None:
         """Catches the loop that hangs until the watchdog ends it, because librdkafka forgot its own timeout, and a
         client that is freed while a thread is still in it."""
-        monkeypatch.setattr(caller, "GRACE_S", 0.05)
+        monkeypatch.setattr(transactional, "GRACE_S", 0.05)
         back = FakeTransactionalProducer.hangs[call] = threading.Event()
         with pytest.raises(TransactionError, match="did not come back") as caught:
             bench.publisher.transact([finished(7)], METADATA, 0.1)
@@ -137,6 +138,16 @@ class TestAFailure:
         back.set()
         wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
         assert old.calls[-2] == f"{call} is back"
+
+    def test_ends_by_one_deadline_and_one_second_whichever_calls_were_slow(self, bench: Bench) -> None:
+        """Catches a second of grace for each call, in a rebalance that has promised the group to be done."""
+        FakeTransactionalProducer.takes["send_offsets_to_transaction"] = WITHIN_S + 0.8
+        back = FakeTransactionalProducer.hangs["commit_transaction"] = threading.Event()
+        began = time.monotonic()
+        with pytest.raises(TransactionError, match="did not come back"):
+            bench.transact()
+        assert time.monotonic() - began < 0.8  # of the second, 0.2 were left
+        back.set()
 
     def test_is_found_out_by_the_next_transaction_where_nobody_renewed(self, bench: Bench) -> None:
         bench.fails("commit_transaction", ABORTABLE)

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 
 _log = structlog.get_logger(__name__)
 
-# What a call may take beyond the timeout that it was given.
+# What a call, or a row of calls with one deadline, may take beyond it.
 GRACE_S: Final = 1.0
 
 
@@ -28,8 +28,8 @@ class Caller:
         self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def call(self, function: Callable[[float], object], timeout_s: float) -> None:
-        """Call `function(timeout_s)`, and raise what it raises. Blocks for `timeout_s` and `GRACE_S` at most.
+    def call(self, function: Callable[[float], object], timeout_s: float, grace_s: float) -> None:
+        """Call `function(timeout_s)`, and raise what it raises. Blocks for `timeout_s` and `grace_s` at most.
 
         Raises KafkaException with _TIMED_OUT, not retriable, where the call is not back by then. It goes on; make no
         other but `end`.
@@ -47,9 +47,9 @@ class Caller:
 
         self._jobs.put(job)
         try:
-            error = answer.get(timeout=timeout_s + GRACE_S)
+            error = answer.get(timeout=timeout_s + grace_s)
         except queue.Empty:
-            text = f"the client library did not come back {GRACE_S:g} s after its own timeout of {timeout_s:.1f} s"
+            text = f"the client library did not come back {grace_s:.1f} s after its own timeout of {timeout_s:.1f} s"
             _log.warning("call hangs", error=text)
             raise KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT, text)) from None  # noqa: SLF001
         if error is not None:

@@ -20,7 +20,7 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
-from consumer.publisher.caller import Caller
+from consumer.publisher.caller import GRACE_S, Caller
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
 from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
 
@@ -158,7 +158,7 @@ class TransactionalPublisher:
 
     def _connect(self, within_s: float = _CONNECT_S) -> None:
         try:
-            self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s))
+            self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s), GRACE_S)
         except KafkaException as error:
             self._judge(error, [], rolled_back=True)
 
@@ -168,8 +168,10 @@ class TransactionalPublisher:
         """Make the call, and repeat it where it is retriable. False where it was: then a request may be sent twice."""
         calm = True
         while True:
+            timeout_s = max(0.1, deadline - self._clock())
             try:
-                self._caller.call(call, max(0.1, deadline - self._clock()))
+                # The calls of a transaction share the grace, too.
+                self._caller.call(call, timeout_s, max(0.0, deadline + GRACE_S - self._clock() - timeout_s))
             except KafkaException as error:
                 if not error.args[0].retriable() or self._clock() >= deadline:
                     raise

@@ -61,11 +61,15 @@ class KafkaCluster:
     def bootstrap_servers(self) -> str:
         return self._bootstrap_servers
 
-    def create_topic(self, name: str, partitions: int = 1, **config: Value) -> None:
-        """Make a topic and wait until each partition has a leader. `max_message_bytes=1` is `max.message.bytes`."""
+    def create_topic(self, name: str, partitions: int = 1, on: int | None = None, **config: Value) -> None:
+        """Make a topic and wait until each partition has a leader. `max_message_bytes=1` is `max.message.bytes`.
+
+        `on`: the only node that has it; default: three, or as many as there are.
+        """
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-        replicas = min(3, len(self.metadata().brokers))
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=settings)
+        nodes = min(3, len(self.metadata().brokers))
+        where = {"replication_factor": nodes} if on is None else {"replica_assignment": [[on]] * partitions}
+        topic = NewTopic(name, num_partitions=partitions, config=settings, **where)
         admin = self.admin()  # held until the answer is there: it fails when the client is collected
         admin.create_topics([topic])[name].result(_ANSWER_TIMEOUT_SECONDS)
         wait_until(lambda: self._has_leaders(name, partitions), 30, f"leaders of all partitions of {name}")

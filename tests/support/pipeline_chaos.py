@@ -7,6 +7,7 @@ import random
 from hypothesis import strategies as st
 
 from consumer.config import Config
+from consumer.pipeline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, P2
 from pipeline_world import BAD, Chance, World
@@ -28,14 +29,14 @@ _TURNS = 25
 ENTROPY = st.binary(max_size=80) | st.integers(0, 2**32 - 1).map(lambda seed: random.Random(seed).randbytes(200))
 
 
-class Chaos:
-    """The stop event of a run: between two turns, it lets things happen."""
+class Chaos(Stop):
+    """Between two turns, it lets things happen."""
 
     def __init__(self, world: World, chance: Chance) -> None:
+        super().__init__(world.clock)
         self.world, self.chance = world, chance
         self.turns_left = _TURNS - chance.of(_TURNS)
         self.failing = False
-        self.stopped_at: float | None = None
         for n in range(30):
             world.log.append(PARTITIONS[n % 3], f"{n % 3}-{n % 2}", b"good")
         world.source.rebalances.append((0, lambda: world.source.assign(PARTITIONS[:2])))
@@ -47,7 +48,7 @@ class Chaos:
         self.world.check()
         self.world.check_bounds()
         if self.turns_left < 0:
-            self.stopped_at = self.world.clock.now
+            self.set()
             return True
         for _ in range(self.chance.of(4)):
             self._happen()
@@ -104,10 +105,11 @@ class Chaos:
                 log.committed[partition] = offset + 1
 
 
-class Quiet:
-    """The stop event of a run in which nothing goes wrong; set when all is finished."""
+class Quiet(Stop):
+    """Of a run in which nothing goes wrong; set when all is finished."""
 
     def __init__(self, world: World) -> None:
+        super().__init__(world.clock)
         self.world = world
         self.turns = 0
 
@@ -119,4 +121,7 @@ class Quiet:
         if self.turns == 1:
             self.world.source.rebalances.append((0, lambda: self.world.source.assign(PARTITIONS)))
         assert self.turns < 5000, "it makes no progress"
-        return self.turns > 1 and self.world.log.finished
+        if self.turns > 1 and self.world.log.finished:
+            self.set()
+            return True
+        return False

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from consumer.config import Config
+from consumer.pipeline import Stop
 from consumer.types import TopicPartition
-from made_frames import P0, P1
+from made_frames import P0, P1, VirtualClock
 from pipeline_world import Log, World
 
 NEVER = 1e9
@@ -32,21 +33,23 @@ def until(made: World, state: Callable[[], object], turns: int = 2000) -> None:
     raise AssertionError(f"not within {turns} turns")
 
 
-class _After:
-    """A stop event that is set after so many turns."""
+class _After(Stop):
+    """Set after so many turns."""
 
-    def __init__(self, turns: int, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, clock: VirtualClock, turns: int, then: Callable[[], None]) -> None:
+        super().__init__(clock)
         self.left, self.then = turns, then
 
     def is_set(self) -> bool:
         self.left -= 1
         if self.left < 0:
             self.then()
+            self.set()
         return self.left < 0
 
 
 def run(made: World, turns: int, then: Callable[[], None] = lambda: None) -> None:
-    made.pipeline.run(_After(turns, then))  # type: ignore[arg-type] # all that is asked of it is is_set()
+    made.pipeline.run(_After(made.clock, turns, then))
 
 
 def published(made: World) -> list[tuple[TopicPartition, int]]:

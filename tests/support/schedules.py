@@ -76,26 +76,25 @@ def _suffer(world: World, chance: Chance, refusal: type[KafkaError]) -> None:
     stop = Chaos(world, chance)
     drained = False
     try:
-        world.pipeline.run(stop)  # type: ignore[arg-type] # all that is asked of it is is_set()
+        world.pipeline.run(stop)
         drained = True
     except DrainError:
-        assert stop.stopped_at is not None
         # With a transaction in doubt there is nothing to wait for.
         in_vain = world.pipeline._delivery.broken
-        assert in_vain or world.clock.now - stop.stopped_at >= DRAIN_S - 1e-6, "it gave up before its time"
+        assert in_vain or world.clock.now - stop.at >= DRAIN_S - 1e-6, "it gave up before its time"
     except refusal:
         pass
     except EngineError:  # it broke, or the loop looked in vain for longer than limits.stall_timeout_s
         assert world.worker.broken or world.worker.busy_since is not None
     assert world.source.closed
     assert world.source.longest_rebalance_s <= DRAIN_S / 2 + _SLACK_S
-    if stop.stopped_at is not None and drained:
-        assert world.clock.now - stop.stopped_at <= DRAIN_S + _SLACK_S
+    if drained:
+        assert world.clock.now - stop.at <= DRAIN_S + _SLACK_S
         world.check()
         world.log.check_nothing_is_repeated(world.source.owned)
 
 
 def _finish(successor: World) -> None:
-    successor.pipeline.run(Quiet(successor))  # type: ignore[arg-type]
+    successor.pipeline.run(Quiet(successor))
     successor.log.check_complete()
     assert successor.pipeline._held_bytes == 0
