@@ -78,6 +78,11 @@ class Delivery(Protocol):
         """Nothing more is acknowledged until `recover` succeeds. Before that, forget all partitions."""
         ...
 
+    @property
+    def expelled(self) -> bool:
+        """Since the last `deliver`: the group has put this process out. Until a poll nothing more is acknowledged."""
+        ...
+
     def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
         """Take in the outcome of a frame whose epoch is current. Does not block."""
         ...
@@ -117,6 +122,7 @@ class AtLeastOnce:
     """After a crash, what was written and not committed is written again."""
 
     broken = False
+    expelled = False  # what is on its way is acknowledged all the same, though its commit will be refused
 
     def __init__(self, source: SourceLike, publisher: PublisherLike, judge: Judge) -> None:
         self._source = source
@@ -179,16 +185,23 @@ class ExactlyOnce:
         self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
         self._failed_since: float | None = None  # the first failure of a row that no success has ended
         self._failed_at = 0.0  # the last one
+        self._refused = False  # as a member, in the last `deliver`
         self.broken = False
 
     @property
     def outstanding(self) -> int:
         return len(self._held)
 
+    @property
+    def expelled(self) -> bool:
+        # With KIP-848 the client goes on as a member until a poll, and only the brokers say that it is none.
+        return self._refused or self._source.membership() is None
+
     def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
         self._held.hold(Finished(frame, outcome, result))
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
+        self._refused = False
         ready = [] if self.broken else self._held.take(self._offsets)
         if not ready:
             if wait_s:
@@ -246,6 +259,7 @@ class ExactlyOnce:
         for item in ready:
             self._held.hold(item)
         self.broken = not error.rolled_back
+        self._refused = error.expelled
         self._metrics.transactions.labels("failed").inc()
         self._failures.warning(
             "transaction failed", outcomes=len(ready), rolled_back=error.rolled_back, error=str(error)

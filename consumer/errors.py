@@ -47,9 +47,10 @@ class PublishError(KafkaError):
 class TransactionError(KafkaError):
     """A transaction failed; `rolled_back`: for certain. Exactly-once delivery tries again for a while."""
 
-    def __init__(self, message: str, *, rolled_back: bool) -> None:
+    def __init__(self, message: str, *, rolled_back: bool, expelled: bool = False) -> None:
         super().__init__(message)
         self.rolled_back = rolled_back
+        self.expelled = expelled  # by the group: the next one fails, too, unless a poll has let this process join again
 
 
 class EngineError(SluiceError):

@@ -283,7 +283,10 @@ class Pipeline(RebalanceListener):
             self._held_bytes -= frame.record.size_bytes
 
     def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
-        """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time."""
+        """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time.
+
+        Outside the group it does not wait: the way back into it begins with the loss of these partitions.
+        """
         self._worker.drain(draining=True)
         try:
             while (left := self._offsets.outstanding(partitions)) and deadline.left_s and not self._delivery.broken:
@@ -292,6 +295,8 @@ class Pipeline(RebalanceListener):
                 for result in self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0):
                     self._publish(result)
                 self._acknowledge(self._delivery.deliver(0.0 if waiting else ACKNOWLEDGE_S, deadline.left_s))
+                if self._delivery.expelled:
+                    return self._offsets.outstanding(partitions)
         finally:
             self._worker.drain(draining=False)
         return left
@@ -321,8 +326,11 @@ class Pipeline(RebalanceListener):
         left = self._settle(partitions, deadline)
         self._commit_last(Deadline(min(REBALANCE_S, deadline.left_s), self._clock))
         if left:
-            within = f"within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s)"
-            why = "because a transaction failed" if self._delivery.broken else within
+            why = f"within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s)"
+            if self._delivery.broken:
+                why = "because a transaction failed"
+            elif self._delivery.expelled:
+                why = "because this process is no member of its group any more"
             raise DrainError(f"{left} frames were not done {why}; they were not committed and will be repeated")
 
     def _commit_last(self, deadline: Deadline) -> None:

@@ -74,7 +74,7 @@ class TestATransaction:
         assert sum(looked_at) == 8
         assert count(made, "failed") == 2
 
-    @pytest.mark.parametrize("fate", FATES[2:])
+    @pytest.mark.parametrize("fate", FATES[3:])
     def test_that_fails_is_followed_by_a_new_beginning_at_what_is_committed(self, fate: Fate) -> None:
         """Catches a loss, a repeat, or a standstill, whatever the failure left behind."""
         made = world(40)
@@ -213,6 +213,40 @@ class TestShutdown:
         with pytest.raises(DrainError, match="within limits"):
             made.pipeline.run(stop)
         assert 10 <= made.clock.now - stop.at <= 12.1
+
+    @pytest.mark.parametrize("service_s", [0.0, NEVER])
+    def test_outside_the_group_does_not_wait_for_what_cannot_come(self, service_s: float) -> None:
+        """Its membership is gone, and nobody polls in a drain. Catches a drain that uses up its time in vain."""
+        made = world(8)
+        made.service_s = lambda: service_s
+        made.source.member = False
+        stop = Stop(made.clock)
+        made.source.rebalances.append((9, stop.set))
+        with pytest.raises(DrainError, match="no member of its group"):
+            made.pipeline.run(stop)
+        assert made.clock.now - stop.at < 0.2
+        assert made.log.committed == {}
+
+    def test_put_out_of_the_group_by_the_brokers_word_does_not_wait_either(self) -> None:
+        """With KIP-848 the client does not know it before its next poll: a transaction is told."""
+        made = world(4)
+        made.publisher.fate = lambda: "expelled"
+        with pytest.raises(DrainError, match="no member of its group"):
+            run(made, 1)
+        assert made.clock.now - 1000 < 1
+
+    def test_gives_a_membership_that_was_lost_earlier_its_time(self) -> None:
+        """A poll has mended it since. Catches giving up for what was true of another turn."""
+        made = world(4)
+        fates = iter(["expelled"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        made.steps(2)
+        assert count(made, "failed") == 1
+        for _ in range(4):
+            made.log.append(P0, "cam-1", b"good")
+        made.service_s = lambda: 2.0
+        run(made, 1)
+        assert made.log.committed == {P0: 8}
 
     def test_with_a_transaction_that_failed_says_what_was_left(self) -> None:
         """Catches an exit with 0 that left work undone, and one that blames a deadline which had not passed."""

@@ -139,6 +139,23 @@ class TestAFailure:
         wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
         assert old.calls[-2] == f"{call} is back"
 
+    @pytest.mark.parametrize(
+        ("code", "expelled"),
+        [
+            (_Code.UNKNOWN_MEMBER_ID, True),
+            (_Code.FENCED_MEMBER_EPOCH, True),
+            (_Code.FENCED_INSTANCE_ID, True),
+            (_Code.ILLEGAL_GENERATION, False),
+            (_Code.STALE_MEMBER_EPOCH, False),
+        ],
+    )
+    def test_says_whether_the_group_goes_on_without_this_process(self, bench: Bench, code: int, expelled: bool) -> None:
+        """An old generation becomes new without a poll, as in every rebalance. Catches a drain that gives up for it."""
+        bench.fails("send_offsets_to_transaction", confluent_kafka.KafkaError(code, "", False, False, True))
+        with pytest.raises(TransactionError) as caught:
+            bench.transact()
+        assert caught.value.expelled is expelled
+
     def test_ends_by_one_deadline_and_one_second_whichever_calls_were_slow(self, bench: Bench) -> None:
         """Catches a second of grace for each call, in a rebalance that has promised the group to be done."""
         FakeTransactionalProducer.takes["send_offsets_to_transaction"] = WITHIN_S + 0.8

@@ -35,6 +35,8 @@ _START_S, _CONNECT_S = 30.0, 8.0
 FENCED_AGAIN_S = 60.0
 
 _FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
+# The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
+_EXPELLED = {_Code.UNKNOWN_MEMBER_ID, _Code.FENCED_MEMBER_EPOCH, _Code.FENCED_INSTANCE_ID}
 _NO_TRANSACTIONS = "these brokers have no transactions; use delivery: at_least_once"
 _ADVICE = {
     _Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant this user WRITE on the transactional ID {id}",
@@ -198,7 +200,10 @@ class TransactionalPublisher:
             raise kind(f"{failure}; {_ADVICE[known].format(**self._names)} ({self._id})") from failure
         if codes & _FENCED:
             self._fenced(failure)
-        raise TransactionError(f"the transaction failed: {failure}", rolled_back=rolled_back) from failure
+        expelled = bool(codes & _EXPELLED)
+        raise TransactionError(
+            f"the transaction failed: {failure}", rolled_back=rolled_back, expelled=expelled
+        ) from failure
 
     def _fenced(self, failure: Exception) -> None:
         before, self._fenced_at = self._fenced_at, self._clock()

@@ -79,8 +79,8 @@ def _suffer(world: World, chance: Chance, refusal: type[KafkaError]) -> None:
         world.pipeline.run(stop)
         drained = True
     except DrainError:
-        # With a transaction in doubt there is nothing to wait for.
-        in_vain = world.pipeline._delivery.broken
+        # With a transaction in doubt, or outside the group, there is nothing to wait for.
+        in_vain = world.pipeline._delivery.broken or world.pipeline._delivery.expelled
         assert in_vain or world.clock.now - stop.at >= DRAIN_S - 1e-6, "it gave up before its time"
     except refusal:
         pass

@@ -8,7 +8,7 @@ which this process owns the partitions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from consumer.config import Config
 from consumer.delivery import Delivery, ExactlyOnce, Judge, SourceLike
@@ -20,10 +20,11 @@ from consumer.types import Acknowledged, Detected, Rejected
 from made_frames import VirtualClock
 from pipeline_world import UNPUBLISHABLE, FakeSource, Log, World
 
-# What becomes of a transaction: it commits; it is rolled back, and we know it; it does not commit, or it does, but the
+# What becomes of a transaction: it commits; it is rolled back, and we know it, perhaps because the group has put this
+# process out; it does not commit, or it does, but the
 # answer is lost; it is left in the middle, and whoever renews the producer finds it committed.
-Fate = Literal["commits", "rolled back", "aborts", "answer lost", "commits later"]
-FATES: tuple[Fate, ...] = ("commits", "rolled back", "aborts", "answer lost", "commits later")
+Fate = Literal["commits", "rolled back", "expelled", "aborts", "answer lost", "commits later"]
+FATES: tuple[Fate, ...] = get_args(Fate)
 
 
 class FakeTransactions:
@@ -54,8 +55,8 @@ class FakeTransactions:
             self._commit(finished)
         if fate == "commits":
             return [Acknowledged(item.frame, _written(item), self.clock.now) for item in finished]
-        if fate == "rolled back":
-            raise TransactionError(fate, rolled_back=True)
+        if fate in {"rolled back", "expelled"}:
+            raise TransactionError(fate, rolled_back=True, expelled=fate == "expelled")
         self._suspect = True
         self._unresolved = list(finished) if fate == "commits later" else None
         raise TransactionError(fate, rolled_back=False)
