@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import MutableMapping
 from functools import partial
 from pathlib import Path
@@ -138,7 +139,6 @@ def serve(config: Config, stop: Stop) -> None:
             metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
             _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
             _consume(config, worker, health, metrics, stop)
-            _log.info("drained")
     finally:
         worker.close(2.0)
         if server is not None:
@@ -155,6 +155,8 @@ def _set_up_process() -> None:
     sys.setswitchinterval(0.0001)
     # Else there is a second series beside each counter, which nothing here reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    # A producer that is thrown away tries to abort what its successor resolves; and the log has one format.
+    warnings.filterwarnings("ignore", "Producer abort_transaction failed", RuntimeWarning)
     configure_opencv()
 
 
@@ -165,8 +167,11 @@ def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, s
     from consumer.source import Source
 
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
+    made = _delivery(config, worker.info, metrics, stop)
+    if made is None:  # told to stop, and nothing has begun
+        return
+    publisher, make_delivery = made
     traces = _traces(config)
-    publisher, make_delivery = _delivery(config, worker.info, metrics)
     pipeline = Pipeline(
         config,
         lambda listener: Source(
@@ -189,6 +194,7 @@ def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, s
         publisher.close(2.0)
         if traces is not None:
             traces.close(1.0)
+    _log.info("drained")
 
 
 def _traces(config: Config) -> Traces | None:
@@ -210,9 +216,12 @@ def _traces(config: Config) -> Traces | None:
 
 
 def _delivery(
-    config: Config, model: ModelInfo, metrics: Metrics
-) -> tuple[Publisher | TransactionalPublisher, MakeDelivery]:
-    """The producer, which this thread owns from now on, and how the pipeline delivers with it."""
+    config: Config, model: ModelInfo, metrics: Metrics, stop: Stop
+) -> tuple[Publisher | TransactionalPublisher, MakeDelivery] | None:
+    """The producer, which this thread owns from now on, and how the pipeline delivers with it.
+
+    None where `stop` was set before the brokers let it begin.
+    """
     from consumer.delivery import AtLeastOnce, ExactlyOnce
     from consumer.publisher import Publisher, TransactionalPublisher
 
@@ -221,6 +230,8 @@ def _delivery(
         plain = Publisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms)
         return plain, lambda source, _offsets, judge: AtLeastOnce(source, plain, judge)
     transactions = TransactionalPublisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms)
+    if not transactions.start(stop):
+        return None
     return transactions, lambda source, offsets, judge: ExactlyOnce(
         source, transactions, offsets, judge, metrics=metrics, clock=clock
     )

@@ -35,11 +35,12 @@ def finished(offset: int, partition: Any = P0, outcome: Outcome | None = None, p
 
 
 class Bench:
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, clock: VirtualClock, stop: threading.Event | None = None) -> None:
         self.clock = clock
         self.publisher = TransactionalPublisher(
             Config(), ModelInfo("m.pt", "sha256:0"), clock=clock, wall_clock_ms=clock.unix_ms
         )
+        self.started = self.publisher.start(stop or threading.Event())
 
     def transact(self, *items: Finished) -> list[int]:
         done = self.publisher.transact(items or [finished(7)], METADATA, WITHIN_S)
@@ -58,12 +59,12 @@ class Bench:
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
     clock = VirtualClock()
     for name, value in {"made": [], "fails": {}, "takes": {}, "hangs": {}, "advance": clock.advance}.items():
         monkeypatch.setattr(FakeTransactionalProducer, name, value, raising=False)
     monkeypatch.setattr(confluent_kafka, "Producer", FakeTransactionalProducer)
-    return lambda: Bench(clock)
+    return lambda stop=None: Bench(clock, stop)
 
 
 @pytest.fixture
@@ -304,6 +305,18 @@ class TestWhatAPersonMustMend:
         FakeTransactionalProducer.fails["init_transactions"] = [RETRIABLE] * 100
         with pytest.raises(KafkaError, match="cannot begin transactions"):
             make()
+
+    def test_at_the_start_a_stop_is_heard_at_once(self, make: Callable[..., Bench]) -> None:
+        """Catches a pod whose brokers are away and that goes on waiting for them after it was told to end."""
+        stop = threading.Event()
+        back = FakeTransactionalProducer.hangs["init_transactions"] = threading.Event()
+        threading.Timer(0.3, stop.set).start()
+        began = time.monotonic()
+        assert make(stop).started is False
+        assert time.monotonic() - began < 3
+        back.set()
+        client = FakeTransactionalProducer.made[-1]
+        wait_until(lambda: client.calls[-1] == "close", 5, "the producer to be closed")
 
     def test_the_embedded_broker_is_refused(self, make: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(FakeTransactionalProducer, "cluster", "sluice-embedded-1")

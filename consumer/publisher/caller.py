@@ -6,10 +6,12 @@ looks at the time limit of a request to a coordinator (librdkafka issue 5456, op
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import confluent_kafka
 import structlog
@@ -19,6 +21,14 @@ _log = structlog.get_logger(__name__)
 
 # What a call, or a row of calls with one deadline, may take beyond it.
 GRACE_S: Final = 1.0
+# How soon a stop is noticed.
+_LOOK_EVERY_S: Final = 0.1
+
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """The process was told to stop while a call was waited for."""
 
 
 class Caller:
@@ -28,32 +38,36 @@ class Caller:
         self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def call(self, function: Callable[[float], object], timeout_s: float, grace_s: float) -> None:
-        """Call `function(timeout_s)`, and raise what it raises. Blocks for `timeout_s` and `grace_s` at most.
+    def call(
+        self, function: Callable[[float], T], timeout_s: float, grace_s: float, stop: threading.Event | None = None
+    ) -> T:
+        """`function(timeout_s)`: what it returns or raises. Blocks for `timeout_s` and `grace_s` at most.
 
-        Raises KafkaException with _TIMED_OUT, not retriable, where the call is not back by then. It goes on; make no
-        other but `end`.
+        Raises KafkaException with _TIMED_OUT, not retriable, where the call is not back by then, and StoppedError as
+        soon as `stop` is set. Then it goes on; make no other but `end`.
         """
-        answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        answer: queue.SimpleQueue[tuple[T] | BaseException] = queue.SimpleQueue()
 
         def job() -> bool:
             try:
-                function(timeout_s)
+                answer.put((function(timeout_s),))
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that asked
                 answer.put(error)
-            else:
-                answer.put(None)
             return True
 
         self._jobs.put(job)
-        try:
-            error = answer.get(timeout=timeout_s + grace_s)
-        except queue.Empty:
-            text = f"the client library did not come back {grace_s:.1f} s after its own timeout of {timeout_s:.1f} s"
-            _log.warning("call hangs", error=text)
-            raise KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT, text)) from None  # noqa: SLF001
-        if error is not None:
-            raise error
+        until = time.monotonic() + timeout_s + grace_s
+        while (left_s := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                found = answer.get(timeout=left_s if stop is None else min(_LOOK_EVERY_S, left_s))
+                if isinstance(found, BaseException):
+                    raise found
+                return found[0]
+            if stop is not None and stop.is_set():
+                raise StoppedError
+        text = f"the client library did not come back {grace_s:.1f} s after its own timeout of {timeout_s:.1f} s"
+        _log.warning("call hangs", error=text)
+        raise KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT, text))  # noqa: SLF001
 
     def end(self, last: Callable[[], object]) -> None:
         """Make one last call once the others are back, and end the thread. Does not wait for it."""

@@ -9,6 +9,7 @@ brokers check the membership in the group only if it is sent: see `Source.member
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
-from consumer.publisher.caller import GRACE_S, Caller
+from consumer.publisher.caller import GRACE_S, Caller, StoppedError
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
 from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
 
@@ -67,10 +68,7 @@ def transactional_settings(config: Config) -> dict[str, Any]:
 
 
 class TransactionalPublisher:
-    """Writes outcomes in transactions, one at a time. The thread that makes it owns it.
-
-    Raises KafkaError where the brokers do not let it begin, with what to do.
-    """
+    """Writes outcomes in transactions, one at a time. The thread that makes it owns it."""
 
     def __init__(self, config: Config, model: ModelInfo, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
         settings = transactional_settings(config)
@@ -84,7 +82,18 @@ class TransactionalPublisher:
         self._cuts: dict[tuple[TopicPartition, int], int] = {}
         self._suspect = False
         self._fenced_at: float | None = None
-        self._start()
+
+    def start(self, stop: threading.Event) -> bool:
+        """Before anything else. Waits for brokers for half a minute; False where `stop` is set meanwhile: drop it then.
+
+        Raises KafkaError where the brokers do not let it begin, with what to do.
+        """
+        try:
+            self._start(stop)
+        except StoppedError:
+            self._give_up()
+            return False
+        return True
 
     def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]:
         """Write these outcomes and commit the offset after the last one of each partition: all of it, or nothing.
@@ -134,33 +143,37 @@ class TransactionalPublisher:
 
     # The producer
 
-    def _start(self) -> None:
+    def _start(self, stop: threading.Event) -> None:
         deadline = self._clock() + _START_S
         connect = self._connect
         while True:
             try:
-                connect()
+                connect(_CONNECT_S, stop)
             except TransactionError as error:
                 if self._clock() >= deadline:
                     raise KafkaError(f"cannot begin transactions as {self._id!r}: {error}") from error
                 connect = self._renew
             else:
                 break
-        if (self._publisher.client.cluster_id(_CONNECT_S) or "").startswith(EMBEDDED_CLUSTERS):
+        cluster = self._caller.call(self._publisher.client.cluster_id, _CONNECT_S, GRACE_S, stop)
+        if (cluster or "").startswith(EMBEDDED_CLUSTERS):
             raise KafkaError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
 
-    def _renew(self, within_s: float = _CONNECT_S) -> None:
+    def _renew(self, within_s: float = _CONNECT_S, stop: threading.Event | None = None) -> None:
         _log.info("new producer", transactional_id=self._id)
-        # It may wait for brokers that are away, or behind a call that hangs, and nothing depends on it.
-        self._caller.end(partial(_close, self._publisher.client))
+        self._give_up()
         self._publisher, self._caller = self._make(), Caller("transactions")
         self._publisher.cuts = self._cuts
-        self._connect(within_s)
+        self._connect(within_s, stop)
         self._suspect = False
 
-    def _connect(self, within_s: float = _CONNECT_S) -> None:
+    def _give_up(self) -> None:
+        """Its closing may wait for brokers that are away, or behind a call that hangs, and nothing depends on it."""
+        self._caller.end(partial(_close, self._publisher.client))
+
+    def _connect(self, within_s: float = _CONNECT_S, stop: threading.Event | None = None) -> None:
         try:
-            self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s), GRACE_S)
+            self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s), GRACE_S, stop)
         except KafkaException as error:
             self._judge(error, [], rolled_back=True)
 
