@@ -32,7 +32,8 @@ _Code = confluent_kafka.KafkaError
 EMBEDDED_CLUSTERS = "sluice-embedded-"
 # At the start brokers may still be on their way; later, `ExactlyOnce.recover` counts the tries.
 _START_S, _CONNECT_S = 30.0, 8.0
-# Fenced once: the brokers gave up an old transaction of ours. Twice within this: someone else uses the same ID.
+# Fenced twice within this, and not by the brokers, which do it to a transaction that outlasts its timeout: someone else
+# uses the same ID. Once may be a restart of ourselves.
 FENCED_AGAIN_S = 60.0
 
 _FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
@@ -76,6 +77,7 @@ class TransactionalPublisher:
         topics = f"{config.output.topic} and {config.dead_letter.topic}"
         self._names = {"id": self._id, "group": config.kafka.group_id, "topics": topics}
         self._socket_s = float(settings["socket.timeout.ms"]) / 1000
+        self._timeout_s = float(settings["transaction.timeout.ms"]) / 1000
         self._clock = clock
         self._make = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms, settings=settings)
         self._publisher, self._caller = self._make(), Caller("transactions")
@@ -119,7 +121,7 @@ class TransactionalPublisher:
             calm = self._call(publisher.client.commit_transaction, deadline) and calm
         except (KafkaException, PublishError) as error:
             self._suspect = True
-            self._judge(error, publisher.reports(), rolled_back=not committing)
+            self._judge(error, publisher.reports(), began=started, rolled_back=not committing)
         self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
         self._cuts.clear()
         return publisher.poll()
@@ -172,10 +174,11 @@ class TransactionalPublisher:
         self._caller.end(partial(_close, self._publisher.client))
 
     def _connect(self, within_s: float = _CONNECT_S, stop: threading.Event | None = None) -> None:
+        began = self._clock()
         try:
             self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s), GRACE_S, stop)
         except KafkaException as error:
-            self._judge(error, [], rolled_back=True)
+            self._judge(error, [], began=began, rolled_back=True)
 
     # One call, and what its failure means
 
@@ -196,7 +199,7 @@ class TransactionalPublisher:
                 return calm
 
     def _judge(
-        self, failure: KafkaException | PublishError, reports: Sequence[Report], *, rolled_back: bool
+        self, failure: KafkaException | PublishError, reports: Sequence[Report], *, began: float, rolled_back: bool
     ) -> NoReturn:
         for pending, error in reports:
             if error is None or error.code() not in ADVICE:
@@ -212,13 +215,16 @@ class TransactionalPublisher:
             kind = PublishError if known in ADVICE else KafkaError  # what was not written has its own exit code
             raise kind(f"{failure}; {_ADVICE[known].format(**self._names)} ({self._id})") from failure
         if codes & _FENCED:
-            self._fenced(failure)
+            self._fenced(failure, self._clock() - began)
         expelled = bool(codes & _EXPELLED)
         raise TransactionError(
             f"the transaction failed: {failure}", rolled_back=rolled_back, expelled=expelled
         ) from failure
 
-    def _fenced(self, failure: Exception) -> None:
+    def _fenced(self, failure: Exception, open_s: float) -> None:
+        if open_s >= self._timeout_s:  # the process was stopped, or starved
+            _log.warning("transaction outlasted transaction.timeout.ms", open_s=round(open_s, 1))
+            return
         before, self._fenced_at = self._fenced_at, self._clock()
         if before is not None and self._fenced_at - before < FENCED_AGAIN_S:
             raise KafkaError(

@@ -7,6 +7,7 @@ to its place in the group, and to the broker.
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -140,6 +141,40 @@ def test_two_processes_with_one_transactional_id_end_with_a_message_and_without_
             assert "Traceback" not in ended.log
             results.read(sum(value != b"damaged" for _, value in sent), 90, alive=lambda: left.running)
             assert left.terminate() == 0, left.log
+        results.drain()
+        letters.drain()
+        check_once_and_in_order(results, letters, sent)
+
+
+def test_a_process_that_is_stopped_twice_in_mid_transaction_accuses_nobody_and_goes_on(
+    apache_cluster: Callable[..., ApacheKafka],
+) -> None:
+    """Each time for longer than a transaction may last, so that the brokers abort it and fence the process.
+
+    Catches: taking that for another process with the same transactional ID, and ending with exit code 4.
+    """
+    cluster = apache_cluster(proxied=True, transaction_abort_timed_out_transaction_cleanup_interval_ms=200)
+    direct = Broker("apache", cluster.bootstrap_servers, {}, APACHE, cluster.create_topic)
+    sent, topics = frames(3000), Topics.on(direct)
+    produce(direct, topics.frames, sent)
+    options = {**EXACTLY_ONCE, "kafka__producer": {"socket.timeout.ms": 1000, "transaction.timeout.ms": 2000}}
+    outlasted = "transaction outlasted transaction.timeout.ms"
+    with (
+        Proxy(cluster.routes) as proxy,
+        running(replace(direct, bootstrap_servers=proxy.bootstrap_servers), topics, ENGINE, **options) as sluice,
+        reading(direct, topics.detections) as results,
+        reading(direct, topics.dead) as letters,
+    ):
+        for times in (1, 2):
+            results.read(len(results.messages) + 300, 60, alive=lambda: sluice.running)
+            with proxy.injected(hold_end_txn()) as fault:
+                wait_until(lambda fault=fault: fault.hits, 30, "a transaction that is about to end")
+                sluice.signal(signal.SIGSTOP)
+                time.sleep(4)  # how long it is stopped
+            sluice.signal(signal.SIGCONT)
+            wait_until(lambda times=times: sluice.log.count(outlasted) == times, 30, "it to find out")
+        results.read(sum(value != b"damaged" for _, value in sent), 90, alive=lambda: sluice.running)
+        assert sluice.terminate() == 0, sluice.log
         results.drain()
         letters.drain()
         check_once_and_in_order(results, letters, sent)
