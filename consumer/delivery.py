@@ -37,7 +37,7 @@ class SourceLike(Protocol):
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def store(self, offsets: Iterable[Committable]) -> None: ...
-    def commit(self, offsets: Sequence[Committable]) -> bool: ...
+    def commit(self, offsets: Sequence[Committable]) -> None: ...
     def membership(self) -> object | None: ...
     def transacted(self, offsets: Iterable[Committable]) -> None: ...
     def rewind(self) -> Mapping[TopicPartition, int] | None: ...
@@ -99,11 +99,8 @@ class Delivery(Protocol):
         """Inside a revocation, once it is settled: the last word on these partitions."""
         ...
 
-    def finish(self, watermarks: Sequence[Committable]) -> bool:
-        """After the last turn, before the source is closed: the last word on all partitions.
-
-        False where it was not taken because the group is rebalancing: poll, and say it again.
-        """
+    def finish(self, watermarks: Sequence[Committable]) -> None:
+        """After the last turn, before the source is closed: the last word on all partitions."""
         ...
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
@@ -146,10 +143,10 @@ class AtLeastOnce:
         # Stored, not committed: librdkafka commits it when they are unassigned, which follows.
         self._source.store(watermarks)
 
-    def finish(self, watermarks: Sequence[Committable]) -> bool:
+    def finish(self, watermarks: Sequence[Committable]) -> None:
         # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
         self._source.store(watermarks)
-        return self._source.commit(watermarks)
+        self._source.commit(watermarks)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:  # noqa: ARG002
         return []  # what is on its way is acknowledged still, and ignored then
@@ -229,9 +226,8 @@ class ExactlyOnce:
     def hand_over(self, watermarks: Sequence[Committable]) -> None:
         """The transactions did."""
 
-    def finish(self, watermarks: Sequence[Committable]) -> bool:  # noqa: ARG002
+    def finish(self, watermarks: Sequence[Committable]) -> None:
         """The transactions did."""
-        return True
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
         return [item.frame for item in self._held.forget(partitions)]

@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 # Probes and a scraper need a handful.
 MAX_CONNECTIONS = 32
 # Of the stack of a loop that hangs: from the step of the loop down.
-_CALLS_SHOWN = 8
+_CALLS_SHOWN = 12
 
 
 class State(enum.IntEnum):

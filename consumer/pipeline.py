@@ -42,8 +42,6 @@ FULL_S = 0.05  # no room for frames: block on the results alone
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5
 OBSERVE_EVERY_S = 1.0
-# How long a rebalance may keep the last commit of a process waiting. Without that commit some frames are repeated.
-REBALANCE_S = 5.0
 
 
 class WorkerLike(Protocol):
@@ -324,7 +322,7 @@ class Pipeline(RebalanceListener):
         partitions = self._offsets.partitions
         self._discard(partitions, overtaken=False)
         left = self._settle(partitions, deadline)
-        self._commit_last(Deadline(min(REBALANCE_S, deadline.left_s), self._clock))
+        self._delivery.finish(self._offsets.watermarks(partitions))
         if left:
             why = f"within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s)"
             if self._delivery.broken:
@@ -332,16 +330,6 @@ class Pipeline(RebalanceListener):
             elif self._delivery.expelled:
                 why = "because this process is no member of its group any more"
             raise DrainError(f"{left} frames were not done {why}; they were not committed and will be repeated")
-
-    def _commit_last(self, deadline: Deadline) -> None:
-        """A group that is rebalancing takes no commit, and a rebalance ends only while its members poll."""
-        while not self._delivery.finish(self._offsets.watermarks(self._offsets.partitions)):
-            if not deadline.left_s:
-                _log.warning("the group was rebalancing, and took no last commit; its next owners repeat some frames")
-                return
-            self._health.beat()
-            self._source.pause()
-            self._admit(self._source.poll(0, ACKNOWLEDGE_S))
 
     # Watching over it
 

@@ -13,7 +13,10 @@ _KAFKA: Final = "kafka"  # the event under which we pass on what librdkafka told
 
 
 class Repeats(logging.Filter):
-    """For a handler or a logger. Lets each text of librdkafka through once in `QUIET_S`, and says how many it held."""
+    """For a handler or a logger. Lets each text of librdkafka through once in `QUIET_S`, and says how many it held.
+
+    Several threads may call it at once; then a count may be one too low, or a text come twice.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -34,8 +37,11 @@ class Repeats(logging.Filter):
             self._said.clear()
             self._held.clear()
         self._said[key] = now
-        if (held := self._held.pop(key, 0)) and isinstance(record.msg, dict):
-            record.msg["suppressed"] = held
+        if held := self._held.pop(key, 0):
+            if isinstance(record.msg, dict):
+                record.msg["suppressed"] = held
+            else:
+                record.msg, record.args = f"{record.getMessage()} ({held} like it suppressed)", None
         return True
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
-from consumer.pipeline import PATIENCE_S, REBALANCE_S, Stop
+from consumer.pipeline import PATIENCE_S, Stop
 from consumer.types import Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world
@@ -204,32 +204,6 @@ class TestShutdown:
         assert made.log.committed == {P0: 4}
         assert made.source.closed
         assert made.health.state is State.DRAINING
-
-    def test_in_the_middle_of_a_rebalance_commits_all_the_same(self) -> None:
-        """Catches a rollout whose pods repeat frames, because each is stopped while the group still rebalances."""
-        made = world(4)
-        made.log.append(P1, "cam-9", b"good")
-        made.steps(4)
-        made.source.rebalancing = True
-
-        def ends() -> None:
-            made.source.rebalancing = False
-            made.source.revoke([P1])  # committed while it was ours, and no more of it by us
-
-        made.source.rebalances.append((0, ends))
-        run(made, 0)
-        assert made.log.committed == {P0: 4, P1: 1}
-        assert made.clock.now - 1000 < REBALANCE_S
-
-    def test_does_not_wait_for_ever_for_a_rebalance_to_end(self) -> None:
-        made = world(4)
-        made.steps(4)
-        made.source.rebalancing = True
-        before = made.clock.now
-        run(made, 0)
-        assert made.log.committed.get(P0, 0) < 4
-        assert REBALANCE_S <= made.clock.now - before < REBALANCE_S + 1
-        assert made.source.closed
 
     def test_does_not_wait_for_a_batch_to_fill(self) -> None:
         """Catches a static policy that holds its last frames back for the whole deadline, and a rebalance likewise."""

@@ -10,6 +10,7 @@ from typing import Any
 import confluent_kafka
 import pytest
 from confluent_kafka import OFFSET_BEGINNING
+from structlog.testing import capture_logs
 
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
@@ -253,16 +254,30 @@ class TestCommit:
     def test_a_refusal_is_no_error_since_the_frames_are_repeated(self, bench: Bench) -> None:
         bench.client.refuse = failed(_Code.UNKNOWN_MEMBER_ID)
         bench.source.store([Committable(P0, 3)])
-        assert bench.source.commit([Committable(P0, 3)])
+        bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == [[(P0, 3)]]
 
     @pytest.mark.parametrize("code", [_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH])
-    def test_that_a_rebalance_refuses_is_worth_another_try(self, bench: Bench, code: int) -> None:
-        bench.client.refuse = failed(code)
-        assert not bench.source.commit([Committable(P0, 3)])
-        bench.client.refuse = None
-        assert bench.source.commit([Committable(P0, 3)])
-        assert bench.client.called("commit") == [[(P0, 3)], [(P0, 3)]]
+    def test_that_a_rebalance_refuses_is_tried_until_it_is_taken(self, bench: Bench, code: int) -> None:
+        """Catches a rollout whose pods repeat frames, because each is stopped while the group still rebalances."""
+        refused = iter([failed(code), failed(code), None])
+        commit = bench.client.commit
+
+        def answer(**given: Any) -> None:
+            bench.client.refuse = next(refused)
+            commit(**given)
+
+        bench.client.commit = answer  # type: ignore[method-assign]
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == [[(P0, 3)]] * 3
+        assert bench.commits == [None, None]  # the third, without a stored offset, has no time to tell
+
+    def test_that_a_rebalance_goes_on_refusing_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
+        with capture_logs() as lines:
+            bench.source.commit([Committable(P0, 3)])
+        assert [line["event"] for line in lines] == ["commit not taken in time; these frames may be repeated"]
 
     def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""

@@ -61,7 +61,10 @@ class Caller:
             with contextlib.suppress(queue.Empty):
                 found = answer.get(timeout=left_s if stop is None else min(_LOOK_EVERY_S, left_s))
                 if isinstance(found, BaseException):
-                    raise found
+                    try:
+                        raise found
+                    finally:
+                        del found  # it holds this frame, and so the client and the frames of a batch
                 return found[0]
             if stop is not None and stop.is_set():
                 raise StoppedError

@@ -36,6 +36,9 @@ _START_S, _CONNECT_S = 30.0, 8.0
 # uses the same ID. Once may be a restart of ourselves.
 FENCED_AGAIN_S = 60.0
 
+# A call that keeps its timeout comes back a little later than it.
+_LEAST_GRACE_S = 0.2
+
 _FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
 # The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
 _EXPELLED = {_Code.UNKNOWN_MEMBER_ID, _Code.FENCED_MEMBER_EPOCH, _Code.FENCED_INSTANCE_ID}
@@ -152,12 +155,17 @@ class TransactionalPublisher:
             try:
                 connect(_CONNECT_S, stop)
             except TransactionError as error:
+                if stop.is_set():
+                    raise StoppedError from error
                 if self._clock() >= deadline:
                     raise KafkaError(f"cannot begin transactions as {self._id!r}: {error}") from error
                 connect = self._renew
             else:
                 break
-        cluster = self._caller.call(self._publisher.client.cluster_id, _CONNECT_S, GRACE_S, stop)
+        try:
+            cluster = self._caller.call(self._publisher.client.cluster_id, _CONNECT_S, GRACE_S, stop)
+        except KafkaException as error:
+            raise KafkaError(f"cannot begin transactions as {self._id!r}: {error.args[0].str()}") from error
         if (cluster or "").startswith(EMBEDDED_CLUSTERS):
             raise KafkaError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
 
@@ -189,7 +197,7 @@ class TransactionalPublisher:
             timeout_s = max(0.1, deadline - self._clock())
             try:
                 # The calls of a transaction share the grace, too.
-                self._caller.call(call, timeout_s, max(0.0, deadline + GRACE_S - self._clock() - timeout_s))
+                self._caller.call(call, timeout_s, max(_LEAST_GRACE_S, deadline + GRACE_S - self._clock() - timeout_s))
             except KafkaException as error:
                 if not error.args[0].retriable() or self._clock() >= deadline:
                     raise

@@ -149,18 +149,16 @@ class Source:
         self._check_owner()
         self._commits.store(self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets])
 
-    def commit(self, offsets: Sequence[Committable]) -> bool:
+    def commit(self, offsets: Sequence[Committable]) -> None:
         """Commit these offsets and wait for the answer, for a few seconds at most.
 
-        False where the group is rebalancing and takes none: poll, and try again with what is still assigned. Another
-        refusal is logged, and so is silence: the frames will be repeated, not lost. Never call it inside a
-        rebalance: it would wait for the poll that the rebalance runs in. There `store` is enough, because librdkafka
-        commits what is stored when the partitions are unassigned.
+        A group that is rebalancing refuses them, and is asked again meanwhile. Another refusal is logged, and so is
+        silence: the frames will be repeated, not lost. Never call it inside a rebalance: it would wait for the poll
+        that the rebalance runs in. There `store` is enough, because librdkafka commits what is stored when the
+        partitions are unassigned.
         """
         self._check_owner()
-        return self._commits.commit_now(
-            self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets]
-        )
+        self._commits.commit_now(self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets])
 
     def membership(self) -> object | None:
         """What a transaction proves with that it may commit our offsets; for this turn alone. None: not a member."""

@@ -17,9 +17,11 @@ _Code = confluent_kafka.KafkaError
 
 # A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
 LAST_COMMIT_S = 5.0
+_AGAIN_S = 0.1
 # A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
 _UNANSWERED_S = 120.0
-# Answers of a coordinator while its group rebalances: it takes commits again once this member has joined anew.
+# Answers of a coordinator while its group rebalances: it takes commits again once the client has joined anew, which it
+# does in the background.
 _REBALANCING = {_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH}
 
 
@@ -66,31 +68,34 @@ class Commits:
             self._is_answered = self._uncommitted = True
             _log.warning("commit not sent", error=group.text_of(error))
 
-    def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> bool:
-        """Commit these and wait for the answer, for `LAST_COMMIT_S` at most. False where it is worth another try."""
+    def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> None:
+        """Commit these and wait for the answer, for `LAST_COMMIT_S` at most."""
         if not offsets:
-            return True
-        rebalancing = threading.Event()
+            return
+        given_up = threading.Event()
 
         def commit() -> None:
-            try:
-                client.commit(offsets=list(offsets), asynchronous=False)
-            except KafkaException as error:
-                if error.args[0].code() in _REBALANCING:
-                    rebalancing.set()
-                    return
-                _log.warning("commit refused; these frames will be repeated", error=group.text_of(error))
-                self._count(ok=False)
-            else:
-                self._count(ok=True)
+            while True:
+                try:
+                    client.commit(offsets=list(offsets), asynchronous=False)
+                except KafkaException as error:
+                    self._count(ok=False)
+                    if error.args[0].code() in _REBALANCING:
+                        if given_up.wait(_AGAIN_S):
+                            return
+                        continue
+                    _log.warning("commit refused; these frames will be repeated", error=group.text_of(error))
+                else:
+                    self._count(ok=True)
+                return
 
         # On a thread of its own, because without a coordinator the client waits for all of session.timeout.ms.
         committing = threading.Thread(target=commit, name="consumer-commit", daemon=True)
         committing.start()
         committing.join(LAST_COMMIT_S)
         if committing.is_alive():
-            _log.warning("commit not answered in time; these frames may be repeated", waited_s=LAST_COMMIT_S)
-        return not rebalancing.is_set()
+            given_up.set()
+            _log.warning("commit not taken in time; these frames may be repeated", waited_s=LAST_COMMIT_S)
 
     def answered(self, error: confluent_kafka.KafkaError | None, _partitions: list[TopicPartition]) -> None:
         """The callback of a commit in the background: it runs inside poll, and never raises."""

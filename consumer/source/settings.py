@@ -25,7 +25,7 @@ def consumer_settings(config: Config) -> dict[str, Any]:
         "bootstrap.servers": config.kafka.bootstrap_servers,
         "group.id": config.kafka.group_id,
         "enable.auto.commit": config.delivery == "at_least_once",  # else its transactions commit
-        # 0: not by a timer, see `_commit_stored`; what is stored is still committed when partitions are unassigned.
+        # 0: not by a timer, see `Commits.send_due`; what is stored is still committed when partitions are unassigned.
         "auto.commit.interval.ms": 0,
         "enable.auto.offset.store": False,
     }

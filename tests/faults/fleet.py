@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brokers import Broker
+from consumer.errors import DrainError
 from history import Exit, History, Rebalance
 from sluice_process import Sluice, Topics
 
@@ -104,7 +105,9 @@ class Fleet:
         except AssertionError:
             member.sluice.kill()
             code = -signal.SIGKILL
-        if code not in clean:
+        # Told to end before it could know that the group had put it out: what it held is the others' already.
+        expelled = code == DrainError.exit_code and "no member of its group" in _last_words(member.sluice.log)
+        if code not in clean and not expelled:
             self.history.unclean_ends.append(code)
 
     def bury(self, member: Member) -> None:

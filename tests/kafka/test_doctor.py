@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {}, {"kafka": {"consumer": {"max.poll.interval.ms": 50_000}}}, "poll-interval warning", "loses its partitions",
     ),
     "a drain that is too long": (
-        {}, {"limits": {"drain_timeout_s": 60}}, "grace-period problem", "a stop may take 70 s",
+        {}, {"limits": {"drain_timeout_s": 60}}, "grace-period problem", "a stop may take 75 s",
     ),
     "a topic that is not there": ({}, {"output": {"topic": "not-there"}}, "topics problem", "no topic not-there"),
     "a model that is not there": ({}, {"detector": {"model": "/no/model.pt"}}, "model problem", "does not exist"),

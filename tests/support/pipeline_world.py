@@ -116,7 +116,6 @@ class FakeSource:
         self.paused = False
         self.subscribed = self.closed = False
         self.member = True
-        self.rebalancing = False  # then no commit is taken, as by a coordinator that waits for members to join anew
         self.rewind_fails: Callable[[], bool] = lambda: False
         self.longest_rebalance_s = 0.0
         self.patience_s = 0.0  # a revocation that took less was not cut short
@@ -173,20 +172,16 @@ class FakeSource:
             self.log.check_commit(partition, next_offset)
             self.stored[partition] = next_offset
 
-    def commit(self, offsets: Sequence[Committable]) -> bool:
+    def commit(self, offsets: Sequence[Committable]) -> None:
         self.store(offsets)
-        if self.rebalancing:
-            return False
         self.commit_stored([partition for partition, _ in offsets])
-        return True
 
     def lag(self) -> list[Lag]:
         return []
 
     def close(self, timeout_s: float) -> bool:
         assert not self.closed
-        if not self.rebalancing:
-            self.commit_stored()
+        self.commit_stored()
         self.closed = True
         return True
 

@@ -110,7 +110,7 @@ class ExactlyOnceSource(FakeSource):
     def store(self, offsets: object) -> None:
         raise AssertionError("stored beside the transactions")
 
-    def commit(self, offsets: Sequence[Committable]) -> bool:
+    def commit(self, offsets: Sequence[Committable]) -> None:
         raise AssertionError("committed beside the transactions")
 
 
