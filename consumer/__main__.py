@@ -31,10 +31,10 @@ from consumer.tools.produce import produce
 from consumer.tools.tail import tail
 
 if TYPE_CHECKING:  # the command line starts fast
+    from consumer.deadline import Stop
     from consumer.delivery import MakeDelivery
     from consumer.health import Health
     from consumer.metrics import Metrics
-    from consumer.pipeline import Stop
     from consumer.publisher import Publisher, TransactionalPublisher
     from consumer.traces import Traces
     from consumer.types import ModelInfo
@@ -58,7 +58,7 @@ ConfigPath = Annotated[
 @app.command()
 def run(config: ConfigPath = None) -> None:
     """Run the consumer until SIGTERM or SIGINT, then drain and exit 0."""
-    from consumer.pipeline import Stop
+    from consumer.deadline import Stop
 
     settings = load_config(config)
     set_up_logging(settings.log)

@@ -13,8 +13,6 @@ How outcomes are published and offsets committed is the delivery's: with `exactl
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -22,6 +20,7 @@ import structlog
 
 from consumer.breaker import RejectionBreaker
 from consumer.config import Config
+from consumer.deadline import Deadline, Stop
 from consumer.delivery import MakeDelivery, SourceLike
 from consumer.errors import DrainError, EngineError
 from consumer.health import Health, State
@@ -63,32 +62,6 @@ class WorkerLike(Protocol):
     def results(self, timeout_s: float = 0.0) -> list[BatchResult]: ...
     def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]: ...
     def drain(self, *, draining: bool) -> None: ...
-
-
-class Deadline:
-    """One budget of time that everything inside a rebalance or a shutdown shares."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._at = clock() + seconds
-
-    @property
-    def left_s(self) -> float:
-        """Seconds left, at least 0."""
-        return max(0.0, self._at - self._clock())
-
-
-class Stop(threading.Event):
-    """Tells the loop to end, and remembers when it was first set. For a signal handler."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__()
-        self._clock = clock
-        self.at = math.inf  # on that clock
-
-    def set(self) -> None:
-        self.at = min(self.at, self._clock())
-        super().set()
 
 
 class Pipeline(RebalanceListener):

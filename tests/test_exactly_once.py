@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from consumer.config import Config
+from consumer.deadline import Stop
 from consumer.delivery import RECOVERY_S
 from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.metrics import Metrics
-from consumer.pipeline import Stop
 from consumer.types import BatchResult
 from made_frames import P0, P1
 from pipeline_runs import NEVER, run, until

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from consumer.deadline import Stop
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
-from consumer.pipeline import PATIENCE_S, Stop
+from consumer.pipeline import PATIENCE_S
 from consumer.types import Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world

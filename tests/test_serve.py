@@ -11,8 +11,8 @@ import pytest
 from brokers import APACHE, Broker
 from consumer.__main__ import serve
 from consumer.config import Config
+from consumer.deadline import Stop
 from consumer.errors import ModelError
-from consumer.pipeline import Stop
 from consumer.tools.embedded import free_port
 from sluice_process import Topics, running
 from waiting import wait_until

@@ -7,7 +7,7 @@ import random
 from hypothesis import strategies as st
 
 from consumer.config import Config
-from consumer.pipeline import Stop
+from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, P2
 from pipeline_world import BAD, Chance, World

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from consumer.config import Config
-from consumer.pipeline import Stop
+from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, VirtualClock
 from pipeline_world import Log, World
