@@ -119,7 +119,7 @@ class TransactionalPublisher:
             for item in finished:
                 publisher.publish(*item)
             send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
-            calm = self._call(send_offsets, deadline)
+            calm = self._call(partial(self._bounded, send_offsets, deadline), deadline)
             committing = True
             calm = self._call(publisher.client.commit_transaction, deadline) and calm
         except (KafkaException, PublishError) as error:
@@ -194,10 +194,8 @@ class TransactionalPublisher:
         """Make the call, and repeat it where it is retriable. False where it was: then a request may be sent twice."""
         calm = True
         while True:
-            timeout_s = max(0.1, deadline - self._clock())
             try:
-                # The calls of a transaction share the grace, too.
-                self._caller.call(call, timeout_s, max(_LEAST_GRACE_S, deadline + GRACE_S - self._clock() - timeout_s))
+                call(max(0.1, deadline - self._clock()))
             except KafkaException as error:
                 if not error.args[0].retriable() or self._clock() >= deadline:
                     raise
@@ -205,6 +203,11 @@ class TransactionalPublisher:
                 self.rest(0.05)
             else:
                 return calm
+
+    def _bounded(self, call: Callable[[float], None], deadline: float, timeout_s: float) -> None:
+        """For the one call that does not keep its timeout. Each hop to another thread shows in the latency."""
+        # The calls of a transaction share the grace, too.
+        self._caller.call(call, timeout_s, max(_LEAST_GRACE_S, deadline + GRACE_S - self._clock() - timeout_s))
 
     def _judge(
         self, failure: KafkaException | PublishError, reports: Sequence[Report], *, began: float, rolled_back: bool
