@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,10 @@ from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker
 from kafka_jars import KafkaUnavailableError
 from kafka_properties import Value
 from secured_kafka import SecuredKafka
+
+# A shell's background job ignores SIGINT, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _GOODBYE_SECONDS = 5

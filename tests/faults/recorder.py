@@ -5,6 +5,7 @@ They talk to the brokers directly, never through a proxy, and ride out whatever 
 
 from __future__ import annotations
 
+import abc
 import struct
 import threading
 import time
@@ -30,7 +31,7 @@ _BAD_EVERY = 50
 _CLIENT = {"log_level": 0, "reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 500}
 
 
-class _Loop:
+class _Loop(abc.ABC):
     """A thread that calls `turn` until it is stopped. What it raises is raised again by `stop`."""
 
     def __init__(self) -> None:
@@ -38,8 +39,9 @@ class _Loop:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
 
+    @abc.abstractmethod
     def turn(self) -> None:
-        raise NotImplementedError
+        """What is done over and over."""
 
     def start(self) -> None:
         self._thread.start()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from apache_kafka import ApacheKafka
 from brokers import APACHE, EMBEDDED, Broker, unique_name
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker
 from exactly_once import ENGINE, EXACTLY_ONCE, check_once_and_in_order, frames, metric, settings_of
+from kafka_clients import ends
 from network import hold_end_txn
 from proxy import Proxy
 from sluice_process import Topics, produce, reading, running
@@ -103,8 +103,8 @@ def test_a_commit_that_is_late_or_unanswered_costs_no_outcome_and_repeats_none(
         reading(direct, topics.dead) as letters,
     ):
         results.read(300, 60, alive=lambda: sluice.running)
-        with proxy.injected(hold_end_txn()):
-            time.sleep(2.5)  # the length of the fault
+        with proxy.injected(hold_end_txn()) as fault:
+            wait_until(lambda: fault.hits >= 2, 30, "the request to be sent again")
         wait_until(lambda: "new producer" in sluice.log, 30, "a new producer after a commit that came late")
         results.read(len(results.messages) + 300, 60, alive=lambda: sluice.running)
         with proxy.injected(hold_end_txn()):
@@ -170,7 +170,12 @@ def test_a_process_that_is_stopped_twice_in_mid_transaction_accuses_nobody_and_g
             with proxy.injected(hold_end_txn()) as fault:
                 wait_until(lambda fault=fault: fault.hits, 30, "a transaction that is about to end")
                 sluice.signal(signal.SIGSTOP)
-                time.sleep(4)  # how long it is stopped
+                before = ends(direct, topics.detections)
+                wait_until(
+                    lambda before=before: ends(direct, topics.detections) > before,
+                    30,
+                    "the brokers to mark it as aborted",
+                )
             sluice.signal(signal.SIGCONT)
             wait_until(lambda times=times: sluice.log.count(outlasted) == times, 30, "it to find out")
         results.read(sum(value != b"damaged" for _, value in sent), 90, alive=lambda: sluice.running)

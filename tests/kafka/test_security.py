@@ -143,6 +143,15 @@ def committed_before_the_bad_frame(kafka: SecuredKafka, sluice: Sluice) -> None:
     assert sum(committed.values()) < sum(ends.values()), (committed, ends)
 
 
+def last_words(sluice: Sluice) -> str:
+    """Start it, wait until it gives up over its brokers, and return why."""
+    try:
+        assert sluice.start().wait() == KafkaError.exit_code, sluice.log
+    finally:
+        sluice.stop()
+    return critical(sluice)
+
+
 def critical(sluice: Sluice) -> str:
     """What the program said last, in words."""
     lines = [json.loads(line) for line in sluice.log.splitlines() if line.startswith("{")]
@@ -185,11 +194,7 @@ def test_a_wrong_password_stops_the_program(
     wrong.write_text("not it")
     options = {**scram(secured_kafka), "kafka.secrets": {"sasl.password": str(wrong)}}
     sluice = program(secured_broker, Topics.on(secured_broker, partitions=1), options)
-    try:
-        assert sluice.start().wait() == KafkaError.exit_code, sluice.log
-    finally:
-        sluice.stop()
-    assert "check the SASL and TLS settings" in critical(sluice)
+    assert "check the SASL and TLS settings" in last_words(sluice)
     assert "not it" not in sluice.log
 
 
@@ -202,11 +207,7 @@ def test_an_authority_that_did_not_sign_the_brokers_certificate_stops_the_progra
     options = scram(secured_kafka)
     options["kafka.client"] = {**options["kafka.client"], "ssl.ca.location": str(other)}
     sluice = program(secured_broker, Topics.on(secured_broker, partitions=1), options)
-    try:
-        assert sluice.start().wait() == KafkaError.exit_code, sluice.log
-    finally:
-        sluice.stop()
-    assert "check ssl.ca.location" in critical(sluice)
+    assert "check ssl.ca.location" in last_words(sluice)
 
 
 def test_a_client_certificate_logs_in(secured_kafka: SecuredKafka, secured_broker: Broker) -> None:

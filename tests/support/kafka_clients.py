@@ -79,6 +79,13 @@ def committed(consumer: Consumer, topic: str, partition: int = 0) -> int:
     return offset
 
 
+def ends(broker: Broker, topic: str) -> int:
+    """Where the partitions of a topic end, all together: records and the marks of transactions."""
+    with closing(Consumer(consumer_settings(broker))) as consumer:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        return sum(consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in partitions)
+
+
 def wait_polling(consumer: Consumer, predicate: Callable[[], object], timeout: float, what: str) -> None:
     """Wait for a state that only comes while the consumer polls."""
 

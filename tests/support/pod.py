@@ -157,13 +157,14 @@ class Pod:
         interpreter = Path(sys.executable).absolute()
         needed = [ROOT, interpreter.parents[1], Path(sys.base_prefix), Path(os.path.realpath(interpreter)).parents[1]]
         lines = ["set -eu", "R=$(mktemp -d)", "mount -t tmpfs -o mode=0755 pod $R"]
+        # First, because the checkout or the interpreter may lie below /tmp.
+        lines += ["mkdir $R/proc $R/dev $R/tmp", "mount -t proc proc $R/proc", "mount -t tmpfs -o mode=1777 tmp $R/tmp"]
         for path in dict.fromkeys([*_SYSTEM, *map(str, needed)]):
             if Path(path).is_symlink():
                 lines.append(f"ln -s {shlex.quote(str(Path(path).readlink()))} $R{shlex.quote(path)}")
             elif Path(path).is_dir():
                 lines.append(_bound(path, path))
         lines += [_bound(str(self._files), str(MOUNTED))]
-        lines += ["mkdir $R/proc $R/dev $R/tmp", "mount -t proc proc $R/proc", "mount -t tmpfs -o mode=1777 tmp $R/tmp"]
         for device in ("null", "zero", "random", "urandom"):
             lines += [f"touch $R/dev/{device}", f"mount --bind /dev/{device} $R/dev/{device}"]
         lines.append("mount -o remount,ro,bind $R")
