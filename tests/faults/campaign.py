@@ -177,10 +177,13 @@ def write_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _commit() -> str:
-    said = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
+    """What was run. Of edited code it says so; the campaign's own pages do not count."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    edited = git("diff", "--quiet", "HEAD", "--", ".", *(f":!{page.relative_to(ROOT)}" for page in (ROWS, PAGE)))
+    return (git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown") + ("-dirty" if edited.returncode else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

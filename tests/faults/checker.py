@@ -52,6 +52,7 @@ class Verdict:
     late: int = 0  # outcomes that a member wrote before it could know that it had lost the partition
     stale_answers: int = 0  # samples in which the brokers themselves went back
     recoveries_s: list[float] = field(default_factory=list)
+    put_out: int = 0  # members that were told to stop when their group had put them out already
     input_lost: int = 0
 
 
@@ -67,10 +68,11 @@ def check(history: History) -> Verdict:
     inputs = {sent.id: sent.source for sent in history.inputs}
     first_seen = _first_seen(history.outcomes)
     tenures = Tenures(history.rebalances)
-    verdict = Verdict(frames=len(inputs), samples=len(history.samples))
+    verdict = Verdict(frames=len(inputs), samples=len(history.samples), put_out=history.put_out)
     verdict.input_lost = sum(sent.id not in inputs for sent in history.acknowledged)
     found = verdict.violations
-    lost = sorted(inputs.keys() - first_seen.keys())
+    found += [Violation("stuck", history.stuck)] if history.stuck else []
+    lost = _lost(history, sorted(inputs.keys() - first_seen.keys()))
     verdict.lost = len(lost)
     found += [Violation("loss", f"input {_name(each)} of {inputs[each]} has no outcome") for each in lost]
     found += _invented(first_seen, inputs.keys())
@@ -90,7 +92,6 @@ def check(history: History) -> Verdict:
     found += unrecovered
     found += [Violation("unclean_end", f"a member ended with code {code}") for code in history.unclean_ends]
     found += _left_behind(history)
-    found += [Violation("stuck", history.stuck)] if history.stuck else []
     return verdict
 
 
@@ -133,6 +134,16 @@ def _places(outcomes: Iterable[Outcome]) -> dict[InputId, list[Position]]:
     for outcome in outcomes:
         places[outcome.id].append(outcome.position)
     return places
+
+
+def _lost(history: History, missing: Sequence[InputId]) -> Sequence[InputId]:
+    """Of the input records without an outcome. A run that was given up has unread ones: it lost what it committed."""
+    if not history.stuck:
+        return missing
+    committed: dict[int, int] = defaultdict(int)
+    for partition, offset in history.commits:
+        committed[partition] = max(committed[partition], offset)
+    return [each for each in missing if each.offset < committed[each.partition]]
 
 
 def _invented(first_seen: dict[InputId, Outcome], inputs: Iterable[InputId]) -> Iterator[Violation]:

@@ -107,7 +107,9 @@ class Fleet:
             code = -signal.SIGKILL
         # Told to end before it could know that the group had put it out: what it held is the others' already.
         expelled = code == DrainError.exit_code and "no member of its group" in _last_words(member.sluice.log)
-        if code not in clean and not expelled:
+        if expelled:
+            self.history.put_out += 1
+        elif code not in clean:
             self.history.unclean_ends.append(code)
 
     def bury(self, member: Member) -> None:

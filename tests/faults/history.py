@@ -109,6 +109,7 @@ class History:
     strikes: list[Strike] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     unclean_ends: list[int] = field(default_factory=list)  # exit codes of the members that were told to end, if not 0
+    put_out: int = 0  # members that were told to end when their group had put them out, and ended with that message
     final: Sample | None = None  # taken when all members had ended; None where the run did not get so far
     backlog_s: float = 0.0  # from the last frame that was acknowledged until all had their outcome
     stuck: str = ""  # what was waited for in vain while nothing was broken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -53,6 +54,7 @@ def row(run: Run, *, at: str, commit: str) -> dict[str, Any]:
         "backlog_s": round(run.history.backlog_s, 1),
         "stale_answers": verdict.stale_answers,
         "recoveries_s": [round(seconds, 2) for seconds in verdict.recoveries_s],
+        "put_out": verdict.put_out,
         "exit_codes": [each.code for each in run.history.exits],
         "violations": [str(each) for each in verdict.violations[:5]],
     }
@@ -61,11 +63,12 @@ def row(run: Run, *, at: str, commit: str) -> dict[str, Any]:
 def render(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """The page. `facts`: the numbers that its words name. A row with `void` is of a run that broke by itself."""
     counted = [each for each in rows if "void" not in each]
-    parts = [_INTRODUCTION.format(**facts), _totals(counted, len(rows) - len(counted))]
+    void = [each for each in rows if "void" in each]
+    parts = [_INTRODUCTION.format(**facts), _totals(counted, len(void))]
     for delivery in DELIVERIES:
         table = _table([each for each in counted if Spec.parse(each["spec"]).delivery == delivery])
         parts.append(f"## {delivery}\n\n{table}")
-    parts += [_COLUMNS.format(**facts), _violations(counted)]
+    parts += [_COLUMNS.format(**facts), _violations(counted), _void(void)]
     return "\n".join(parts)
 
 
@@ -77,11 +80,16 @@ def _totals(rows: Sequence[Row], void: int) -> str:
     )
     frames = sum(each["frames"] for each in rows)
     stale = sum(each["stale_answers"] for each in rows)
-    return (
+    put_out = sum(each.get("put_out", 0) for each in rows)  # not counted in the oldest rows
+    said = (
         f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min; {void} more void, "
-        f"because the brokers or\nthe rig itself failed. In {stale} samples a coordinator that had just taken over "
-        "answered with older offsets than its\npredecessor had; nobody had committed those.\n"
+        "because the brokers or the rig itself failed. "
+        f"In {stale} samples a coordinator that had just taken over answered with older offsets than its predecessor "
+        "had; nobody had committed those. "
+        f"{put_out} members that were told to stop while their group had put them out ended with exit code 7 "
+        "(counted since 2026-11-25)."
     )
+    return textwrap.fill(said, width=120, break_on_hyphens=False) + "\n"
 
 
 def _table(rows: Iterable[Row]) -> str:
@@ -121,3 +129,10 @@ def _violations(rows: Iterable[Row]) -> str:
         note = f" {each['note']}" if each.get("note") else " **Open.**"
         lines.append(f"- `{each['spec']}` at {each['commit']}: {each['violations'][0]}.{note}")
     return "\n".join(lines) + "\n"
+
+
+def _void(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    listed = "".join(f"- `{each['spec']}` at {each['commit']}: {each['void']}\n" for each in rows)
+    return f"## Void runs\n\nThe brokers or the rig itself failed; they count for nothing above.\n\n{listed}"

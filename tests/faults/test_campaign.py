@@ -51,9 +51,9 @@ def test_the_same_seed_makes_the_same_plan() -> None:
 def test_the_page_adds_up_what_was_run() -> None:
     rows = [
         row(recoveries_s=[1.0, 3.0]),
-        row("sigkill:at_least_once:consumer:2", repeats=7, late=2, recoveries_s=[2.0], exit_codes=[5]),
+        row("sigkill:at_least_once:consumer:2", repeats=7, late=2, recoveries_s=[2.0], exit_codes=[5], put_out=3),
         row("sigstop:exactly_once:classic:3", seconds=3600.0),
-        {"at": "", "commit": "", "spec": "disk-full:at_least_once:classic:4", "void": "no cluster"},
+        {"at": "", "commit": "abc", "spec": "disk-full:at_least_once:classic:4", "void": "no cluster"},
     ]
     page = render(rows, FACTS)
     assert "3 runs so far (2 with `group.protocol=classic`, 1 with `group.protocol=consumer`)" in page
@@ -61,6 +61,8 @@ def test_the_page_adds_up_what_was_run() -> None:
     assert "| sigkill | 2 | 2,000 | 0 | 7 | 2 | 0 | 0 of 100 | 2.0 | 3.0 | 3.0 | 1 |" in page
     assert "| sigstop | 1 | 1,000 | 0 | 0 | 0 | 0 | 0 of 50 | 1.0 | 1.0 | 1.0 | 0 |" in page
     assert "None." in page
+    assert "- `disk-full:at_least_once:classic:4` at abc: no cluster" in page
+    assert "3 members that were told to stop" in page
 
 
 def test_the_page_lists_each_violation_with_its_specification_until_a_person_explains_it() -> None:

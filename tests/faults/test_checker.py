@@ -242,6 +242,18 @@ def test_stuck_is_a_violation() -> None:
     assert kinds(good(stuck="the members to share the partitions")) == {"stuck"}
 
 
+def test_a_run_that_was_given_up_has_lost_what_it_committed_and_not_what_it_left_unread() -> None:
+    """Catches a rig that gives up before the first harm, and says that thousands of frames are lost."""
+    history = good(stuck="the first outcomes", final=None, samples=[], strikes=[], commits=[Commit(0, 3)])
+    del history.outcomes[2:]
+    verdict = check(history)
+    assert [str(each) for each in verdict.violations] == [
+        "stuck: the first outcomes",
+        "loss: input 0@2 of cam-1 has no outcome",
+    ]
+    assert verdict.lost == 1
+
+
 def test_rebalances_are_read_from_a_members_log() -> None:
     log = (
         "not JSON\n"
