@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 
 from consumer.types import Clock
 
@@ -21,14 +20,17 @@ class Deadline:
         return max(0.0, self._at - self._clock())
 
 
-class Stop(threading.Event):
-    """Tells the loop to end, and remembers when it was first set. For a signal handler."""
+class Stop:
+    """Tells the loop to end, and remembers since when. A signal handler may set it: it has no lock."""
 
     def __init__(self, clock: Clock) -> None:
-        super().__init__()
         self._clock = clock
         self.at = math.inf  # on that clock
 
     def set(self) -> None:
+        """End. Only the first time counts."""
         self.at = min(self.at, self._clock())
-        super().set()
+
+    def is_set(self) -> bool:
+        """Whether to end."""
+        return self.at < math.inf

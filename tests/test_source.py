@@ -17,8 +17,9 @@ from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
 from consumer.source import BURST, Source
 from consumer.types import Frame, Lag, Rejected, TopicPartition
-from fake_kafka import FakeConsumer, FakeMessage, failed
+from fake_kafka import FakeConsumer, FakeMessage, failed, group_metadata
 from made_frames import P0, P1, VirtualClock, offsets
+from waiting import wait_until
 
 _Code = confluent_kafka.KafkaError
 
@@ -270,14 +271,33 @@ class TestCommit:
         bench.client.commit = answer  # type: ignore[method-assign]
         bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == [[(P0, 3)]] * 3
-        assert bench.commits == [None, None]  # the third, without a stored offset, has no time to tell
 
     def test_that_a_rebalance_goes_on_refusing_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 1.0)
         bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
         with capture_logs() as lines:
             bench.source.commit([Committable(P0, 3)])
-        assert [line["event"] for line in lines] == ["commit not taken in time; these frames may be repeated"]
+        assert [line["event"] for line in lines] == ["commit refused; these frames will be repeated"]
+        assert len(bench.client.called("commit")) > 2
+        assert bench.commits == [None], "one refusal, however often it was asked"
+
+    def test_behind_which_the_client_is_closed(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a client that is closed while its last commit is still in it, and used after that."""
+        back, order = threading.Event(), []
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        monkeypatch.setattr(bench.client, "commit", lambda **_: (back.wait(30), order.append("commit")))
+        monkeypatch.setattr(bench.client, "close", lambda: order.append("close"))
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.source.close(0.05) is False
+        assert order == []
+        back.set()
+        wait_until(lambda: order == ["commit", "close"], 5, "the client to be closed")
+
+    def test_of_a_process_that_is_no_member_is_not_sent(self, bench: Bench) -> None:
+        """Catches a commit that an empty group takes from anyone, behind those of a successor that has left."""
+        bench.client.metadata = group_metadata(-1, "")
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == []
 
     def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""

@@ -11,6 +11,7 @@ import confluent_kafka
 import pytest
 
 from consumer.config import Config
+from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
 from consumer.publisher import TransactionalPublisher, transactional, transactional_settings
@@ -35,12 +36,12 @@ def finished(offset: int, partition: Any = P0, outcome: Outcome | None = None, p
 
 
 class Bench:
-    def __init__(self, clock: VirtualClock, stop: threading.Event | None = None) -> None:
+    def __init__(self, clock: VirtualClock, stop: Stop | None = None) -> None:
         self.clock = clock
         self.publisher = TransactionalPublisher(
             Config(), ModelInfo("m.pt", "sha256:0"), clock=clock, wall_clock_ms=clock.unix_ms
         )
-        self.started = self.publisher.start(stop or threading.Event())
+        self.started = self.publisher.start(stop or Stop(clock))
 
     def transact(self, *items: Finished) -> list[int]:
         done = self.publisher.transact(items or [finished(7)], METADATA, WITHIN_S)
@@ -156,6 +157,48 @@ class TestAFailure:
         with pytest.raises(TransactionError) as caught:
             bench.transact()
         assert caught.value.expelled is expelled
+
+    def test_of_a_new_producer_that_never_connects_is_told_in_time(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transactional, "GRACE_S", 0.05)
+        monkeypatch.setattr(transactional, "_CONNECT_S", 0.1)
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(TransactionError):
+            bench.transact()
+        back = FakeTransactionalProducer.hangs["init_transactions"] = threading.Event()
+        with pytest.raises(TransactionError, match="did not come back"):
+            bench.publisher.renew()
+        back.set()
+        bench.publisher.renew()
+        assert bench.transact() == [7]
+
+    @pytest.mark.parametrize(("slow", "begun"), [("init_transactions", False), ("send_offsets_to_transaction", True)])
+    def test_for_want_of_time_is_rolled_back_rather_than_in_doubt(self, bench: Bench, slow: str, begun: bool) -> None:
+        """Catches a commit with a tenth of a second for its answer, and a transaction that begins after its time."""
+        if not begun:
+            bench.fails("commit_transaction", ABORTABLE)
+            with pytest.raises(TransactionError):
+                bench.transact()
+        FakeTransactionalProducer.takes[slow] = WITHIN_S + 0.5
+        with pytest.raises(TransactionError, match="no time was left") as caught:
+            bench.transact()
+        assert caught.value.rolled_back
+        assert bench.client.calls[-1] == slow
+        FakeTransactionalProducer.takes.clear()
+        assert bench.transact() == [7]
+
+    def test_that_fences_a_producer_which_only_connects_is_no_transaction_that_outlasted(self, bench: Bench) -> None:
+        """Catches a rival that stays unnamed because connecting took longer than transaction.timeout.ms."""
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(TransactionError):
+            bench.transact()
+        FakeTransactionalProducer.takes["init_transactions"] = 20.0
+        bench.fails("init_transactions", FENCED, FENCED)
+        with pytest.raises(TransactionError):
+            bench.publisher.renew()
+        with pytest.raises(KafkaError, match="another process"):
+            bench.publisher.renew()
 
     def test_is_found_out_by_the_next_transaction_where_nobody_renewed(self, bench: Bench) -> None:
         bench.fails("commit_transaction", ABORTABLE)
@@ -311,7 +354,7 @@ class TestWhatAPersonMustMend:
 
     def test_at_the_start_a_stop_is_heard_at_once(self, make: Callable[..., Bench]) -> None:
         """Catches a pod whose brokers are away and that goes on waiting for them after it was told to end."""
-        stop = threading.Event()
+        stop = Stop(time.monotonic)
         back = FakeTransactionalProducer.hangs["init_transactions"] = threading.Event()
         threading.Timer(0.3, stop.set).start()
         began = time.monotonic()

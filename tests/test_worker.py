@@ -15,6 +15,7 @@ import pytest
 
 from consumer.batcher import WAITING_BATCHES
 from consumer.config import BatchingConfig, DecodeConfig
+from consumer.deadline import Stop
 from consumer.errors import EngineError, ModelError
 from consumer.types import BatchResult, Detected, DeviceMemory, Frame, Outcome, Rejected, Skipped
 from consumer.worker import BUFFERS, Worker
@@ -75,7 +76,7 @@ def start(detector: FakeDetector) -> Iterator[Start]:
             wall_clock_ms=lambda: round(time.time() * 1000),
         )
         workers.append(worker)
-        assert worker.start(threading.Event())
+        assert worker.start(Stop(time.monotonic))
         return worker
 
     yield make
@@ -279,7 +280,7 @@ class TestEngineTrouble:
 
         worker = _worker(load)
         with pytest.raises(ModelError, match="no such file"):
-            worker.start(threading.Event())
+            worker.start(Stop(time.monotonic))
         assert worker.close(10)
 
     def test_start_raises_what_warming_up_raised_and_closes_the_detector(self) -> None:
@@ -292,14 +293,14 @@ class TestEngineTrouble:
         detector = Cold()
         worker = _worker(lambda: detector)
         with pytest.raises(EngineError, match="no kernel image"):
-            worker.start(threading.Event())
+            worker.start(Stop(time.monotonic))
         assert worker.close(10)
         assert detector.closed == 1
 
     def test_start_gives_up_when_it_is_told_to_stop(self) -> None:
         """Catches a pod that cannot be stopped while it loads its model."""
         loading = threading.Event()
-        stop = threading.Event()
+        stop = Stop(time.monotonic)
         stop.set()
         worker = _worker(lambda: (loading.wait(30), FakeDetector())[1])
         assert worker.start(stop) is False

@@ -9,24 +9,26 @@ brokers check the membership in the group only if it is sent: see `Source.member
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
+from consumer.caller import Caller, StoppedError
 from consumer.config import Config
+from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, TransactionError
 from consumer.held import Finished
-from consumer.publisher.caller import GRACE_S, Caller, StoppedError
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
 from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
+
+T = TypeVar("T")
 
 # The brokers that `sluice demo` starts answer every request of a transaction and show what was aborted.
 EMBEDDED_CLUSTERS = "sluice-embedded-"
@@ -36,8 +38,8 @@ _START_S, _CONNECT_S = 30.0, 8.0
 # uses the same ID. Once may be a restart of ourselves.
 FENCED_AGAIN_S = 60.0
 
-# A call that keeps its timeout comes back a little later than it.
-_LEAST_GRACE_S = 0.2
+# What a call may take beyond the timeout that it was given, before it is left behind with its producer.
+GRACE_S: Final = 1.0
 
 _FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
 # The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
@@ -88,7 +90,7 @@ class TransactionalPublisher:
         self._suspect = False
         self._fenced_at: float | None = None
 
-    def start(self, stop: threading.Event) -> bool:
+    def start(self, stop: Stop) -> bool:
         """Before anything else. Waits for brokers for half a minute; False where `stop` is set meanwhile: drop it then.
 
         Raises KafkaError where the brokers do not let it begin, with what to do.
@@ -110,6 +112,8 @@ class TransactionalPublisher:
         deadline = self._clock() + within_s
         if self._suspect:
             self._renew(within_s)
+            if self._clock() >= deadline:
+                raise TransactionError("no time was left for a transaction after the new producer", rolled_back=True)
         publisher, started = self._publisher, self._clock()
         committing = False
         try:
@@ -119,12 +123,13 @@ class TransactionalPublisher:
             for item in finished:
                 publisher.publish(*item)
             send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
-            calm = self._call(partial(self._bounded, send_offsets, deadline), deadline)
+            calm = self._call(partial(self._on_time, send_offsets), deadline)
+            self._check_time(deadline)  # rather rolled back for certain than a commit without time for its answer
             committing = True
             calm = self._call(publisher.client.commit_transaction, deadline) and calm
         except (KafkaException, PublishError) as error:
             self._suspect = True
-            self._judge(error, publisher.reports(), began=started, rolled_back=not committing)
+            self._judge(error, publisher.reports(), open_s=self._clock() - started, rolled_back=not committing)
         self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
         self._cuts.clear()
         return publisher.poll()
@@ -148,7 +153,7 @@ class TransactionalPublisher:
 
     # The producer
 
-    def _start(self, stop: threading.Event) -> None:
+    def _start(self, stop: Stop) -> None:
         deadline = self._clock() + _START_S
         connect = self._connect
         while True:
@@ -163,13 +168,13 @@ class TransactionalPublisher:
             else:
                 break
         try:
-            cluster = self._caller.call(self._publisher.client.cluster_id, _CONNECT_S, GRACE_S, stop)
+            cluster = self._on_time(self._publisher.client.cluster_id, _CONNECT_S, stop)
         except KafkaException as error:
             raise KafkaError(f"cannot begin transactions as {self._id!r}: {error.args[0].str()}") from error
         if (cluster or "").startswith(EMBEDDED_CLUSTERS):
             raise KafkaError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
 
-    def _renew(self, within_s: float = _CONNECT_S, stop: threading.Event | None = None) -> None:
+    def _renew(self, within_s: float = _CONNECT_S, stop: Stop | None = None) -> None:
         _log.info("new producer", transactional_id=self._id)
         self._give_up()
         self._publisher, self._caller = self._make(), Caller("transactions")
@@ -181,12 +186,11 @@ class TransactionalPublisher:
         """Its closing may wait for brokers that are away, or behind a call that hangs, and nothing depends on it."""
         self._caller.end(partial(_close, self._publisher.client))
 
-    def _connect(self, within_s: float = _CONNECT_S, stop: threading.Event | None = None) -> None:
-        began = self._clock()
+    def _connect(self, within_s: float, stop: Stop | None) -> None:
         try:
-            self._caller.call(self._publisher.client.init_transactions, min(_CONNECT_S, within_s), GRACE_S, stop)
+            self._on_time(self._publisher.client.init_transactions, min(_CONNECT_S, within_s), stop)
         except KafkaException as error:
-            self._judge(error, [], began=began, rolled_back=True)
+            self._judge(error, [], open_s=0.0, rolled_back=True)
 
     # One call, and what its failure means
 
@@ -204,13 +208,25 @@ class TransactionalPublisher:
             else:
                 return calm
 
-    def _bounded(self, call: Callable[[float], None], deadline: float, timeout_s: float) -> None:
-        """For the one call that does not keep its timeout. Each hop to another thread shows in the latency."""
-        # The calls of a transaction share the grace, too.
-        self._caller.call(call, timeout_s, max(_LEAST_GRACE_S, deadline + GRACE_S - self._clock() - timeout_s))
+    def _on_time(self, call: Callable[[float], T], timeout_s: float, stop: Stop | None = None) -> T:
+        """For calls that may not keep their timeout. Not for all of them: each hop to a thread shows in the latency.
+
+        `send_offsets_to_transaction` can block for ever when the group's coordinator goes away under it: librdkafka
+        never looks at the time limit of a request to a coordinator (its issue 5456, open in 2.16).
+        """
+        try:
+            return self._caller.call(partial(call, timeout_s), timeout_s + GRACE_S, stop)
+        except TimeoutError as error:
+            text = f"the client library did not come back {GRACE_S:g} s after its own timeout of {timeout_s:.1f} s"
+            _log.warning("call hangs", error=text)
+            raise _timed_out(text) from error
+
+    def _check_time(self, deadline: float) -> None:
+        if self._clock() >= deadline:
+            raise _timed_out("no time was left to commit")
 
     def _judge(
-        self, failure: KafkaException | PublishError, reports: Sequence[Report], *, began: float, rolled_back: bool
+        self, failure: KafkaException | PublishError, reports: Sequence[Report], *, open_s: float, rolled_back: bool
     ) -> NoReturn:
         for pending, error in reports:
             if error is None or error.code() not in ADVICE:
@@ -226,7 +242,7 @@ class TransactionalPublisher:
             kind = PublishError if known in ADVICE else KafkaError  # what was not written has its own exit code
             raise kind(f"{failure}; {_ADVICE[known].format(**self._names)} ({self._id})") from failure
         if codes & _FENCED:
-            self._fenced(failure, self._clock() - began)
+            self._fenced(failure, open_s)
         expelled = bool(codes & _EXPELLED)
         raise TransactionError(
             f"the transaction failed: {failure}", rolled_back=rolled_back, expelled=expelled
@@ -247,6 +263,10 @@ class TransactionalPublisher:
 def _positions(finished: Sequence[Finished]) -> list[confluent_kafka.TopicPartition]:
     after = {item.frame.receipt.partition: item.frame.receipt.offset + 1 for item in finished}
     return [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in after.items()]
+
+
+def _timed_out(text: str) -> KafkaException:
+    return KafkaException(confluent_kafka.KafkaError(_Code._TIMED_OUT, text))  # noqa: SLF001
 
 
 def _errors(failure: BaseException | None) -> Iterator[confluent_kafka.KafkaError]:

@@ -18,6 +18,7 @@ import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
+from consumer.caller import Caller
 from consumer.config import Config
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
@@ -86,6 +87,7 @@ class Source:
         self._known: dict[tuple[str, int], TopicPartition] = {}  # one object a partition, not one a frame
         self._last_epoch = 0
         self._paused = False
+        self._last = Caller("consumer-close")  # for what blocks at the end: the last commit, and closing
         self._closing = False
         self._failure: BaseException | None = None
         self._owner: int | None = None
@@ -158,7 +160,8 @@ class Source:
         partitions are unassigned.
         """
         self._check_owner()
-        self._commits.commit_now(self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets])
+        listed = [_topic_partition(item.partition, item.next_offset) for item in offsets]
+        self._commits.commit_now(self._client, listed, self._last)
 
     def membership(self) -> object | None:
         """What a transaction proves with that it may commit our offsets; for this turn alone. None: not a member."""
@@ -220,10 +223,14 @@ class Source:
         """
         self._check_owner()
         self._closing = True
-        closing = threading.Thread(target=self._client.close, name="consumer-close", daemon=True)
-        closing.start()
-        closing.join(timeout_s)
-        return not closing.is_alive()
+        try:
+            self._last.call(self._client.close, timeout_s)  # behind a last commit that is not answered
+        except TimeoutError:
+            return False
+        except KafkaException as error:
+            _log.warning("consumer not closed in order", error=group.text_of(error))
+        self._last.end()
+        return True
 
     def _age_s(self, position: _Position) -> float | None:
         if position.timestamp_ms is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
+from consumer.caller import Caller
 from consumer.source import group
 from consumer.types import Clock
 
@@ -18,6 +20,7 @@ _Code = confluent_kafka.KafkaError
 # A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
 LAST_COMMIT_S = 5.0
 _AGAIN_S = 0.1
+_SPARE_S = 0.5  # for the last try's answer
 # A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
 _UNANSWERED_S = 120.0
 # Answers of a coordinator while its group rebalances: it takes commits again once the client has joined anew, which it
@@ -68,34 +71,18 @@ class Commits:
             self._is_answered = self._uncommitted = True
             _log.warning("commit not sent", error=group.text_of(error))
 
-    def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> None:
-        """Commit these and wait for the answer, for `LAST_COMMIT_S` at most."""
+    def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition], caller: Caller) -> None:
+        """Commit these and wait for the answer, for `LAST_COMMIT_S` at most. `caller` makes the call."""
         if not offsets:
             return
-        given_up = threading.Event()
-
-        def commit() -> None:
-            while True:
-                try:
-                    client.commit(offsets=list(offsets), asynchronous=False)
-                except KafkaException as error:
-                    self._count(ok=False)
-                    if error.args[0].code() in _REBALANCING:
-                        if given_up.wait(_AGAIN_S):
-                            return
-                        continue
-                    _log.warning("commit refused; these frames will be repeated", error=group.text_of(error))
-                else:
-                    self._count(ok=True)
-                return
-
-        # On a thread of its own, because without a coordinator the client waits for all of session.timeout.ms.
-        committing = threading.Thread(target=commit, name="consumer-commit", daemon=True)
-        committing.start()
-        committing.join(LAST_COMMIT_S)
-        if committing.is_alive():
-            given_up.set()
-            _log.warning("commit not taken in time; these frames may be repeated", waited_s=LAST_COMMIT_S)
+        try:
+            refusal = caller.call(partial(_insist, client, list(offsets)), LAST_COMMIT_S)
+        except TimeoutError:
+            _log.warning("commit not answered in time; these frames may be repeated", waited_s=LAST_COMMIT_S)
+            return
+        self._count(ok=not refusal)
+        if refusal:
+            _log.warning("commit refused; these frames will be repeated", error=refusal)
 
     def answered(self, error: confluent_kafka.KafkaError | None, _partitions: list[TopicPartition]) -> None:
         """The callback of a commit in the background: it runs inside poll, and never raises."""
@@ -114,3 +101,20 @@ class Commits:
         elif stored_at is not None:
             self._stored_at = None
             self._on_committed(self._clock() - stored_at)
+
+
+def _insist(client: confluent_kafka.Consumer, offsets: list[TopicPartition]) -> str:
+    """Commit, again and again while the group is rebalancing. Returns why it was refused, "" where it was taken."""
+    until = time.monotonic() + LAST_COMMIT_S - _SPARE_S
+    while True:
+        # Of a consumer that is no member, brokers take a commit once the group is empty: behind those of its successor.
+        if group.is_expelled(client):
+            return "this process is no member of its group any more"
+        try:
+            client.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() not in _REBALANCING or time.monotonic() >= until:
+                return group.text_of(error)
+            time.sleep(_AGAIN_S)
+        else:
+            return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -54,6 +55,13 @@ def is_member(metadata: bytes) -> bool:
     (generation,) = _GENERATION.unpack_from(body)
     _group, member, *_ = body[_GENERATION.size :].split(b"\0")
     return generation >= 0 and bool(member)
+
+
+def is_expelled(client: confluent_kafka.Consumer) -> bool:
+    """Whether this client knows that it is no member. Metadata that cannot be read say nothing."""
+    with contextlib.suppress(KafkaError):
+        return not is_member(client.consumer_group_metadata())
+    return False
 
 
 def text_of(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from consumer.batcher import Batcher
 from consumer.config import BatchingConfig, DecodeConfig
+from consumer.deadline import Stop
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector
 from consumer.errors import EngineError, SluiceError
@@ -101,7 +102,7 @@ class Worker:
 
     # Main thread: life
 
-    def start(self, stop: threading.Event) -> bool:
+    def start(self, stop: Stop) -> bool:
         """Load and warm the detector; block until it is ready. False where `stop` was set before it was.
 
         Raises what loading raised: a ModelError or EngineError with a message for a person.
