@@ -175,7 +175,7 @@ def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, s
     pipeline = Pipeline(
         config,
         lambda listener: Source(
-            config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed
+            config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed, stop=stop
         ),
         worker,
         make_delivery,

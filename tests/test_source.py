@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import confluent_kafka
 import pytest
@@ -13,6 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING
 from structlog.testing import capture_logs
 
 from consumer.config import Config
+from consumer.deadline import Stop
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
 from consumer.source import BURST, Source
@@ -51,12 +53,14 @@ class Bench:
         self.listener = Listener()
         self.clock = VirtualClock()
         self.commits: list[float | None] = []
+        self.stop = Stop(self.clock)
         self.source = Source(
             Config(kafka=kafka),
             self.listener,
             clock=self.clock,
             wall_clock_ms=self.clock.unix_ms,  # type: ignore[arg-type]
             on_committed=self.commits.append,
+            stop=self.stop,
         )
         self.client: FakeConsumer = self.source._client  # type: ignore[assignment]
         self.source.subscribe()
@@ -201,6 +205,16 @@ class TestRebalance:
         assert bench.source.close(0.05) is False
         hung.set()
 
+    @pytest.mark.parametrize(
+        "error", [confluent_kafka.KafkaException(failed(_Code._FAIL)), SystemError("no error set")]
+    )
+    def test_close_hides_no_other_failure_behind_its_own(self, bench: Bench, error: Exception) -> None:
+        """Catches an exit code and its advice that are replaced by what the client library says of its closing."""
+        bench.client.close = mock.Mock(side_effect=error)
+        with capture_logs() as lines:
+            assert bench.source.close(5)
+        assert [line["event"] for line in lines] == ["consumer not closed in order"]
+
 
 class TestStartingPoint:
     def test_is_the_committed_offset_and_else_the_beginning(self) -> None:
@@ -228,6 +242,15 @@ class TestStartingPoint:
         with pytest.raises(KafkaError, match="cannot read the committed offsets"):
             bench.play(bench.client.rebalance("assign", P0))
         assert not bench.client.called("incremental_assign")
+
+    def test_is_not_waited_for_after_a_stop(self) -> None:
+        """Catches a stop that outlives its pod's grace period in a rebalance, while the coordinator is away."""
+        bench = Bench()
+        bench.client.lookup_failures = 99
+        bench.stop.set()
+        bench.assign(P0)
+        assert bench.client.lookup_failures == 98
+        assert bench.client.called("incremental_assign") == [[(P0, -1001)]]
 
 
 class TestPause:

@@ -121,7 +121,7 @@ class TestRewind:
 
     def test_without_an_answer_of_the_coordinator_is_tried_again(self, bench: Bench) -> None:
         bench.play(FakeMessage(P0, 7))
-        bench.client.lookup_failures = 1
+        bench.client.lookup_failures = 2
         assert bench.source.rewind() is None
         assert bench.source.rewind() is not None
 

@@ -40,6 +40,8 @@ FENCED_AGAIN_S = 60.0
 
 # What a call may take beyond the timeout that it was given, before it is left behind with its producer.
 GRACE_S: Final = 1.0
+# A commit with less time left than this is not sent: rolled back for certain is better than in doubt.
+_COMMIT_S: Final = 0.5
 
 _FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
 # The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
@@ -112,7 +114,7 @@ class TransactionalPublisher:
         deadline = self._clock() + within_s
         if self._suspect:
             self._renew(within_s)
-            if self._clock() >= deadline:
+            if self._clock() >= deadline - _COMMIT_S:
                 raise TransactionError("no time was left for a transaction after the new producer", rolled_back=True)
         publisher, started = self._publisher, self._clock()
         committing = False
@@ -124,7 +126,7 @@ class TransactionalPublisher:
                 publisher.publish(*item)
             send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
             calm = self._call(partial(self._on_time, send_offsets), deadline)
-            self._check_time(deadline)  # rather rolled back for certain than a commit without time for its answer
+            self._check_time(deadline)
             committing = True
             calm = self._call(publisher.client.commit_transaction, deadline) and calm
         except (KafkaException, PublishError) as error:
@@ -222,7 +224,7 @@ class TransactionalPublisher:
             raise _timed_out(text) from error
 
     def _check_time(self, deadline: float) -> None:
-        if self._clock() >= deadline:
+        if self._clock() >= deadline - _COMMIT_S:
             raise _timed_out("no time was left to commit")
 
     def _judge(

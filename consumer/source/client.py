@@ -20,6 +20,7 @@ from confluent_kafka import KafkaException
 
 from consumer.caller import Caller
 from consumer.config import Config
+from consumer.deadline import Stop
 from consumer.errors import KafkaError, OwnershipError
 from consumer.offsets import Committable
 from consumer.source import group
@@ -71,12 +72,15 @@ class Source:
         clock: Clock,
         wall_clock_ms: Callable[[], int],
         on_committed: Callable[[float | None], None] = lambda _: None,
+        stop: Stop | None = None,
     ) -> None:
+        """`stop`: where it is set, no answer of a coordinator is waited for any more."""
         self._topics = config.input.topics
         self._verdict = partial(verdict, topics=config.input.topics, group=config.kafka.group_id)
         self._listener = listener
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
+        self._stop = stop or Stop(clock)
         self._commits = Commits(config.kafka.commit_interval_ms / 1000, clock, on_committed)
         settings = consumer_settings(config)
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
@@ -186,7 +190,7 @@ class Source:
         """
         self._check_owner()
         try:
-            found = group.committed(self._client, self._assignment(), tries=1) if self._positions else []
+            found = group.committed(self._client, self._assignment(), self._stop, 2) if self._positions else []
             self.resume()  # before the seek: it would go on at the position of the pause
             for item in found:
                 self._seek(item)
@@ -227,7 +231,7 @@ class Source:
             self._last.call(self._client.close, timeout_s)  # behind a last commit that is not answered
         except TimeoutError:
             return False
-        except KafkaException as error:
+        except Exception as error:  # noqa: BLE001 - why this process ends has been said, or is that it was told to
             _log.warning("consumer not closed in order", error=group.text_of(error))
         self._last.end()
         return True
@@ -325,7 +329,12 @@ class Source:
         """A partition without a committed offset starts at its beginning: nothing is skipped on a first start."""
         if not self._look_up_offsets:
             return assigned
-        starts = group.committed(self._client, assigned)
+        try:
+            starts = group.committed(self._client, assigned, self._stop)
+        except KafkaError:
+            if self._stop.is_set():
+                return assigned  # nothing is read of them any more
+            raise
         for item in starts:
             if item.offset < 0:
                 item.offset = confluent_kafka.OFFSET_BEGINNING

@@ -10,10 +10,12 @@ from typing import Final
 import confluent_kafka
 from confluent_kafka import KafkaException
 
+from consumer.deadline import Stop
 from consumer.errors import KafkaError
 
-# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
-LOOKUP_S, LOOKUP_TRIES = 10.0, 3
+# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator. A
+# stop is heard between two tries.
+LOOKUP_S, LOOKUP_TRIES = 5.0, 6
 # How librdkafka (2.0 to 2.16) writes the metadata of a member: this, the generation (int32, native), then strings that
 # end with a zero: group, member.
 _METADATA: Final = b"CGMDv2:"
@@ -21,19 +23,22 @@ _GENERATION: Final = struct.Struct("=i")
 
 
 def committed(
-    client: confluent_kafka.Consumer, partitions: Sequence[confluent_kafka.TopicPartition], tries: int = LOOKUP_TRIES
+    client: confluent_kafka.Consumer,
+    partitions: Sequence[confluent_kafka.TopicPartition],
+    stop: Stop,
+    tries: int = LOOKUP_TRIES,
 ) -> list[confluent_kafka.TopicPartition]:
     """What the group has committed of these partitions, a negative offset where it has nothing.
 
     Offsets of a transaction that is still open are waited for (a `read_committed` consumer asks for stable ones).
-    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try.
+    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try, or `stop` ends the tries.
     """
     for tries_left in reversed(range(tries)):
         try:
             found = client.committed(list(partitions), timeout=LOOKUP_S)
             break
         except KafkaException as error:
-            if not tries_left:
+            if not tries_left or stop.is_set():
                 raise KafkaError(f"cannot read the committed offsets of the group: {text_of(error)}") from error
     for item in found:
         if item.error is not None:
@@ -59,7 +64,7 @@ def is_member(metadata: bytes) -> bool:
 
 def is_expelled(client: confluent_kafka.Consumer) -> bool:
     """Whether this client knows that it is no member. Metadata that cannot be read say nothing."""
-    with contextlib.suppress(KafkaError):
+    with contextlib.suppress(Exception):
         return not is_member(client.consumer_group_metadata())
     return False
 

@@ -111,7 +111,6 @@ def plan(rows: Sequence[Mapping[str, Any]], harms: Sequence[Harm], chance: rando
 
 def campaign(specs: Iterator[Spec], minutes: float, bug: str) -> int:
     """Runs until the time is over. Returns how many found a violation."""
-    rows = read_rows()
     ends_s = time.monotonic() + minutes * 60
     longest_s, violated, lab = _LONGEST_S, 0, Lab()
     try:
@@ -122,8 +121,7 @@ def campaign(specs: Iterator[Spec], minutes: float, bug: str) -> int:
             longest_s = max(longest_s, took_s)
             violated += bool(found.get("violations"))
             if not bug:
-                rows.append(found)
-                write_rows(rows)
+                add_row(found)
     finally:
         lab.close()
     return violated
@@ -131,7 +129,7 @@ def campaign(specs: Iterator[Spec], minutes: float, bug: str) -> int:
 
 def _one(spec: Spec, lab: Lab, bug: str) -> tuple[dict[str, Any], float]:
     began = time.monotonic()
-    at, commit = f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%MZ}", _commit()
+    at, commit = f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%MZ}", _code()
     print(f"{spec} ... ", end="", flush=True)
     try:
         done = run(spec, HARMS[spec.harm], lab.cluster(), {BUG: bug} if bug else None)
@@ -141,7 +139,7 @@ def _one(spec: Spec, lab: Lab, bug: str) -> tuple[dict[str, Any], float]:
         lab.close()
         print(f"void: {error!r:.500}\n{traceback.format_exc()[-2000:]}", flush=True)
         return {"at": at, "commit": commit, "spec": str(spec), "void": f"{error!r:.300}"}, time.monotonic() - began
-    found = row(done, at=at, commit=commit)
+    found = row(done, at=at, commit=commit if _code() == commit else f"{commit}-edited")
     _say(done, found)
     if found["violations"]:
         _keep(done)
@@ -171,19 +169,27 @@ def read_rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    ROWS.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    PAGE.write_text(render(rows, _FACTS))
+def add_row(found: Mapping[str, Any]) -> None:
+    """A line more, and the page anew. What another campaign or a person has written meanwhile stays."""
+    with ROWS.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    write_page()
 
 
-def _commit() -> str:
-    """What was run. Of edited code it says so; the campaign's own pages do not count."""
+def write_page() -> None:
+    PAGE.write_text(render(read_rows(), _FACTS))
 
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
-    edited = git("diff", "--quiet", "HEAD", "--", ".", *(f":!{page.relative_to(ROOT)}" for page in (ROWS, PAGE)))
-    return (git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown") + ("-dirty" if edited.returncode else "")
+def _code() -> str:
+    """The commit that is run, "-dirty" where something else is; the campaign's own pages do not count."""
+
+    def git(*arguments: str) -> str:
+        said = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return said.stdout.strip()
+
+    ours = [f":!{path.relative_to(ROOT)}" for path in (ROWS, PAGE, KEPT)]
+    commit = git("rev-parse", "--short", "HEAD")
+    return (commit + ("-dirty" if git("status", "--porcelain", "--", ".", *ours) else "")) or "unknown"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only make docs/faults.md anew")
     chosen = parser.parse_args(arguments)
     if chosen.report:
-        write_rows(read_rows())
+        write_page()
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounts and ends what was started
     if chosen.replay:

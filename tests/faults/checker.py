@@ -71,10 +71,10 @@ def check(history: History) -> Verdict:
     verdict = Verdict(frames=len(inputs), samples=len(history.samples), put_out=history.put_out)
     verdict.input_lost = sum(sent.id not in inputs for sent in history.acknowledged)
     found = verdict.violations
-    found += [Violation("stuck", history.stuck)] if history.stuck else []
     lost = _lost(history, sorted(inputs.keys() - first_seen.keys()))
     verdict.lost = len(lost)
     found += [Violation("loss", f"input {_name(each)} of {inputs[each]} has no outcome") for each in lost]
+    found += [Violation("stuck", history.stuck)] if history.stuck else []
     found += _invented(first_seen, inputs.keys())
     verdict.repeats = len(history.outcomes) - len(first_seen)
     found += _duplicates(history, verdict.repeats)

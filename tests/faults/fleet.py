@@ -62,6 +62,7 @@ class Fleet:
     options: Mapping[str, Any]
     variables: Mapping[str, str] = field(default_factory=dict)  # what `sluice_entry` reads, for every member
     engine_ms: tuple[int, int] = (5, 20)  # at a batch of 1, and of 16
+    may_expel: bool = False  # a member can lose its place in the group and not know it when it is told to end
     engine_faults: str = ""  # appended to the simulated engine's address
     members: list[Member] = field(default_factory=list)
     _gone: list[Member] = field(default_factory=list)
@@ -107,7 +108,7 @@ class Fleet:
             code = -signal.SIGKILL
         # Told to end before it could know that the group had put it out: what it held is the others' already.
         expelled = code == DrainError.exit_code and "no member of its group" in _last_words(member.sluice.log)
-        if expelled:
+        if expelled and self.may_expel:
             self.history.put_out += 1
         elif code not in clean:
             self.history.unclean_ends.append(code)

@@ -22,13 +22,14 @@ once or more, lets it recover, stops it, and compares what went in with what cam
 `make faults FAULT=harm:delivery:protocol:seed`. How it judges: `tests/faults/checker.py`.
 """
 _COLUMNS = """\
-**lost**: input records without an outcome. **repeats**: outcomes beyond the first of a record, as the reader of that
-delivery sees them; under `exactly_once` each is a violation, under `at_least_once` more than the harm explains is (a
-clean stop or a rebalance explains none). **late**: those of them that a member wrote before it could know that it had
-lost the partition. **out of order**: outcomes of a source behind a later one of it, repeats apart. **commits ahead**:
-samples of the committed offsets that were ahead of an outcome not yet written, of all samples. **recovery**: seconds
-from the end of the harm until every partition has brought a new outcome; dead members are noticed after a session of
-{session:g} s. **restarts**: processes that ended by themselves and were started anew, as Kubernetes would.
+**lost**: input records without an outcome; of a run that was given up, those whose offset was committed. **repeats**:
+outcomes beyond the first of a record, as the reader of that delivery sees them; under `exactly_once` each is a
+violation, under `at_least_once` more than the harm explains is (a clean stop or a rebalance explains none). **late**:
+those of them that a member wrote before it could know that it had lost the partition. **out of order**: outcomes of a
+source behind a later one of it, repeats apart. **commits ahead**: samples of the committed offsets that were ahead of
+an outcome not yet written, of all samples. **recovery**: seconds from the end of the harm until every partition has
+brought a new outcome; dead members are noticed after a session of {session:g} s. **restarts**: processes that ended
+by themselves and were started anew, as Kubernetes would.
 """
 _HEAD = """\
 | harm | runs | frames | lost | repeats | late | out of order | commits ahead | recovery p50 | p95 | max | restarts |
@@ -80,14 +81,14 @@ def _totals(rows: Sequence[Row], void: int) -> str:
     )
     frames = sum(each["frames"] for each in rows)
     stale = sum(each["stale_answers"] for each in rows)
-    put_out = sum(each.get("put_out", 0) for each in rows)  # not counted in the oldest rows
+    put_out = [each["put_out"] for each in rows if "put_out" in each]  # the oldest rows did not count them
     said = (
         f"{len(rows)} runs so far ({by_protocol}), {frames:,} frames, {hours} h {minutes} min; {void} more void, "
         "because the brokers or the rig itself failed. "
         f"In {stale} samples a coordinator that had just taken over answered with older offsets than its predecessor "
         "had; nobody had committed those. "
-        f"{put_out} members that were told to stop while their group had put them out ended with exit code 7 "
-        "(counted since 2026-11-25)."
+        "Members that were told to stop while their group had put them out, and ended with exit code 7: "
+        f"{sum(put_out)} (in the {len(put_out)} runs that counted them)."
     )
     return textwrap.fill(said, width=120, break_on_hyphens=False) + "\n"
 
@@ -135,4 +136,4 @@ def _void(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     listed = "".join(f"- `{each['spec']}` at {each['commit']}: {each['void']}\n" for each in rows)
-    return f"## Void runs\n\nThe brokers or the rig itself failed; they count for nothing above.\n\n{listed}"
+    return f"## Void runs\n\nThe brokers or the rig itself failed. They count for nothing above.\n\n{listed}"

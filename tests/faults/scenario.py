@@ -51,7 +51,8 @@ class Harm:
     """Something that happens to a group, to its brokers, or between them.
 
     `inflict` returns when the last of the harm is mended. `deaths`: unclean ends that it brings, each of which may
-    repeat some outcomes under at-least-once; None where it is not known how much it may repeat.
+    repeat some outcomes under at-least-once; None where members can lose their partitions without knowing: then it is
+    not known how much is repeated.
     """
 
     name: str
@@ -165,6 +166,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
         stack.callback(_delete, cluster, topics)
         fleet = Fleet(broker, topics, unique_name("group"), history, _options(spec, harm), variables or {})
         fleet.engine_ms, fleet.engine_faults = harm.engine_ms, harm.engine_faults
+        fleet.may_expel = harm.deaths is None
         with _recording(history, cluster.bootstrap_servers, fleet) as (observer, feeder, sampler):
             world = World(cluster, fleet, observer, random.Random(spec.seed))
             world.proxy = proxy

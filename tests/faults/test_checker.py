@@ -248,8 +248,8 @@ def test_a_run_that_was_given_up_has_lost_what_it_committed_and_not_what_it_left
     del history.outcomes[2:]
     verdict = check(history)
     assert [str(each) for each in verdict.violations] == [
-        "stuck: the first outcomes",
         "loss: input 0@2 of cam-1 has no outcome",
+        "stuck: the first outcomes",
     ]
     assert verdict.lost == 1
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 
 import numpy as np
 import pytest
 import simplejpeg
-from confluent_kafka import Consumer, TopicPartition
 
 import images
 from brokers import Broker
+from kafka_clients import group_offset
 from sluice_process import Reader, Sluice, Topics, produce, reading, running
 
 pytestmark = pytest.mark.kafka
@@ -32,13 +31,6 @@ def offsets(reader: Reader) -> list[int]:
     return [result["input"]["offset"] for result in reader.results()]
 
 
-def committed(broker: Broker, sluice: Sluice, topics: Topics) -> int:
-    """The first offset that the group would read again; 0 before any commit."""
-    with closing(Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": sluice.group})) as consumer:
-        (found,) = consumer.committed([TopicPartition(topics.frames, 0)], timeout=10)
-    return max(0, found.offset)
-
-
 def said(sluice: Sluice, event: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in sluice.log.splitlines() if f'"event": "{event}"' in line]
 
@@ -55,7 +47,7 @@ def test_out_of_memory_halves_the_batches_and_is_met_once(apache_broker: Broker)
         assert sluice.terminate() == 0, sluice.log
     assert offsets(reader) == list(range(200))
     assert [line["ceiling"] for line in said(sluice, "engine out of memory")] == [4, 2]
-    assert committed(apache_broker, sluice, topics) == 200
+    assert group_offset(apache_broker, sluice.group, topics.frames) == 200
 
 
 def test_a_poison_frame_is_isolated_and_its_neighbours_are_detected(apache_broker: Broker) -> None:
@@ -75,7 +67,7 @@ def test_a_poison_frame_is_isolated_and_its_neighbours_are_detected(apache_broke
     assert headers["__connect.errors.offset"] == b"42"
     assert headers["__connect.errors.exception.class.name"] == b"engine"
     assert b"simulated fault error:black" in headers["__connect.errors.exception.message"]
-    assert committed(apache_broker, sluice, topics) == 100
+    assert group_offset(apache_broker, sluice.group, topics.frames) == 100
 
 
 @pytest.mark.parametrize(
@@ -96,7 +88,7 @@ def test_a_broken_engine_ends_the_process_without_a_commit_of_its_batch_and_anot
         with running(apache_broker, topics, f"{ENGINE}?fault={fault}", **options) as first:
             assert first.wait(90) == ENGINE_ERROR, first.log
         reader.drain()
-        before, kept = offsets(reader), committed(apache_broker, first, topics)
+        before, kept = offsets(reader), group_offset(apache_broker, first.group, topics.frames)
         (last_words,) = [line for line in first.log.splitlines() if '"level": "critical"' in line]
         assert words in last_words
         assert before == list(range(len(before)))
@@ -109,4 +101,4 @@ def test_a_broken_engine_ends_the_process_without_a_commit_of_its_batch_and_anot
         with reading(apache_broker, topics.dead) as morgue:
             assert morgue.drain() == []
     assert sorted(set(offsets(reader))) == list(range(200))
-    assert committed(apache_broker, first, topics) == 200
+    assert group_offset(apache_broker, first.group, topics.frames) == 200

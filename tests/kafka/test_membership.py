@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
 
 import images
 from brokers import Broker, unique_name
+from kafka_clients import group_offset
 from sluice_process import Sluice, Topics, produce, reading, running
 from waiting import wait_until
 
@@ -81,6 +83,31 @@ def test_a_static_member_drains_and_comes_back_without_a_rebalance(apache_broker
             assert second.terminate() == first.terminate() == 0
         ids = [dict(message.headers())["ce_id"] for message in reader.drain()]
     assert len(ids) == len(set(ids)) == 800
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_process_that_slept_through_its_membership_takes_no_offset_back(apache_broker: Broker, protocol: str) -> None:
+    """It is told to stop as it wakes up, when its successor has done the rest and left: the group is empty then, and
+    takes a commit from anyone who does not call itself a member."""
+    broker, topics = apache_broker, Topics.on(apache_broker, partitions=1)
+    settings = options(protocol, "at_least_once", **{"session.timeout.ms": 1500, "heartbeat.interval.ms": 300})
+    slow, fast = "simulated://800ms@1,800ms@8", "simulated://1ms@1,4ms@32"  # slow: it learns of it while it drains
+    with (
+        running(broker, topics, slow, batching__max_batch_size=8, **settings) as first,
+        reading(broker, topics.detections) as reader,
+    ):
+        produce(broker, topics.frames, [("cam-1", images.jpeg(64, 48))] * 600)
+        reader.read(16, 60, alive=lambda: first.running)
+        first.signal(signal.SIGSTOP)
+        with running(broker, topics, fast, kafka__group_id=first.group, **settings) as second:
+            wait_until(
+                lambda: group_offset(broker, first.group, topics.frames) == 600, 90, "the successor to do the rest"
+            )
+            assert second.terminate() == 0, second.log
+        first.signal(signal.SIGTERM)
+        first.signal(signal.SIGCONT)
+        assert first.wait() == 0, first.log
+    assert group_offset(broker, first.group, topics.frames) == 600, first.log
 
 
 def test_two_members_with_one_instance_id_are_told(apache_broker: Broker) -> None:

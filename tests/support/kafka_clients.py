@@ -79,6 +79,12 @@ def committed(consumer: Consumer, topic: str, partition: int = 0) -> int:
     return offset
 
 
+def group_offset(broker: Broker, group: str, topic: str, partition: int = 0) -> int:
+    """The first offset that the group would read again; 0 before any commit."""
+    with closing(Consumer(consumer_settings(broker, group_id=group))) as consumer:
+        return max(0, committed(consumer, topic, partition))
+
+
 def ends(broker: Broker, topic: str) -> int:
     """Where the partitions of a topic end, all together: records and the marks of transactions."""
     with closing(Consumer(consumer_settings(broker))) as consumer:
