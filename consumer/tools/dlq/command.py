@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
 
-from consumer.errors import ConfigError, KafkaError, SluiceError
+from consumer.errors import ConfigError
 from consumer.tools import clients
 from consumer.tools.clients import printable
 from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Filter, Letter, Selection, digest_of, parse_since, read_letter
-
-_SHOWN: Final = 100  # rows of a table, unless asked for otherwise
+from consumer.tools.dlq.letters import Filter, Selection, parse_since, read_letter
+from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, stop_on_signals, width
 
 app = typer.Typer(
     help="Look into the dead letters, and send them back once their cause is mended.",
@@ -64,7 +57,7 @@ def list_(
     since: Since = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, help=f"Show the newest so many; 0: all. Default: {_SHOWN}, with --json all."),
+        typer.Option(min=0, help=f"Show the newest so many; 0: all. Default: {SHOWN}, with --json all."),
     ] = None,
     as_json: Json = False,
     setting: clients.Settings = None,
@@ -77,9 +70,9 @@ def list_(
     from consumer.tools.dlq.reading import reader, scan_all
 
     chosen = _filter(reason, stage, source, input_topic, since)
-    most = limit if limit is not None else (0 if as_json else _SHOWN)
+    most = limit if limit is not None else (0 if as_json else SHOWN)
     reasons, seen, strays, others = Counter[str](), Counter[str](), 0, 0
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     there = clients.connection(config, bootstrap_servers, setting)
     with reader(there.bootstrap_servers, there.settings) as client:
         newest = Newest(most)
@@ -96,16 +89,16 @@ def list_(
             else:
                 others += 1
     rows = newest.rows()
-    with _pipe():
-        lines = map(text.as_json, rows) if as_json else text.table(rows, _width()) if rows else ()
+    with pipe():
+        lines = map(text.as_json, rows) if as_json else text.table(rows, width()) if rows else ()
         for line in lines:
             print(line)
         shown = sum(row["dead_letter"] for row in rows)
         for line in text.summary(reasons, strays, others, shown):
             print(line, file=sys.stderr if as_json else sys.stdout)
-    _hint(chosen, seen)
+    hint(chosen, seen)
     if stop.is_set():
-        _say("stopped before the end")
+        say("stopped before the end")
 
 
 @app.command()
@@ -131,19 +124,19 @@ def show(
     from consumer.tools.dlq.reading import reader
 
     there = clients.connection(config, bootstrap_servers, setting)
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     with reader(there.bootstrap_servers, there.settings) as client:
         letter, places = find(client, topic or there.config.dead_letter.topic, which, stop)
     if len(places) > 1:
-        _say(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
-    with _pipe():
+        say(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
+    with pipe():
         if as_json:
             print(text.as_json(text.details(letter)))
         else:
             for line in text.show(letter):
                 print(line)
     if save is not None:
-        _say(save_value(letter, save))
+        say(save_value(letter, save))
 
 
 @app.command()
@@ -181,78 +174,31 @@ def replay(
 
     Each once: run it again after whatever went wrong, with the same filters or others. It goes on where it stopped.
     """
-    from consumer.tools.dlq.outbox import AtLeastOnce, Outbox, Transactions
-    from consumer.tools.dlq.reading import reader
-    from consumer.tools.dlq.replay import Forgetful, Replay
+    from consumer.tools.dlq.errand import Errand
 
     there = clients.connection(config, bootstrap_servers, setting)
-    servers, settings = there.bootstrap_servers, there.settings
-    letters = topic or there.config.dead_letter.topic
-    if "transactional.id" in settings or "group.id" in settings:
+    if "transactional.id" in there.settings or "group.id" in there.settings:
         raise ConfigError("-X transactional.id, group.id: use --group")
-    selection = Selection(_filter(reason, stage, source, input_topic, since), to, include_truncated, max_replays)
+    chosen = _filter(reason, stage, source, input_topic, since)
     if not (dry_run or yes) and not sys.stdin.isatty():
         raise ConfigError("nobody is there to be asked: say --yes to write, or --dry-run to see what would be sent")
-    stop = _stop_on_signals()
-
-    def run(group_id: str, *, dry: bool = False, remembers: bool = False, on_letter: Any = lambda _: None) -> int:
-        with reader(servers, settings, group_id) as client:
-
-            def connect() -> Outbox:
-                if at_least_once:
-                    return AtLeastOnce(servers, settings, client)
-                return Transactions(servers, settings, f"{group}/{letters}", client)
-
-            job = Replay(
-                client,
-                letters,
-                selection,
-                make_outbox=None if dry else connect,
-                limit=limit,
-                batch=batch,
-                stop=stop,
-                remembers=remembers,
-                on_letter=on_letter,
-            )
-            preview = dry and not dry_run
-            try:
-                job.run()
-            except SluiceError:
-                _report(job.tally, dry=dry, as_json=as_json and not preview, group=group_id, preview=preview)
-                raise
-            _report(job.tally, dry=dry, as_json=as_json and not preview, group=group_id, preview=preview)
-            _hint(selection.filter, job.tally.seen_reasons)
-            return job.tally.replayed
-
+    errand = Errand(
+        there,
+        topic or there.config.dead_letter.topic,
+        Selection(chosen, to, include_truncated, max_replays),
+        group=group,
+        limit=limit,
+        batch=batch,
+        at_least_once=at_least_once,
+        as_json=as_json,
+        stop=stop_on_signals(),
+    )
     if dry_run:
-        _show_plan(lambda on_letter: run(group, dry=True, on_letter=on_letter), as_json=as_json)
-        return
-    if not yes and (not run(group, dry=True) or stop.is_set() or not _confirmed(stop)):
-        _say("nothing was sent")
-        return
-    try:
-        run(group)
-    except Forgetful:
-        if not at_least_once:
-            raise KafkaError(
-                "this broker forgets the metadata of committed offsets, so nobody could know what was replayed before; "
-                "nothing was sent. With --at-least-once each set of filters has its own memory"
-            ) from None
-        _say("this broker forgets the metadata of committed offsets: overlapping filters will repeat")
-        run(f"{group}-{digest_of(selection)}", remembers=True)
-
-
-def _show_plan(run: Callable[[Callable[[Letter], None]], int], *, as_json: bool) -> None:
-    from consumer.tools.dlq.lookup import Newest
-
-    rows = Newest(_SHOWN)
-    count = run(lambda letter: rows.add(letter.rejected_at_ms, (letter.partition, letter.offset), text.row_of(letter)))
-    shown = rows.rows()
-    with _pipe():
-        if shown and not as_json:
-            print(*text.table(shown, _width()), sep="\n")
-            if len(shown) < count:
-                print(f"shown: the newest {len(shown)}")
+        errand.show()
+    elif yes or errand.confirmed():
+        errand.send()
+    else:
+        say("nothing was sent")
 
 
 def _filter(
@@ -273,58 +219,3 @@ def _filter(
         topics=frozenset(input_topic or ()),
         since_ms=since_ms,
     )
-
-
-def _confirmed(stop: threading.Event) -> bool:
-    """Ask. Ctrl-C at the question ends the program at once, as it should."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    answer = typer.confirm("Send them?", err=True)
-    _stop_on_signals(stop)
-    return answer
-
-
-def _report(tally: Any, *, dry: bool, as_json: bool, group: str, preview: bool) -> None:
-    with _pipe():
-        if not as_json:
-            print(*text.outcome(tally, dry=dry), sep="\n", file=sys.stderr if preview else sys.stdout)
-            return
-        left = {fate: tally.left[fate] for fate in text.FATES}
-        body = {"dry_run": dry, "group": group, "replayed": tally.replayed, "ended": tally.ended}
-        print(text.as_json({**body, "to": dict(tally.to), "reasons": dict(tally.reasons), "left": left}))
-
-
-def _hint(chosen: Filter, seen: Counter[str]) -> None:
-    if (hint := text.unknown_reasons(chosen.reasons, seen)) is not None:
-        _say(hint)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _width() -> int:
-    """Of the terminal; 0 where there is none, so that a file or a pipe gets whole lines."""
-    return shutil.get_terminal_size(fallback=(0, 0)).columns
-
-
-def _stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
-    stop = stop or threading.Event()
-
-    def on_signal(number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return stop
-
-
-@contextmanager
-def _pipe() -> Iterator[None]:
-    """`| head` may be done with us at any time; Python would complain once more at exit."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
