@@ -59,11 +59,6 @@ class Batcher:
         """Frames in the open batch."""
         return len(self._open)
 
-    @property
-    def open_capacity(self) -> int:
-        """Frames that the open batch can hold; 0 where there is none."""
-        return self._capacity
-
     def offer(self, frame: Frame) -> None:
         """Put a frame at the end of its source's line."""
         line = self._lines.get(frame.source_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +32,15 @@ class TopicPartition(NamedTuple):
         return f"{self.topic}[{self.partition}]"
 
 
+# What Python needs for a header beside its letters: a tuple, a str and a bytes object, and their place in the list.
+_HEADER_BYTES: Final = 150
+
+
 class Receipt(NamedTuple):
     """Where a frame came from, and under which assignment.
 
-    `epoch` counts the assignments of this partition to this process. A completion whose epoch is not the current
-    one belongs to an assignment that has ended and must neither be published nor committed.
+    `epoch` is new with each assignment of a partition to this process, and after each rewind. A completion whose epoch
+    is not the current one belongs to an assignment that has ended and must neither be published nor committed.
     """
 
     partition: TopicPartition
@@ -58,7 +62,7 @@ class Record(NamedTuple):
         """What it keeps in memory as long as it is held: headers and key count, or they could be the attack."""
         size = len(self.value or b"") + len(self.key or b"")
         if self.headers:
-            size += sum(len(name) + len(value or b"") for name, value in self.headers)
+            size += sum(_HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
         return size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,6 +21,10 @@ BOX = Letterbox.fit(32, 32, LetterboxPolicy(size=32))
 
 class OutOfMemoryError(RuntimeError):
     """As torch has one: known by its name, no MemoryError."""
+
+
+class Tensor:
+    """Something large on the device."""
 
 
 class FakeDetector:
@@ -166,6 +171,20 @@ class TestOutOfMemory:
         before = len(fake.calls)
         assert detect(resilient, 32, first=40) == list(range(40, 72))
         assert [len(call) for call in fake.calls[before:]] == [4] * 8
+
+    def test_lets_go_of_what_the_failed_call_held_before_the_next_one(self) -> None:
+        """Catches a batch of one that runs out of memory, because the tensors of all larger tries are still there."""
+        held: list[weakref.ref[Tensor]] = []
+
+        def judge(numbers: list[int]) -> None:
+            assert not any(each() for each in held)
+            tensor = Tensor()
+            held.append(weakref.ref(tensor))
+            if len(numbers) > 1:
+                raise OutOfMemoryError("CUDA out of memory")
+
+        assert detect(make(judge)[0], 16) == list(range(16))
+        assert len(held) == 4 + 16
 
     @settings(max_examples=200, deadline=None)
     @given(count=st.integers(1, 64), fits=st.integers(1, 64), bad=st.sets(st.integers(0, 63), max_size=4))

@@ -109,11 +109,13 @@ class DetectorConfig(Section):
         "auto", description="What runs the model. auto: by the suffix of model."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto: cuda where there is one.")
-    image_size: int = Field(640, ge=32, le=8192, multiple_of=32, description="Longer side of the canvas, pixels.")
+    image_size: int = Field(640, ge=32, le=4096, multiple_of=32, description="Longer side of the canvas, pixels.")
     confidence: float = Field(0.25, ge=0, le=1, description="Score below which a detection is dropped.")
     iou: float = Field(0.7, ge=0, le=1, description="Overlap above which the weaker of two boxes is dropped (NMS).")
     max_detections: int = Field(300, ge=1, le=10_000, description="Detections per frame at most, best first.")
-    half: bool = Field(False, description="Half precision on CUDA: faster, scores differ in the third digit.")
+    half: bool = Field(
+        False, description="Half precision on CUDA: faster; scores change in the third digit, boxes by a pixel."
+    )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that the model file must have. Unset: not checked."
     )

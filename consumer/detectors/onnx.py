@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from consumer.config import DetectorConfig
 from consumer.detectors.canvas import CHANNELS, canvases, group_by_shape, policy_for
 from consumer.detectors.device import parse_device
-from consumer.detectors.postprocess import is_end_to_end, select, to_detections
+from consumer.detectors.postprocess import check_finite, is_end_to_end, select, to_detections
 from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
@@ -66,7 +66,7 @@ class OnnxDetector:
         letterbox = Letterbox.fit(side, side, self.policy)
         slots = self.allocate((batch_size, side * side * CHANNELS))
         for n in (batch_size, 1):
-            self.detect(slots[:n], [letterbox] * n)
+            check_finite(self.info.name, self.detect(slots[:n], [letterbox] * n))
 
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
         results = [Detections.none()] * len(letterboxes)
@@ -122,7 +122,7 @@ def _session(path: Path, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ModelError(f"{path} needs onnxruntime: pip install 'sluice[onnx]'") from None
+        raise ModelError(f"{path} needs onnxruntime: pip install '.[onnx]' in Sluice's folder") from None
     cuda_built = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if wanted.kind == "cuda" and not cuda_built:
         raise ModelError(
@@ -131,7 +131,9 @@ def _session(path: Path, device: str) -> Any:
         )
     providers: list[Any] = ["CPUExecutionProvider"]
     if wanted.kind != "cpu" and cuda_built:
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": wanted.ordinal}))
+        # By default cuDNN tries every algorithm for each new shape, and batches come in every size.
+        cuda = {"device_id": wanted.ordinal, "cudnn_conv_algo_search": "HEURISTIC"}
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
     # The key of the entry that names the file, as protobuf writes it.
     if b"\n\x08location\x12" in path.read_bytes():
         raise ModelError(

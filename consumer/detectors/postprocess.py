@@ -8,10 +8,13 @@ CPU kernel for the order of ties and the comparison with the threshold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from consumer.config import DetectorConfig
+from consumer.errors import ModelError
 from consumer.types import Detections, Letterbox
 
 Rows = NDArray[np.float32]
@@ -24,6 +27,15 @@ MAX_CANDIDATES = 30_000
 ROW_WIDTH = 6
 
 
+def check_finite(name: str, results: Sequence[Detections]) -> None:
+    """For the results of a warm-up. Raises ModelError where there is a NaN: each frame would be a dead letter."""
+    if not all(np.isfinite(result.scores).all() and np.isfinite(result.boxes).all() for result in results):
+        raise ModelError(
+            f"{name} gives numbers that are not finite for an empty picture: export it anew; with detector.half it may "
+            "overflow, then leave that out"
+        )
+
+
 def is_end_to_end(shape: tuple[int, ...]) -> bool:
     """Whether an output of this shape holds final boxes (n, k, 6) rather than candidates (n, 4 + classes, anchors)."""
     return shape[-1] == ROW_WIDTH
@@ -33,14 +45,32 @@ def select(prediction: NDArray[np.floating], config: DetectorConfig) -> list[Row
     """The detections of each image of a forward pass: above the confidence, not suppressed, at most so many."""
     outputs = prediction.astype(np.float32, copy=False)
     if is_end_to_end(outputs.shape):
-        return [output[output[:, 4] > config.confidence][: config.max_detections] for output in outputs]
+        return [_select_final(output, config) for output in outputs]
     return [_select_from_candidates(output, config) for output in outputs]
+
+
+def _told(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """With one NaN, in place of all others, where there is any: it must not look like an image that shows nothing."""
+    if not np.isnan(scores).any():
+        return scores
+    told = np.zeros_like(scores)
+    told[0] = np.nan
+    return told
+
+
+def _select_final(output: NDArray[np.float32], config: DetectorConfig) -> Rows:
+    """`output` is (boxes, 6), as a row is."""
+    scores = _told(output[:, 4])
+    kept = np.flatnonzero(~(scores <= config.confidence))[: config.max_detections]
+    rows = output[kept]
+    rows[:, 4] = scores[kept]
+    return rows
 
 
 def _select_from_candidates(output: NDArray[np.float32], config: DetectorConfig) -> Rows:
     """`output` is (4 + classes, anchors): centre x, centre y, width, height, then a score per class."""
-    best = output[4:].max(axis=0)
-    candidates = np.flatnonzero(best > config.confidence)
+    best = _told(output[4:].max(axis=0))
+    candidates = np.flatnonzero(~(best <= config.confidence))
     if len(candidates) > MAX_CANDIDATES:
         candidates = candidates[np.argsort(-best[candidates], kind="stable")[:MAX_CANDIDATES]]
     picked = output[:, candidates]
@@ -87,6 +117,7 @@ def to_original(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.
     lb = letterbox
     moved = boxes - np.array([lb.pad_x, lb.pad_y] * 2, np.float32)
     moved /= np.array([lb.scaled_width / lb.width, lb.scaled_height / lb.height] * 2, np.float32)
+    moved[np.isinf(moved)] = np.nan  # the edge of the image would be a lie
     return np.clip(moved, 0, np.array([lb.width, lb.height] * 2, np.float32), out=moved)
 
 

@@ -76,27 +76,40 @@ class ResilientDetector:
         self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], retries: int
     ) -> Sequence[Detections | Rejected]:
         count = len(letterboxes)
+        found = self._call(slots, letterboxes)
+        if not isinstance(found, Exception):
+            if len(found) != count:
+                raise EngineError(f"the detector returned {len(found)} results for {count} frames; this is a bug in it")
+            return found
+        if _is_out_of_memory(found):
+            return self._halve(slots, letterboxes, found)
+        _log.warning("engine failed", frames=count, retries_left=retries, error=_line(found))
+        self._on_retry()
+        if retries:
+            return self._attempt(slots, letterboxes, retries - 1)
+        if count == 1:
+            return [self._blame(slots, letterboxes, found)]
+        half = count // 2  # each half once: a healthy half costs one call, the bad frame log2(count)
+        return [
+            *self._attempt(slots[:half], letterboxes[:half], 0),
+            *self._attempt(slots[half:], letterboxes[half:], 0),
+        ]
+
+    def _call(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> Sequence[Detections] | Exception:
+        """What the engine says, or why it says nothing: without the tracebacks.
+
+        They hold the tensors of the failed call, and so the memory that the next, smaller one needs.
+        """
         try:
-            results = self._detector.detect(slots, letterboxes)
+            return self._detector.detect(slots, letterboxes)
         except EngineError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a native library raises is judged here
-            if _is_out_of_memory(error):
-                return self._halve(slots, letterboxes, error)
-            _log.warning("engine failed", frames=count, retries_left=retries, error=_line(error))
-            self._on_retry()
-            if retries:
-                return self._attempt(slots, letterboxes, retries - 1)
-            if count == 1:
-                return [self._blame(slots, letterboxes, error)]
-            half = count // 2  # each half once: a healthy half costs one call, the bad frame log2(count)
-            return [
-                *self._attempt(slots[:half], letterboxes[:half], 0),
-                *self._attempt(slots[half:], letterboxes[half:], 0),
-            ]
-        if len(results) != count:
-            raise EngineError(f"the detector returned {len(results)} results for {count} frames; this is a bug in it")
-        return results
+        except Exception as error:  # noqa: BLE001 - whatever a native library raises is judged by the caller
+            link: BaseException | None = error
+            while link is not None:
+                link.__traceback__ = None
+                link = link.__cause__ or link.__context__
+            return error
 
     def _halve(
         self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
@@ -129,19 +142,16 @@ class ResilientDetector:
         self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
     ) -> Detections | Rejected:
         """The frame is to blame only if the engine still takes a grey canvas of the same shape."""
-        try:
-            self._detector.detect(np.full_like(slots, _GREY), letterboxes)
-        except Exception as probe:  # noqa: BLE001 - whatever it is, the engine is broken
+        probe = self._call(np.full_like(slots, _GREY), letterboxes)
+        if isinstance(probe, Exception):
             raise EngineError(
                 f"the engine on {self._detector.device} fails on every frame, a grey canvas too: {_line(probe)}; "
                 "nothing of this batch was committed"
             ) from error
-        try:
-            return self._detector.detect(slots, letterboxes)[0]  # the engine works now: was it the frame at all?
-        except EngineError:
-            raise
-        except Exception as again:  # noqa: BLE001 - the frame fails where others do not, before and after the probe
+        again = self._call(slots, letterboxes)  # the engine works now: was it the frame at all?
+        if isinstance(again, Exception):
             return Rejected("infer", "engine", f"the engine fails on this frame alone: {_line(again)}")
+        return again[0]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -6,6 +6,7 @@
     hang@CALLS         the call never returns
     lost@CALLS         the device is lost: the call raises EngineError, as a backend does that knows the error
     slow:MSms@CALLS    the call takes so many milliseconds longer
+    load:MSms          loading the model takes so many milliseconds; it has no calls
 
 CALLS counts the calls of `detect` from 1, retries and probes included: `7` is the seventh, `7+` all from the seventh
 on, `7-9` three of them, `*/7` every seventh. Without `@CALLS` it is every call, and for `oom` the warm-up, too.
@@ -24,10 +25,10 @@ from consumer.errors import EngineError, ModelError
 from consumer.types import Letterbox
 
 MAX_SLOW_MS = 600_000
-_FORMS = "error@7, error@7+, error@7-9, error@*/7, error:black, oom>16, hang@7, lost@7, slow:200ms@*/7"
+_FORMS = "error@7, error@7+, error@7-9, error@*/7, error:black, oom>16, hang@7, lost@7, slow:200ms@*/7, load:60000ms"
 _FAULT = re.compile(
-    r"(?:(?P<kind>error|hang|lost)|error:(?P<black>black)|oom>(?P<above>\d{1,4})|slow:(?P<ms>\d{1,6})ms)"
-    r"(?:@(?:\*/(?P<every>\d{1,9})|(?P<first>\d{1,9})(?P<on>\+|-(?P<last>\d{1,9}))?))?"
+    r"(?:(?P<kind>error|hang|lost)|error:(?P<black>black)|oom>(?P<above>\d{1,4})|(?P<late>slow|load):(?P<ms>\d{1,6})ms)"
+    r"(?P<calls>@(?:\*/(?P<every>\d{1,9})|(?P<first>\d{1,9})(?P<on>\+|-(?P<last>\d{1,9}))?))?"
 )
 _BLACK = 16  # a middle pixel as dark as this in all colours; JPEG does not keep 0 exactly
 _HANG_S = 3600.0
@@ -51,7 +52,7 @@ class _Fault:
     kind: str
     calls: _Calls
     above: int = 0  # frames, for oom
-    ms: int = 0  # for slow
+    ms: int = 0  # for slow and load
 
 
 class Script:
@@ -67,6 +68,12 @@ class Script:
         """query: what follows the `?`, or "". Raises ModelError that quotes what is wrong and shows the forms."""
         return cls([_parse(text) for text in query.split("&")] if query else [], sleep)
 
+    def load(self) -> None:
+        """Takes as long as loading a model is to take."""
+        for fault in self._faults:
+            if fault.kind == "load":
+                self._sleep(fault.ms / 1000)
+
     def warm_up(self, frames: int) -> None:
         """Raises MemoryError where a fault that is always there says so."""
         for fault in self._faults:
@@ -77,7 +84,7 @@ class Script:
         """What happens in this call, before anything is looked at. Returns where nothing does."""
         self._call += 1
         for fault in self._faults:
-            if self._call in fault.calls:
+            if self._call in fault.calls and fault.kind != "load":
                 self._strike(fault, slots, letterboxes)
 
     def _strike(self, fault: _Fault, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> None:
@@ -113,10 +120,12 @@ def _parse(text: str) -> _Fault:
         calls = _Calls(first, last)
     if not calls.every or not calls.first or (calls.last is not None and calls.last < calls.first):
         raise ModelError(f"detector.model: {text!r} names no call: they are counted from 1, as in {_FORMS}")
+    if found["calls"] and found["late"] == "load":
+        raise ModelError(f"detector.model: {text!r}: a model is loaded once, before any call. The forms: {_FORMS}")
     ms = int(found["ms"] or 0)
     if ms > MAX_SLOW_MS:
         raise ModelError(f"detector.model: {text!r}: {ms} ms is above {MAX_SLOW_MS} ms")
-    kind = found["kind"] or found["black"] or ("oom" if found["above"] else "slow")
+    kind = found["kind"] or found["black"] or found["late"] or "oom"
     return _Fault(script, kind, calls, int(found["above"] or 0), ms)
 
 

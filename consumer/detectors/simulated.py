@@ -91,6 +91,7 @@ class SimulatedDetector:
         self._sleep = sleep
         # Made once per size of picture and shared: a GPU does not spend this thread's time on results either.
         self._see = lru_cache(maxsize=256)(self._look)
+        self._script.load()
         digest = hashlib.sha256(config.model.encode()).hexdigest()
         self.info = ModelInfo(name=config.model, digest=f"sha256:{digest}", labels=LABELS)
         self.device = "simulated"

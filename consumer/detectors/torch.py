@@ -26,7 +26,7 @@ from torch import Tensor
 from consumer.config import DetectorConfig
 from consumer.detectors.canvas import CHANNELS, Group, canvases, group_by_shape, policy_for
 from consumer.detectors.device import parse_device
-from consumer.detectors.postprocess import to_detections
+from consumer.detectors.postprocess import check_finite, to_detections
 from consumer.detectors.postprocess_torch import select
 from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
@@ -69,7 +69,7 @@ class TorchDetector:
         letterbox = Letterbox.fit(side, side, self.policy)
         slots = self.allocate((batch_size, side * side * CHANNELS))
         for n in (batch_size, 1):
-            self.detect(slots[:n], [letterbox] * n)
+            check_finite(self.info.name, self.detect(slots[:n], [letterbox] * n))
         # An empty canvas gives NMS nothing to do, and the first real frame would pay for loading its kernel.
         boxes = torch.rand(16, 4, device=self._device)
         torchvision.ops.nms(boxes, boxes[:, 0], self._config.iou).cpu()

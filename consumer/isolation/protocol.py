@@ -83,7 +83,8 @@ def answer(outcome: Letterbox | Rejected | None) -> bytes:
         return _ANSWER.pack(_NO_MEMORY, 0, 0)
     if isinstance(outcome, Letterbox):
         return _ANSWER.pack(_PICTURE, outcome.width, outcome.height)
-    detail = outcome.detail.encode("utf-8", "replace")[:_MAX_DETAIL]
+    line = "".join(letter if letter.isprintable() else " " for letter in outcome.detail)  # nothing else is read
+    detail = line.encode("utf-8", "replace")[:_MAX_DETAIL]
     return _ANSWER.pack(_REJECTED, REASONS.index(outcome.reason), 0) + detail
 
 

@@ -189,7 +189,7 @@ def _notes(record: Record) -> dict[str, bytes | None]:
 
 
 def _drop_largest(headers: HeaderList, room: int) -> HeaderList:
-    """In their order, without the largest ones that keep the rest from fitting. Linear: there may be a million."""
+    """In their order, without the largest ones that keep the rest from fitting. There may be a million of them."""
     sizes = [_header_size(header) for header in headers]
     total, dropped = sum(sizes), set()
     for n in sorted(range(len(headers)), key=sizes.__getitem__, reverse=True):

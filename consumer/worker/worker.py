@@ -61,8 +61,8 @@ class _Finished(NamedTuple):
 class Worker:
     """Owns the detector (on its own thread), the decode pool, the ring and the batcher.
 
-    All public methods are for the main thread. `load` builds the detector; it runs on the inference thread, because a
-    CUDA context belongs to the thread that made it, and may take a minute.
+    All public methods are for the main thread. `load` builds the detector and may take a minute; it runs on the
+    inference thread, because each thread has a current CUDA device of its own.
     """
 
     def __init__(
@@ -308,12 +308,15 @@ class Worker:
 
     @staticmethod
     def _canvases(work: Work, decoded: int) -> NDArray[np.uint8]:
-        """The slots of the frames that were decoded: a view where that is all of them, else a copy."""
+        """The slots of the frames that were decoded, moved together in place: a GPU copies from this memory alone."""
         slots = work.lease.buffer.slots[work.start : work.stop]
-        if decoded == len(slots):
-            return slots
-        verdicts = work.lease.verdicts[work.start : work.stop]
-        return slots[[row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox)]]
+        if decoded < len(slots):
+            verdicts = work.lease.verdicts[work.start : work.stop]
+            rows = (row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox))
+            for place, row in enumerate(rows):
+                if place < row:
+                    slots[place] = slots[row]
+        return slots[:decoded]
 
 
 def _merged(verdicts: Sequence[Verdict | None], looked_at: Sequence[Detections | Rejected]) -> Iterator[Outcome]:

@@ -79,6 +79,35 @@ def test_far_images_of_a_batch_are_suppressed_as_exactly_as_the_first(select: Se
 
 
 @both
+@pytest.mark.parametrize("pairs", [1, 4], ids=["pooled", "more than are pooled"])
+def test_the_last_of_a_thousand_images_is_suppressed_as_exactly_as_the_first(select: Select, pairs: int) -> None:
+    """Catches: a thousand images one behind the other, at whose end float32 has a spacing of half a pixel."""
+    columns = [(5 + 50 * n, y, 10, 10, score) for n in range(pairs) for y, score in ((5, 0.9), (6.77, 0.8))]
+    one = np.array(columns, np.float32).T[None]  # half a pixel moves the IoU of a pair from 0.70 to 0.67
+    for rows in select(np.repeat(one, 1024, axis=0), DetectorConfig(iou=0.68)):
+        assert len(rows) == pairs
+
+
+@both
+@pytest.mark.parametrize("final", [False, True], ids=["candidates", "final boxes"])
+@pytest.mark.parametrize("place", [0, 7, slice(None)], ids=["first", "another", "all"])
+def test_a_score_that_is_no_number_is_not_an_image_that_shows_nothing(select: Select, final: bool, place: Any) -> None:
+    """Catches: a model that overflows in half precision, and an empty, committed detection for every frame."""
+    prediction = np.zeros((3, 20, 6) if final else (3, 84, 20), np.float32)
+    prediction[1][(place, 4) if final else (11, place)] = np.nan
+    first, broken, last = select(prediction, DetectorConfig())
+    assert (len(first), len(last)) == (0, 0)
+    assert np.isnan(broken[:, 4]).tolist() == [True]
+
+
+def test_an_infinite_box_does_not_become_the_edge_of_the_image() -> None:
+    letterbox = Letterbox.fit(640, 480, LetterboxPolicy(size=640))
+    moved = to_original(np.array([[10, 10, np.inf, 20]], np.float32), letterbox)
+    assert np.isnan(moved[0, 2])
+    assert np.isfinite(moved[0, [0, 1, 3]]).all()
+
+
+@both
 def test_final_boxes_are_only_filtered(select: Select) -> None:
     """Catches: NMS after a head that has done it, `>=` at the threshold, more boxes than allowed."""
     boxes = np.array([[10, 10, 50, 50]] * 5, np.float32)

@@ -78,6 +78,15 @@ def test_faults_add_up() -> None:
     assert naps == [0.2, 0.05, 0.2]
 
 
+def test_a_model_that_takes_long_to_load_takes_long_once() -> None:
+    naps: list[float] = []
+    detector = scripted("fault=load:60000ms", naps)
+    assert naps == [60.0]
+    detector.warm_up(32)
+    assert call(detector)
+    assert naps == [60.0]
+
+
 def test_a_hang_does_not_return() -> None:
     detector = scripted("fault=hang@2")
     assert call(detector)
@@ -144,6 +153,8 @@ def test_a_sticky_error_is_the_devices_and_no_frame_is_blamed(faults: str) -> No
         "fault=slow@3",
         "fault=slow:2s@3",
         "fault=slow:999999ms",
+        "fault=load",
+        "fault=load:5000ms@1",
         "fault=hang@3,5",
         "fault=error&",
         "fault=error&&fault=hang",

@@ -161,6 +161,15 @@ def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, at
     assert isinstance(decode(decoder, images.jpeg())[0], Letterbox)
 
 
+def test_an_answer_with_words_of_several_lines_is_one_of_a_sound_decoder() -> None:
+    """Catches a healthy process that is killed, twice, because OpenCV's errors have line breaks."""
+    settings = protocol.Settings.of(DecodeConfig(), POLICY)
+    said = Rejected("decode", "damaged", "error: (-215)\n> in function 'resize'\r\n")
+    read = protocol.read_answer(protocol.answer(said), settings)
+    assert isinstance(read, Rejected)
+    assert (read.reason, read.detail.split()) == ("damaged", said.detail.split())
+
+
 @given(st.binary(max_size=400))
 def test_any_answer_is_an_outcome_or_a_value_error(answer: bytes) -> None:
     settings = protocol.Settings.of(DecodeConfig(), POLICY)
