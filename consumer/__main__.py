@@ -118,6 +118,7 @@ def serve(config: Config, stop: Stop) -> None:
     from consumer.worker import Worker
 
     _set_up_process()
+    traces = _traces(config)
     metrics = Metrics()
     metrics.decode_threads.set(config.decode.thread_count)
     health = Health(clock=time.monotonic, stall_timeout_s=config.limits.stall_timeout_s)
@@ -134,12 +135,15 @@ def serve(config: Config, stop: Stop) -> None:
     try:
         if server is not None:
             server.start()
+        _log.info("loading model", model=config.detector.model)
         # The model is loaded before the group is joined, so that a slow load cannot cost the membership.
         if worker.start(stop):
             metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
             _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
-            _consume(config, worker, health, metrics, stop)
+            _consume(config, worker, stop, health=health, metrics=metrics, traces=traces)
     finally:
+        if traces is not None:
+            traces.close(1.0)
         worker.close(2.0)
         if server is not None:
             server.close()
@@ -160,7 +164,9 @@ def _set_up_process() -> None:
     configure_opencv()
 
 
-def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, stop: Stop) -> None:
+def _consume(
+    config: Config, worker: Worker, stop: Stop, *, health: Health, metrics: Metrics, traces: Traces | None
+) -> None:
     """Join the group and run the loop, with a model that is warm, until all is drained."""
     from consumer.health import Watchdog
     from consumer.pipeline import Pipeline
@@ -171,11 +177,10 @@ def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, s
     if made is None:  # told to stop, and nothing has begun
         return
     publisher, make_delivery = made
-    traces = _traces(config)
     pipeline = Pipeline(
         config,
         lambda listener: Source(
-            config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed, stop=stop
+            config, listener, clock=clock, wall_clock_ms=wall_clock_ms, on_committed=metrics.committed
         ),
         worker,
         make_delivery,
@@ -192,8 +197,6 @@ def _consume(config: Config, worker: Worker, health: Health, metrics: Metrics, s
         pipeline.run(stop)
     finally:
         publisher.close(2.0)
-        if traces is not None:
-            traces.close(1.0)
     _log.info("drained")
 
 

@@ -84,7 +84,7 @@ class Delivery(Protocol):
         ...
 
     def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
-        """Take in the outcome of a frame whose epoch is current. Does not block."""
+        """Take in the outcome of a frame whose epoch is current. Blocks only where the user's local queue is full."""
         ...
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:

@@ -32,16 +32,28 @@ class ModelError(SluiceError):
 
 
 class KafkaError(SluiceError):
-    """The brokers refused us for good (authorisation, fenced, offsets that expired) or a client died."""
+    """The brokers were away for too long, or a client died."""
 
     exit_code = 4
     retriable = True
+
+
+class RefusedError(KafkaError):
+    """The brokers refuse until a person mends it: a right, a password, a setting, offsets that expired, a shared ID."""
+
+    retriable = False
 
 
 class PublishError(KafkaError):
     """An outcome could not be written within `delivery.timeout.ms`. Nothing after it was committed."""
 
     exit_code = 5
+
+
+class UnwritableError(PublishError):
+    """The brokers refuse to write an outcome until a person mends it: a right, a size, a topic that is not there."""
+
+    retriable = False
 
 
 class TransactionError(KafkaError):

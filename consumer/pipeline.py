@@ -97,10 +97,11 @@ class Pipeline(RebalanceListener):
         self._paused = False
         self._most_room = 0
         self._observe_at = 0.0
+        self._stop = Stop(clock)
 
     def run(self, stop: Stop) -> None:
         """Loop until `stop` is set, then drain. Raises what made it impossible to go on, after closing the source."""
-        drained = False
+        drained, self._stop = False, stop
         try:
             self._source.subscribe()
             self._health.beat()
@@ -217,6 +218,11 @@ class Pipeline(RebalanceListener):
         for partition, epoch in epochs.items():
             self._offsets.assign(partition, epoch)
         self._count_rebalance("assigned", len(epochs), began)
+
+    def waiting(self) -> bool:
+        """Such a wait has its own limit, so the loop is alive; after a stop it serves nobody."""
+        self._health.beat()
+        return not self._stop.is_set()
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Finish what was submitted of these partitions, publish it, commit it, and forget them."""

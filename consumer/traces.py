@@ -188,7 +188,9 @@ def open_traces(
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
     except ImportError as error:
-        raise ConfigError(f"traces.endpoint needs `pip install 'sluice[traces]'`: {error}") from None
+        raise ConfigError(
+            f"traces.endpoint needs the extra `traces` (pip install '.[traces]', in Sluice's folder): {error}"
+        ) from None
     resource: Any = Resource.create(
         {"service.name": "sluice", "service.version": version, "service.instance.id": instance}
     )

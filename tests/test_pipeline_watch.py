@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from consumer.deadline import Stop
 from consumer.errors import EngineError, RejectRateError
 from consumer.types import DeviceMemory, Rejected
 from made_frames import P0
@@ -89,6 +90,21 @@ class TestWatchingOver:
         made.source.poll = look_up  # type: ignore[method-assign]
         made.pipeline.step()
         assert ages == [0, 0, 0]
+
+    def test_a_wait_for_a_coordinator_beats_and_ends_with_a_stop(self) -> None:
+        """Catches a pod that is not ready, or deaf to a stop, in a rebalance behind an absent coordinator."""
+        made, said = world(), []
+        stop = Stop(made.clock)
+
+        def look_up() -> None:
+            for before in (lambda: None, stop.set):
+                before()
+                made.clock.advance(9)
+                said.append((made.pipeline.waiting(), made.health.loop_age_s))
+
+        made.source.rebalances.append((1, look_up))
+        made.pipeline.run(stop)
+        assert said == [(True, 0), (False, 0)]
 
     def test_what_the_device_holds_is_measured(self) -> None:
         made = world(4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from consumer.config import Config
-from consumer.errors import OwnershipError, PublishError
+from consumer.errors import OwnershipError, PublishError, UnwritableError
 from consumer.publisher import Publisher
 from consumer.types import Detected, Detections, Frame, ModelInfo, Outcome, Rejected, Skipped
 from consumer.wire.results import decode_result
@@ -97,13 +97,13 @@ class TestAnOutcome:
     def test_that_a_person_must_make_possible_says_how(self, bench: Bench, code: int, advice: str) -> None:
         bench.publish(detected())
         bench.client.report = lambda _: failed(code)
-        with pytest.raises(PublishError, match=advice):
+        with pytest.raises(UnwritableError, match=advice):
             bench.publisher.poll()
 
     def test_that_is_refused_on_the_spot_says_how_too(self, bench: Bench) -> None:
         """The client answers by itself once it knows that it may not write: the second frame gets another error."""
         bench.client.refuse = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
-        with pytest.raises(PublishError, match="grant this user WRITE on topic detections"):
+        with pytest.raises(UnwritableError, match="grant this user WRITE on topic detections"):
             bench.publish(detected())
 
     def test_of_a_producer_that_died_ends_the_process(self, bench: Bench) -> None:

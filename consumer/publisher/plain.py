@@ -17,7 +17,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from consumer.config import Config
-from consumer.errors import KafkaError, OwnershipError, PublishError
+from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
 from consumer.types import Acknowledged, BatchResult, Clock, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 from consumer.wire import Message, ResultEncoder, encode_dead_letter, record_id
 
@@ -106,7 +106,7 @@ class Publisher:
                 logger=logging.getLogger("librdkafka.producer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise KafkaError(f"kafka.producer: {_text(error)}") from error
+            raise RefusedError(f"kafka.producer: {_text(error)}") from error
 
     @property
     def client(self) -> confluent_kafka.Producer:
@@ -182,7 +182,8 @@ class Publisher:
         what, topic = ("dead letter", self._dead_letter_topic) if dead else ("result", self._topic)
         advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
         advice = advice.format(topic=topic)
-        return PublishError(
+        kind = UnwritableError if error.code() in ADVICE else PublishError
+        return kind(
             f"cannot write the {what} of {record_id(pending.frame.receipt)} to {topic}: {error.str()}; {advice}"
         )
 

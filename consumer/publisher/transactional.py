@@ -20,7 +20,7 @@ from confluent_kafka import KafkaException
 from consumer.caller import Caller, StoppedError
 from consumer.config import Config
 from consumer.deadline import Stop
-from consumer.errors import KafkaError, PublishError, TransactionError
+from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
 from consumer.held import Finished
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
 from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
@@ -174,7 +174,7 @@ class TransactionalPublisher:
         except KafkaException as error:
             raise KafkaError(f"cannot begin transactions as {self._id!r}: {error.args[0].str()}") from error
         if (cluster or "").startswith(EMBEDDED_CLUSTERS):
-            raise KafkaError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
+            raise RefusedError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
 
     def _renew(self, within_s: float = _CONNECT_S, stop: Stop | None = None) -> None:
         _log.info("new producer", transactional_id=self._id)
@@ -241,7 +241,7 @@ class TransactionalPublisher:
         if (known := next(filter(_ADVICE.get, codes), None)) is not None:
             if isinstance(failure, PublishError) and known in ADVICE:
                 raise failure  # it says all that there is to say
-            kind = PublishError if known in ADVICE else KafkaError  # what was not written has its own exit code
+            kind = UnwritableError if known in ADVICE else RefusedError  # what was not written has its own exit code
             raise kind(f"{failure}; {_ADVICE[known].format(**self._names)} ({self._id})") from failure
         if codes & _FENCED:
             self._fenced(failure, open_s)
@@ -256,7 +256,7 @@ class TransactionalPublisher:
             return
         before, self._fenced_at = self._fenced_at, self._clock()
         if before is not None and self._fenced_at - before < FENCED_AGAIN_S:
-            raise KafkaError(
+            raise RefusedError(
                 f"another process writes with the transactional ID {self._id!r}: it has taken it over twice within "
                 f"{FENCED_AGAIN_S:.0f} s. Give each process its own kafka.transactional_id"
             ) from failure

@@ -1,8 +1,9 @@
 """Poll: the sole owner of `confluent_kafka.Consumer`, of the assignment's epochs, and of pause and resume.
 
-All calls and callbacks happen on the thread that called `subscribe`: librdkafka runs rebalance callbacks inside
-`poll`, on the thread that polls. A partition's epoch rises with every assignment, revocation and loss, and is stamped
-on each frame, because a consumer that has lost its partitions does not know it until its next poll.
+All calls and callbacks happen on the thread that called `subscribe`, but for the last two, which may hang: the commit
+of a stop, and closing. librdkafka runs rebalance callbacks inside `poll`, on the thread that polls. Each assignment and
+each rewind gives a partition a new epoch, which is stamped on each frame, because a consumer that has lost its
+partitions does not know it until its next poll.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from confluent_kafka import KafkaException
 
 from consumer.caller import Caller
 from consumer.config import Config
-from consumer.deadline import Stop
-from consumer.errors import KafkaError, OwnershipError
+from consumer.errors import KafkaError, OwnershipError, RefusedError
 from consumer.offsets import Committable
 from consumer.source import group
 from consumer.source.commits import Commits
@@ -43,6 +43,10 @@ class RebalanceListener(Protocol):
 
     def assigned(self, epochs: dict[TopicPartition, int]) -> None:
         """These partitions are ours now; frames of them come with these epochs."""
+
+    def waiting(self) -> bool:
+        """A coordinator is waited for, in steps of a few seconds. False: do not wait any more."""
+        return True
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """We own these for as long as this call lasts: finish, publish, `commit`. After it, they are someone else's."""
@@ -72,15 +76,12 @@ class Source:
         clock: Clock,
         wall_clock_ms: Callable[[], int],
         on_committed: Callable[[float | None], None] = lambda _: None,
-        stop: Stop | None = None,
     ) -> None:
-        """`stop`: where it is set, no answer of a coordinator is waited for any more."""
         self._topics = config.input.topics
         self._verdict = partial(verdict, topics=config.input.topics, group=config.kafka.group_id)
         self._listener = listener
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
-        self._stop = stop or Stop(clock)
         self._commits = Commits(config.kafka.commit_interval_ms / 1000, clock, on_committed)
         settings = consumer_settings(config)
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
@@ -101,7 +102,7 @@ class Source:
                 logger=logging.getLogger("librdkafka.consumer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise KafkaError(f"kafka.consumer: {group.text_of(error)}") from error
+            raise RefusedError(f"kafka.consumer: {group.text_of(error)}") from error
 
     def subscribe(self) -> None:
         """Join the group. From now on this thread must `poll` at least every `max.poll.interval.ms`."""
@@ -121,15 +122,13 @@ class Source:
         frames: list[Frame] = []
         poll = self._client.poll
         message = poll(timeout_s)
-        while message is not None:
+        while message is not None and self._failure is None:
             if (error := message.error()) is not None:
                 self._verdict(error)
             else:
                 frames.append(self._frame(message))
                 if len(frames) >= min(room, BURST):
                     break
-            if self._failure is not None:
-                break
             message = poll(0)
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -190,7 +189,9 @@ class Source:
         """
         self._check_owner()
         try:
-            found = group.committed(self._client, self._assignment(), self._stop, 2) if self._positions else []
+            found = (
+                group.committed(self._client, self._assignment(), self._listener.waiting, 2) if self._positions else []
+            )
             self.resume()  # before the seek: it would go on at the position of the pause
             for item in found:
                 self._seek(item)
@@ -330,11 +331,11 @@ class Source:
         if not self._look_up_offsets:
             return assigned
         try:
-            starts = group.committed(self._client, assigned, self._stop)
+            starts = group.committed(self._client, assigned, self._listener.waiting)
         except KafkaError:
-            if self._stop.is_set():
-                return assigned  # nothing is read of them any more
-            raise
+            if self._listener.waiting():
+                raise
+            return assigned  # nothing is read of them any more
         for item in starts:
             if item.offset < 0:
                 item.offset = confluent_kafka.OFFSET_BEGINNING

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import confluent_kafka
 import structlog
 
-from consumer.errors import KafkaError
+from consumer.errors import KafkaError, RefusedError
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
@@ -33,21 +33,23 @@ def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: 
     """Log an error that passes by itself. Raises KafkaError for any other, with what to do."""
     code = error.code()
     if code == _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
-        raise KafkaError(
+        raise RefusedError(
             f"the committed offset is no longer in the topic: {error.str()}. Frames were deleted before they were "
-            "read. To go on with what is there, set kafka.consumer auto.offset.reset to earliest (or latest)"
+            "read. To go on with the oldest that is left, reset the offsets: docs/operations.md, Offsets expired"
         )
     if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
         # Why it died is only in the text.
         cause = next((cause for cause in _FATAL if _Code(cause).str() in error.str()), code)
-        raise KafkaError(f"the consumer died: {error.str()}; {_advice(cause, topics, group)}")
+        kind = RefusedError if cause in _FATAL else KafkaError
+        raise kind(f"the consumer died: {error.str()}; {_advice(cause, topics, group)}")
     if code == _Code._SSL and _UNTRUSTED in error.str():  # noqa: SLF001
-        raise KafkaError(
+        raise RefusedError(
             f"{error.str()}; this process does not trust the certificate of the brokers: check ssl.ca.location in "
             "kafka.client, and that kafka.bootstrap_servers are the names in the certificate"
         )
     if error.fatal() or code in _FATAL:
-        raise KafkaError(f"{error.name()}: {error.str()}; {_advice(code, topics, group)}")
+        kind = RefusedError if code in _FATAL else KafkaError
+        raise kind(f"{error.name()}: {error.str()}; {_advice(code, topics, group)}")
     _log.warning("kafka", error=error.name(), text=error.str())
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import confluent_kafka
 from confluent_kafka import KafkaException
 
-from consumer.deadline import Stop
-from consumer.errors import KafkaError
+from consumer.errors import KafkaError, RefusedError
 
-# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator. A
-# stop is heard between two tries.
+# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
 LOOKUP_S, LOOKUP_TRIES = 5.0, 6
 # How librdkafka (2.0 to 2.16) writes the metadata of a member: this, the generation (int32, native), then strings that
 # end with a zero: group, member.
@@ -25,34 +23,38 @@ _GENERATION: Final = struct.Struct("=i")
 def committed(
     client: confluent_kafka.Consumer,
     partitions: Sequence[confluent_kafka.TopicPartition],
-    stop: Stop,
+    go_on: Callable[[], bool],
     tries: int = LOOKUP_TRIES,
 ) -> list[confluent_kafka.TopicPartition]:
     """What the group has committed of these partitions, a negative offset where it has nothing.
 
     Offsets of a transaction that is still open are waited for (a `read_committed` consumer asks for stable ones).
-    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try, or `stop` ends the tries.
+    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try. `go_on` is asked before each,
+    and says no where nobody needs to know any more.
     """
-    for tries_left in reversed(range(tries)):
+    failure: KafkaException | None = None
+    while tries and go_on():
+        tries -= 1
         try:
             found = client.committed(list(partitions), timeout=LOOKUP_S)
-            break
         except KafkaException as error:
-            if not tries_left or stop.is_set():
-                raise KafkaError(f"cannot read the committed offsets of the group: {text_of(error)}") from error
-    for item in found:
-        if item.error is not None:
-            raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
-    return found
+            failure = error
+            continue
+        for item in found:
+            if item.error is not None:
+                raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
+        return list(found)
+    why = text_of(failure) if failure is not None else "this process was told to stop"
+    raise KafkaError(f"cannot read the committed offsets of the group: {why}") from failure
 
 
 def is_member(metadata: bytes) -> bool:
     """Whether the group metadata is that of a member: brokers check nothing where it is not, and would commit anyway.
 
-    Raises KafkaError where librdkafka writes it in a way that is not known here.
+    Raises RefusedError where librdkafka writes it in a way that is not known here.
     """
     if not metadata.startswith(_METADATA):
-        raise KafkaError(
+        raise RefusedError(
             f"librdkafka {confluent_kafka.libversion()[0]} writes group metadata in a way that this version cannot "
             "check; use delivery: at_least_once, or a confluent-kafka of the locked version"
         )

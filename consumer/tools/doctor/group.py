@@ -45,7 +45,8 @@ def offsets(group: Group, logs: Logs, reset: str, report: Reporter) -> Iterator[
     if expired:
         yield report.problem(
             f"frames were deleted before they were read ({_some(expired)}): the program stops there",
-            "set auto.offset.reset to earliest in kafka.consumer for one start, and give the topic a longer retention",
+            f"reset the offsets of group {group.name} (kafka-consumer-groups.sh --reset-offsets --to-earliest), and "
+            "give the topic a longer retention",
         )
     if beyond:
         yield report.problem(
