@@ -44,6 +44,8 @@ def test_every_test_and_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:tests|consumer|k8s|docs|schemas)/[\w./*-]+)`", text):
         assert list(ROOT.glob(name.rstrip("/"))), f"{page.name} names {name}"
+    for name in re.findall(r"`(test_\w+\.py)`", text):
+        assert list(ROOT.glob(f"tests/**/{name}")), f"{page.name} names {name}"
     tests = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
     for name, cut in re.findall(r"`(test_\w+?)(_?…)?`", text):
         rest = r"\w*" if cut else ""

@@ -130,7 +130,7 @@ class TestAFailure:
         call = "send_offsets_to_transaction"
         back = FakeTransactionalProducer.hangs[call] = threading.Event()
         with pytest.raises(TransactionError, match="did not come back") as caught:
-            bench.publisher.transact([finished(7)], METADATA, 0.1)
+            bench.publisher.transact([finished(7)], METADATA, 0.6)
         assert caught.value.rolled_back
         old = bench.client
         bench.publisher.renew()
@@ -186,6 +186,15 @@ class TestAFailure:
         assert caught.value.rolled_back
         assert bench.client.calls[-1] == slow
         FakeTransactionalProducer.takes.clear()
+        assert bench.transact() == [7]
+
+    def test_for_want_of_time_is_not_even_begun(self, bench: Bench) -> None:
+        """Catches transactions that are begun and aborted in turn until the end of a drain, the last left open."""
+        before = list(bench.client.calls)
+        with pytest.raises(TransactionError, match="no time was left") as caught:
+            bench.publisher.transact([finished(7)], METADATA, 0.4)
+        assert caught.value.rolled_back
+        assert bench.client.calls == before
         assert bench.transact() == [7]
 
     def test_that_fences_a_producer_which_only_connects_is_no_transaction_that_outlasted(self, bench: Bench) -> None:
@@ -350,6 +359,28 @@ class TestWhatAPersonMustMend:
         assert make().transact() == [7]
         FakeTransactionalProducer.fails["init_transactions"] = [RETRIABLE] * 100
         with pytest.raises(KafkaError, match="cannot begin transactions"):
+            make()
+
+    @pytest.mark.parametrize(
+        ("code", "text", "words"),
+        [
+            (_Code._AUTHENTICATION, "SASL authentication error", "check the SASL and TLS settings"),
+            (_Code._SSL, "certificate verify failed: broker certificate", r"check ssl\.ca\.location"),
+        ],
+    )
+    def test_that_only_the_error_callback_tells_is_said_too(
+        self, make: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch, code: int, text: str, words: str
+    ) -> None:
+        """Catches a wrong password that looks like brokers which are away: the call itself only times out."""
+        poll = FakeTransactionalProducer.poll
+
+        def says(self: FakeTransactionalProducer, timeout: float = -1) -> int:
+            self.settings["error_cb"](failed(code, text))
+            return poll(self, timeout)
+
+        monkeypatch.setattr(FakeTransactionalProducer, "poll", says)
+        FakeTransactionalProducer.fails["init_transactions"] = [RETRIABLE] * 100
+        with pytest.raises(RefusedError, match=words):
             make()
 
     def test_at_the_start_a_stop_is_heard_at_once(self, make: Callable[..., Bench]) -> None:

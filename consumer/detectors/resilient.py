@@ -105,11 +105,7 @@ class ResilientDetector:
         except EngineError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a native library raises is judged by the caller
-            link: BaseException | None = error
-            while link is not None:
-                link.__traceback__ = None
-                link = link.__cause__ or link.__context__
-            return error
+            return _without_tracebacks(error)
 
     def _halve(
         self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
@@ -161,6 +157,18 @@ def _is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "Failed to allocate memory" in str(error)
     )
+
+
+def _without_tracebacks(error: Exception) -> Exception:
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        link = left.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            left += link.__cause__, link.__context__
+    return error
 
 
 def _line(error: BaseException) -> str:

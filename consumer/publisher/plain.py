@@ -33,6 +33,10 @@ ADVICE = {
     _Code.UNKNOWN_TOPIC_OR_PART: "create it",
     _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
 }
+# What the error callback says, and no retry mends either. A handshake may fail in passing; a certificate that is not
+# trusted stays so.
+_REFUSALS = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSUPPORTED_SASL_MECHANISM}  # noqa: SLF001
+_UNTRUSTED = "certificate verify failed"
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
@@ -89,6 +93,7 @@ class Publisher:
     ) -> None:
         """`settings`: of librdkafka; default: `producer_settings(config)`."""
         self.errors = 0  # calls of librdkafka's error callback
+        self.refusal: confluent_kafka.KafkaError | None = None  # of those, the last that no retry mends
         self.cuts: dict[tuple[TopicPartition, int], int] = {}  # see `DEAD_LETTER_LIMITS`; of frames known to need one
         self._owner = threading.get_ident()
         self._topic = config.output.topic
@@ -266,6 +271,8 @@ class Publisher:
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
         self.errors += 1
+        if error.code() in _REFUSALS or _UNTRUSTED in error.str():
+            self.refusal = error
         _log.warning("kafka", error=error.name(), text=error.str())
 
     def _check_owner(self) -> None:

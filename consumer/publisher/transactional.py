@@ -54,6 +54,7 @@ _ADVICE = {
     _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
     _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001
     _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
+    _Code.UNSUPPORTED_SASL_MECHANISM: "the brokers do not offer this sasl.mechanism",
     _Code.INVALID_TRANSACTION_TIMEOUT: "lower transaction.timeout.ms in kafka.producer to what the brokers allow",
     _Code._UNSUPPORTED_FEATURE: _NO_TRANSACTIONS,  # noqa: SLF001
     _Code.UNSUPPORTED_VERSION: _NO_TRANSACTIONS,
@@ -114,8 +115,8 @@ class TransactionalPublisher:
         deadline = self._clock() + within_s
         if self._suspect:
             self._renew(within_s)
-            if self._clock() >= deadline - _COMMIT_S:
-                raise TransactionError("no time was left for a transaction after the new producer", rolled_back=True)
+        if self._clock() >= deadline - _COMMIT_S:
+            raise TransactionError("no time was left to begin one", rolled_back=True)
         publisher, started = self._publisher, self._clock()
         committing = False
         try:
@@ -164,6 +165,12 @@ class TransactionalPublisher:
             except TransactionError as error:
                 if stop.is_set():
                     raise StoppedError from error
+                self.rest(0.0)  # the library says why in there
+                if (refusal := self._publisher.refusal) is not None:
+                    advice = _ADVICE.get(refusal.code(), "check ssl.ca.location in kafka.client")
+                    raise RefusedError(
+                        f"cannot begin transactions as {self._id!r}: {refusal.str()}; {advice}"
+                    ) from error
                 if self._clock() >= deadline:
                     raise KafkaError(f"cannot begin transactions as {self._id!r}: {error}") from error
                 connect = self._renew

@@ -189,12 +189,12 @@ class Source:
         """
         self._check_owner()
         try:
-            found = (
-                group.committed(self._client, self._assignment(), self._listener.waiting, 2) if self._positions else []
-            )
+            found = self._committed(self._assignment(), tries=2) if self._positions else []
             self.resume()  # before the seek: it would go on at the position of the pause
             for item in found:
                 self._seek(item)
+        except RefusedError:
+            raise
         except (KafkaException, KafkaError) as error:
             _log.warning("cannot go back to the committed offsets yet", error=group.text_of(error))
             return None
@@ -331,7 +331,7 @@ class Source:
         if not self._look_up_offsets:
             return assigned
         try:
-            starts = group.committed(self._client, assigned, self._listener.waiting)
+            starts = self._committed(assigned)
         except KafkaError:
             if self._listener.waiting():
                 raise
@@ -340,6 +340,11 @@ class Source:
             if item.offset < 0:
                 item.offset = confluent_kafka.OFFSET_BEGINNING
         return starts
+
+    def _committed(
+        self, partitions: Sequence[confluent_kafka.TopicPartition], tries: int = group.LOOKUP_TRIES
+    ) -> list[confluent_kafka.TopicPartition]:
+        return group.committed(self._client, partitions, self._listener.waiting, self._verdict, tries)
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
         try:

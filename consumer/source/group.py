@@ -24,28 +24,31 @@ def committed(
     client: confluent_kafka.Consumer,
     partitions: Sequence[confluent_kafka.TopicPartition],
     go_on: Callable[[], bool],
+    verdict: Callable[[confluent_kafka.KafkaError], None],
     tries: int = LOOKUP_TRIES,
 ) -> list[confluent_kafka.TopicPartition]:
     """What the group has committed of these partitions, a negative offset where it has nothing.
 
     Offsets of a transaction that is still open are waited for (a `read_committed` consumer asks for stable ones).
-    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try. `go_on` is asked before each,
-    and says no where nobody needs to know any more.
+    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try, and what `verdict` raises of an
+    answer. `go_on` is told of the first try and asked before another; it says no where nobody needs to know any more.
     """
-    failure: KafkaException | None = None
-    while tries and go_on():
+    go_on()
+    while True:
         tries -= 1
         try:
             found = client.committed(list(partitions), timeout=LOOKUP_S)
         except KafkaException as error:
-            failure = error
-            continue
-        for item in found:
-            if item.error is not None:
-                raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
-        return list(found)
-    why = text_of(failure) if failure is not None else "this process was told to stop"
-    raise KafkaError(f"cannot read the committed offsets of the group: {why}") from failure
+            verdict(error.args[0])
+            if not tries or not go_on():
+                raise KafkaError(f"cannot read the committed offsets of the group: {text_of(error)}") from error
+        else:
+            break
+    for item in found:
+        if item.error is not None:
+            verdict(item.error)
+            raise KafkaError(f"cannot read the committed offset of {item.topic}[{item.partition}]: {item.error}")
+    return list(found)
 
 
 def is_member(metadata: bytes) -> bool:

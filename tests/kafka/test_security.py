@@ -29,6 +29,8 @@ AT_ONCE = {"isolation.level": "read_uncommitted"}  # else offsets in an open tra
 GOOD = [(f"cam-{n % 2}", images.jpeg(64, 48)) for n in range(10)]
 FRAMES = [*GOOD[:5], ("cam-1", b"no image"), *GOOD[5:]]
 
+EACH_DELIVERY = pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+
 
 def scram(kafka: SecuredKafka) -> dict[str, Any]:
     """Options of a program that logs in with a password that only a file holds."""
@@ -153,11 +155,11 @@ def last_words(sluice: Sluice) -> str:
 
 
 def critical(sluice: Sluice) -> str:
-    """What the program said last, in words."""
+    """What the program said last, in words. A person must mend it."""
     lines = [json.loads(line) for line in sluice.log.splitlines() if line.startswith("{")]
-    (said,) = [line["event"] for line in lines if line["level"] == "critical"]
-    assert isinstance(said, str)
-    return said
+    (last,) = [line for line in lines if line["level"] == "critical"]
+    assert last["restart_helps"] is False
+    return str(last["event"])
 
 
 def test_a_password_from_a_file_logs_in_and_is_never_printed(
@@ -186,25 +188,27 @@ def test_a_password_from_a_file_logs_in_and_is_never_printed(
     assert json.dumps(word)[1:-1] not in sluice.log + shown
 
 
+@EACH_DELIVERY
 def test_a_wrong_password_stops_the_program(
-    secured_kafka: SecuredKafka, secured_broker: Broker, tmp_path: Path
+    secured_kafka: SecuredKafka, secured_broker: Broker, tmp_path: Path, delivery: str
 ) -> None:
     """Catches a pod that looks well and reads nothing."""
     wrong = tmp_path / "password"
     wrong.write_text("not it")
-    options = {**scram(secured_kafka), "kafka.secrets": {"sasl.password": str(wrong)}}
+    options = {**scram(secured_kafka), "kafka.secrets": {"sasl.password": str(wrong)}, "delivery": delivery}
     sluice = program(secured_broker, Topics.on(secured_broker, partitions=1), options)
     assert "check the SASL and TLS settings" in last_words(sluice)
     assert "not it" not in sluice.log
 
 
+@EACH_DELIVERY
 def test_an_authority_that_did_not_sign_the_brokers_certificate_stops_the_program(
-    secured_kafka: SecuredKafka, secured_broker: Broker, tmp_path: Path
+    secured_kafka: SecuredKafka, secured_broker: Broker, tmp_path: Path, delivery: str
 ) -> None:
     """Catches a pod that tries for ever, and looks well meanwhile."""
     other = tmp_path / "ca.crt"
     trustme.CA().cert_pem.write_to_path(str(other))
-    options = scram(secured_kafka)
+    options = {**scram(secured_kafka), "delivery": delivery}
     options["kafka.client"] = {**options["kafka.client"], "ssl.ca.location": str(other)}
     sluice = program(secured_broker, Topics.on(secured_broker, partitions=1), options)
     assert "check ssl.ca.location" in last_words(sluice)
