@@ -245,12 +245,20 @@ class TestStartingPoint:
             bench.play(bench.client.rebalance("assign", P0))
         assert not bench.client.called("incremental_assign")
 
+    def test_is_looked_up_once_although_a_stop_has_come(self, bench: Bench) -> None:
+        """Catches a clean stop that ends with code 4: of a partition without commits the client does not know where."""
+        bench.listener.patience = 0
+        p2 = TopicPartition("frames", 2)
+        bench.assign(p2)
+        assert bench.client.called("incremental_assign")[-1] == [(p2, OFFSET_BEGINNING)]
+
     def test_is_not_waited_for_after_a_stop(self) -> None:
         """Catches a stop that outlives its pod's grace period in a rebalance, while the coordinator is away."""
         bench = Bench()
         bench.client.lookup_failures = 99
         bench.listener.patience = 1
-        bench.assign(P0)
+        nothing = FakeMessage(P0, 0, error=failed(_Code._AUTO_OFFSET_RESET))
+        assert bench.play(bench.client.rebalance("assign", P0), nothing) == []
         assert bench.client.lookup_failures == 98
         assert bench.client.called("incremental_assign") == [[(P0, -1001)]]
 

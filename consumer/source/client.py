@@ -94,6 +94,7 @@ class Source:
         self._paused = False
         self._last = Caller("consumer-close")  # for what blocks at the end: the last commit, and closing
         self._closing = False
+        self._gave_up = False  # to look up where new partitions start: this process was told to stop
         self._failure: BaseException | None = None
         self._owner: int | None = None
         try:
@@ -124,7 +125,9 @@ class Source:
         message = poll(timeout_s)
         while message is not None and self._failure is None:
             if (error := message.error()) is not None:
-                self._verdict(error)
+                # After a stop nobody looked up where to start, and the client found nothing either.
+                if not (self._gave_up and error.code() == confluent_kafka.KafkaError._AUTO_OFFSET_RESET):  # noqa: SLF001
+                    self._verdict(error)
             else:
                 frames.append(self._frame(message))
                 if len(frames) >= min(room, BURST):
@@ -335,6 +338,7 @@ class Source:
         except KafkaError:
             if self._listener.waiting():
                 raise
+            self._gave_up = True
             return assigned  # nothing is read of them any more
         for item in starts:
             if item.offset < 0:

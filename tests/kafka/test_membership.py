@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -50,6 +51,17 @@ def test_an_engine_slower_than_the_poll_interval_costs_no_partition(
         assert (rebalances(sluice, "assigned"), rebalances(sluice, "lost")) == (2, 0)
         assert sluice.terminate() == 0, sluice.log
         assert len({message.value() for message in reader.drain()}) == 16
+
+
+def test_a_stop_around_the_first_assignment_ends_in_order(apache_broker: Broker) -> None:
+    """Of a group without commits. Catches a start whose look-up of offsets is cut short by the stop: exit code 4."""
+    topics = Topics.on(apache_broker, partitions=2)
+    with running(apache_broker, topics, "simulated://1ms@1,4ms@32") as sluice:
+        for moment in range(10):
+            sluice.wait_ready()
+            time.sleep(moment * 0.008)  # it is assigned its partitions some hundredths of a second after it is ready
+            assert sluice.terminate() == 0, sluice.log
+            sluice.start()
 
 
 @WAYS
