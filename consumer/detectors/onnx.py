@@ -131,7 +131,7 @@ def _session(path: Path, device: str) -> Any:
         )
     providers: list[Any] = ["CPUExecutionProvider"]
     if wanted.kind != "cpu" and cuda_built:
-        # By default cuDNN tries every algorithm for each new shape, and batches come in every size.
+        # By default cuDNN tries every algorithm for each new shape, and batches come in every size. (Not run yet.)
         cuda = {"device_id": wanted.ordinal, "cudnn_conv_algo_search": "HEURISTIC"}
         providers.insert(0, ("CUDAExecutionProvider", cuda))
     # The key of the entry that names the file, as protobuf writes it.
