@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import confluent_kafka
 import structlog
@@ -26,6 +25,8 @@ from consumer.offsets import Committable
 from consumer.source import group
 from consumer.source.commits import Commits
 from consumer.source.errors import verdict
+from consumer.source.listener import RebalanceListener
+from consumer.source.position import Position
 from consumer.source.settings import consumer_settings
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 from consumer.wire import parse_frame, read_record
@@ -36,33 +37,6 @@ _log = structlog.get_logger(__name__)
 BURST = 32
 
 _Code = confluent_kafka.KafkaError
-
-
-class RebalanceListener(Protocol):
-    """Called inside `Source.poll`, on its thread. An exception ends the poll with it, after the rebalance."""
-
-    def assigned(self, epochs: dict[TopicPartition, int]) -> None:
-        """These partitions are ours now; frames of them come with these epochs."""
-
-    def waiting(self) -> bool:
-        """A coordinator is waited for, in steps of a few seconds. False: do not wait any more."""
-        return True
-
-    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """We own these for as long as this call lasts: finish, publish, `commit`. After it, they are someone else's."""
-
-    def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """Someone else owns these already: publish nothing and commit nothing of them."""
-
-
-@dataclass(slots=True)
-class _Position:
-    epoch: int
-    start: int = confluent_kafka.OFFSET_INVALID  # where reading begins; invalid: where the client chooses
-    first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
-    next_offset: int | None = None
-    timestamp_ms: int | None = None
-    floor: int = -1  # what our transactions have committed since the assignment; a rewind keeps it
 
 
 class Source:
@@ -88,7 +62,7 @@ class Source:
             settings["partition.assignment.strategy"]
         )
         self._look_up_offsets = settings["auto.offset.reset"] == "error"
-        self._positions: dict[TopicPartition, _Position] = {}
+        self._positions: dict[TopicPartition, Position] = {}
         self._known: dict[tuple[str, int], TopicPartition] = {}  # one object a partition, not one a frame
         self._last_epoch = 0
         self._paused = False
@@ -126,7 +100,7 @@ class Source:
         while message is not None and self._failure is None:
             if (error := message.error()) is not None:
                 # After a stop nobody looked up where to start, and the client found nothing either.
-                if not (self._gave_up and error.code() == confluent_kafka.KafkaError._AUTO_OFFSET_RESET):  # noqa: SLF001
+                if not (self._gave_up and error.code() == _Code._AUTO_OFFSET_RESET):  # noqa: SLF001
                     self._verdict(error)
             else:
                 frames.append(self._frame(message))
@@ -240,7 +214,7 @@ class Source:
         self._last.end()
         return True
 
-    def _age_s(self, position: _Position) -> float | None:
+    def _age_s(self, position: Position) -> float | None:
         if position.timestamp_ms is None:
             return None
         return max(0.0, (self._wall_clock_ms() - position.timestamp_ms) / 1000)
@@ -262,9 +236,9 @@ class Source:
         position.timestamp_ms = record.timestamp_ms
         return parse_frame(record, Receipt(partition, offset, position.epoch), self._clock())
 
-    def _begin_epoch(self, partition: TopicPartition, before: _Position | None = None) -> int:
+    def _begin_epoch(self, partition: TopicPartition, before: Position | None = None) -> int:
         self._last_epoch += 1
-        position = self._positions[partition] = _Position(self._last_epoch)
+        position = self._positions[partition] = Position(self._last_epoch)
         if before is not None:
             position.start, position.first_offset, position.floor = before.start, before.first_offset, before.floor
         return self._last_epoch

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
@@ -15,6 +13,7 @@ import typer
 from consumer.errors import ConfigError, KafkaError
 from consumer.tools import clients
 from consumer.tools.images import Encoding, ImageSource, parse_source
+from consumer.tools.signals import stop_on_signals
 from consumer.tools.stream import Summary, stream
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -54,7 +53,7 @@ def produce(
     there = clients.connection(config, bootstrap_servers, setting)
     encoding = Encoding(quality, _parse_size(size))
     sources = [parse_source(text, encoding) for text in source]
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     with _progress(sources, frames) as show:
         summary = stream(
             [each.looped() for each in sources] if loop else sources,
@@ -79,19 +78,6 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if (match := _SIZE.fullmatch(text)) is None:
         raise ConfigError(f"--size {clients.printable(text)}: expected WIDTHxHEIGHT, for example 640x480")
     return int(match[1]), int(match[2])
-
-
-def _stop_on_signals() -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return stop
 
 
 def _progress(

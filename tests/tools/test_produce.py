@@ -15,6 +15,7 @@ from consumer.errors import ConfigError, KafkaError
 from consumer.tools import clients
 from consumer.tools import produce as command
 from consumer.tools.images import Encoding, Image, ImageSource, frames_source
+from consumer.tools.signals import stop_on_signals
 from consumer.tools.stream import Pace, Summary, Tally, feed, message_for, stream
 from consumer.tools.tail import read
 from consumer.types import Receipt, Record, TopicPartition
@@ -212,7 +213,7 @@ class TestSettings:
         """Catches a tool that cannot be stopped while brokers are away and it waits for their reports."""
         before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         try:
-            stop = command._stop_on_signals()
+            stop = stop_on_signals()
             signal.raise_signal(signal.SIGINT)
             assert stop.is_set()
             assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL

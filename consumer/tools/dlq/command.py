@@ -15,7 +15,8 @@ from consumer.tools import clients
 from consumer.tools.clients import printable
 from consumer.tools.dlq import text
 from consumer.tools.dlq.letters import Filter, Selection, parse_since, read_letter
-from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, stop_on_signals, width
+from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width
+from consumer.tools.signals import stop_on_signals
 
 app = typer.Typer(
     help="Look into the dead letters, and send them back once their cause is mended.",

@@ -19,7 +19,8 @@ from consumer.tools.dlq.lookup import Newest
 from consumer.tools.dlq.outbox import AtLeastOnce, Outbox, Transactions
 from consumer.tools.dlq.reading import reader
 from consumer.tools.dlq.replay import Forgetful, Replay, Tally
-from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, stop_on_signals, width
+from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width
+from consumer.tools.signals import stop_on_signals
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,10 @@
-"""The terminal of `sluice dlq`: what is said beside the results, signals, and pipes that close early."""
+"""The terminal of `sluice dlq`: what is said beside the results, and pipes that close early."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,19 +26,6 @@ def width() -> int:
     return shutil.get_terminal_size(fallback=(0, 0)).columns
 
 
-def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
-    stop = stop or threading.Event()
-
-    def on_signal(number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    return stop
-
-
 @contextmanager
 def pipe() -> Iterator[None]:
     """`| head` may be done with us at any time; Python would complain once more at exit."""
@@ -53,5 +38,5 @@ def pipe() -> Iterator[None]:
 
 def hint(chosen: Filter, seen: Counter[str]) -> None:
     """Say so where reasons were asked for that no letter has."""
-    if (hint := text.unknown_reasons(chosen.reasons, seen)) is not None:
-        say(hint)
+    if (line := text.unknown_reasons(chosen.reasons, seen)) is not None:
+        say(line)
