@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,23 +19,15 @@ class Buffer:
 class Ring:
     """A fixed set of buffers. Not thread-safe: its one user, the worker, calls it under its own lock.
 
-    `allocate` is called once, for the shape (buffers, batch_size, slot_bytes); on a GPU it returns pinned memory.
+    `memory` is uint8 (buffers, batch_size, slot_bytes), contiguous. Raises ValueError for any other.
     """
 
-    def __init__(
-        self,
-        *,
-        buffers: int,
-        batch_size: int,
-        slot_bytes: int,
-        allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]],
-    ) -> None:
-        shape = (buffers, batch_size, slot_bytes)
-        if min(shape) < 1:
-            raise ValueError(f"ring: buffers, batch_size and slot_bytes must be positive, got {shape}")
-        memory = allocate(shape)
-        if memory.shape != shape or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
-            raise ValueError(f"ring: expected contiguous uint8 {shape}, got {memory.dtype} {memory.shape}")
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        if memory.ndim != 3 or not memory.size or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
+            raise ValueError(
+                "ring: expected contiguous uint8 (buffers, batch_size, slot_bytes), "
+                f"got {memory.dtype} {memory.shape}, strides {memory.strides}"
+            )
         self.nbytes = memory.nbytes
         self._buffers = tuple(Buffer(index, slots) for index, slots in enumerate(memory))
         self._free = list(reversed(self._buffers))

@@ -144,6 +144,11 @@ class LetterboxPolicy:
     stride: int = 32
     rect: bool = True
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the largest canvas, which is what a slot has room for."""
+        return self.size * self.size * 3
+
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:

@@ -65,7 +65,9 @@ class BatchingConfig(Section):
 
 
 class DecodeConfig(Section):
-    threads: int | Literal["auto"] = Field("auto", description="Decoding threads. auto: one per core, 2 to 8.")
+    threads: int | Literal["auto"] = Field(
+        "auto", description="Decoding threads, or processes. auto: one per core, 2 to 8."
+    )
     strict: bool = Field(
         True, description="Reject truncated and damaged JPEGs. false: decode what can be decoded of them."
     )
@@ -74,10 +76,15 @@ class DecodeConfig(Section):
         33_177_600, ge=1024, description="Pixels of one frame at most, from its header. Default: 7680x4320."
     )
     max_scans: int = Field(16, ge=1, description="Scans of one progressive JPEG at most. Cameras write 1 to 10.")
+    workers: Literal["auto", "threads", "processes"] = Field(
+        "auto",
+        description="processes: one per decoding thread, so that decoding does not wait for the program's Python and a "
+        "crash in an image library costs a frame; Linux only. auto: processes where they can be started, else threads.",
+    )
     isolation: Literal["none", "process"] = Field(
         "none",
-        description="process: decode in processes that are killed and replaced when a frame crashes, hangs or bloats "
-        "them; one per decoding thread. For cameras that are not trusted; Linux only. docs/security.md has the cost.",
+        description="process: processes that share no pictures and are also killed when a frame hangs or bloats them. "
+        "For cameras that are not trusted; Linux only. docs/security.md has the cost.",
     )
     timeout_s: Seconds = Field(5, description="With isolation: seconds for one frame at most.")
     memory_limit_bytes: int = Field(
@@ -90,6 +97,19 @@ class DecodeConfig(Section):
         if isinstance(value, int) and not 1 <= value <= 256:
             raise ValueError("must be auto, or 1 to 256")
         return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> DecodeConfig:
+        if self.isolation == "process" and self.workers == "threads":
+            raise ValueError("isolation: process needs workers: processes or auto, not threads")
+        return self
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether processes are asked for: by name, or by `auto` on a system that has what they need."""
+        if self.isolation == "process" or self.workers == "processes":
+            return True
+        return self.workers == "auto" and hasattr(os, "memfd_create")
 
     @property
     def thread_count(self) -> int:

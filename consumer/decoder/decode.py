@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from consumer.config import DecodeConfig
 from consumer.decoder.headers import Header, Refused, read_header
 from consumer.decoder.png import essential
 from consumer.types import Letterbox, LetterboxPolicy, Rejected
@@ -43,6 +42,22 @@ def configure_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+class Guards(Protocol):
+    """What is refused before it is decoded: `DecodeConfig` has them, and a decoding process is sent them.
+
+    A protocol, because a process that only decodes should not spend its start on the libraries of a configuration.
+    """
+
+    @property
+    def strict(self) -> bool: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def max_pixels(self) -> int: ...
+    @property
+    def max_scans(self) -> int: ...
+
+
 class Decoder:
     """Encoded bytes to a letterboxed canvas in the batch's slot. Any thread may call it, on different slots at once.
 
@@ -50,19 +65,35 @@ class Decoder:
     orientation is applied, so width, height and boxes are those of the upright picture.
     """
 
-    def __init__(self, config: DecodeConfig, policy: LetterboxPolicy) -> None:
-        self._config = config
+    def __init__(self, guards: Guards, policy: LetterboxPolicy) -> None:
+        self._guards = guards
         self._policy = policy
         # Cameras send one size; the cache is bounded because senders choose what is in it.
         self._fit = lru_cache(maxsize=256)(partial(Letterbox.fit, policy=policy))
 
     def close(self) -> None:
-        """There is nothing to close; a decoder in processes of its own has something."""
+        """There is nothing to close; one in processes has something."""
 
     @property
     def slot_bytes(self) -> int:
         """Bytes that a slot must have: the largest canvas."""
-        return self._policy.size * self._policy.size * 3
+        return self._policy.slot_bytes
+
+    def decode_into(
+        self, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]
+    ) -> Iterator[tuple[int, Letterbox | Rejected]]:
+        """`judge` for each payload, into the row of `slots` that `places` says: (place, outcome) as they come."""
+        for payload, place in zip(payloads, places, strict=True):
+            yield place, self.judge(payload, slots[place])
+
+    def judge(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
+        """`decode`, where every error but want of memory is the frame's: a restart would only meet it again."""
+        try:
+            return self.decode(payload, slot)
+        except MemoryError:  # the machine's fault, and no frame's
+            raise
+        except Exception as error:  # noqa: BLE001 - decoding is deterministic
+            return Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
 
     def decode(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
         """Fill the first canvas_height * canvas_width * 3 bytes of `slot`, contiguous uint8, `slot_bytes` long.
@@ -82,22 +113,22 @@ class Decoder:
 
     def _admit(self, payload: bytes) -> Header:
         """1. Everything that can be refused before a byte is decoded or allocated."""
-        config = self._config
+        guards = self._guards
         if not payload:
             raise Refused("empty", "the frame has no bytes")
-        if len(payload) > config.max_bytes:
-            raise Refused("too_large", f"{len(payload)} bytes; decode.max_bytes is {config.max_bytes}")
+        if len(payload) > guards.max_bytes:
+            raise Refused("too_large", f"{len(payload)} bytes; decode.max_bytes is {guards.max_bytes}")
         header = read_header(payload)
         pixels = header.width * header.height
-        if pixels > config.max_pixels:
+        if pixels > guards.max_pixels:
             raise Refused(
                 "too_many_pixels",
                 f"the {header.format} header claims {header.width}x{header.height} = {pixels} pixels; "
-                f"decode.max_pixels is {config.max_pixels}",
+                f"decode.max_pixels is {guards.max_pixels}",
             )
-        if header.scans > config.max_scans:
+        if header.scans > guards.max_scans:
             raise Refused(
-                "too_many_scans", f"the JPEG has {header.scans} scans; decode.max_scans is {config.max_scans}"
+                "too_many_scans", f"the JPEG has {header.scans} scans; decode.max_scans is {guards.max_scans}"
             )
         return header
 
@@ -123,7 +154,7 @@ class Decoder:
         buffer = np.empty((header.height, header.width, 4), np.uint8) if cmyk else out
         try:
             decoded = simplejpeg.decode_jpeg(
-                payload, "CMYK" if cmyk else "RGB", buffer=buffer, strict=self._config.strict
+                payload, "CMYK" if cmyk else "RGB", buffer=buffer, strict=self._guards.strict
             )
         except (ValueError, RuntimeError) as error:
             if "memory" in str(error).lower():
@@ -141,7 +172,7 @@ class Decoder:
     def _decode_other(self, payload: bytes, header: Header, slot: NDArray[np.uint8]) -> Letterbox:
         """2b. PNG and WebP, by OpenCV, which applies the orientation itself."""
         if header.format == "PNG":
-            payload = essential(payload, header, self._config.max_pixels)
+            payload = essential(payload, header, self._guards.max_pixels)
         try:
             image: Any = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
         except cv2.error as error:

@@ -33,8 +33,11 @@ class Detector(Protocol):
     def max_batch_size(self) -> int | None:
         """Frames that `detect` takes at once at most; None: as many as memory holds."""
 
-    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Memory for the ring, zeroed: pinned where the device copies faster from it. Called before `warm_up`."""
+    def pin(self, memory: NDArray[np.uint8]) -> None:
+        """Prepare the ring's memory, where the device copies faster from it then. Called once, before `warm_up`.
+
+        It stays as it is, and valid, until `close`.
+        """
 
     def warm_up(self, batch_size: int) -> None:
         """Run once at `batch_size` and at 1 so that no real frame pays for lazy initialisation. May take a minute."""

@@ -58,13 +58,13 @@ class OnnxDetector:
         self.max_batch_size: int | None = None
         self._check_output(path)
 
-    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        return np.zeros(shape, np.uint8)
+    def pin(self, memory: NDArray[np.uint8]) -> None:
+        """Gains nothing: onnxruntime is given arrays that are made from it."""
 
     def warm_up(self, batch_size: int) -> None:
         side = self.policy.size
         letterbox = Letterbox.fit(side, side, self.policy)
-        slots = self.allocate((batch_size, side * side * CHANNELS))
+        slots = np.zeros((batch_size, self.policy.slot_bytes), np.uint8)
         for n in (batch_size, 1):
             check_finite(self.info.name, self.detect(slots[:n], [letterbox] * n))
 

@@ -98,8 +98,8 @@ class SimulatedDetector:
         self.policy: LetterboxPolicy = policy_for(config.image_size, _STRIDE, rect=True)
         self.max_batch_size: int | None = None
 
-    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        return np.zeros(shape, np.uint8)
+    def pin(self, memory: NDArray[np.uint8]) -> None:
+        """There is no device."""
 
     def warm_up(self, batch_size: int) -> None:
         """Nothing is lazy here, but memory may be short."""

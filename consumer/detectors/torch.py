@@ -1,9 +1,9 @@
 """Ultralytics `.pt` models through torch.
 
-On a GPU, frames cross the bus as uint8 from pinned memory on a stream of their own; layout, scale and precision
+On a GPU, frames cross the bus as uint8 from page-locked memory on a stream of their own; layout, scale and precision
 happen on the device, one NMS serves a whole forward pass, and only final boxes come back, in one transfer.
-The CUDA paths (`_upload`, `_arrived`, `half`, the fault translation) have not been run on a GPU yet: the machine that
-this was written on has none. There are no CUDA graphs yet for the same reason.
+The CUDA paths (`pin`, `_upload`, `_arrived`, `half`, the fault translation) have not been run on a GPU yet: the machine
+that this was written on has none. There are no CUDA graphs yet for the same reason.
 
 A `.pt` file is a pickle. It is loaded with `torch.load(weights_only=True)` and Ultralytics' list of known classes
 alone, so that a file which asks for anything else is refused before any of its code runs.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -31,9 +32,12 @@ from consumer.detectors.postprocess_torch import select
 from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
+_log = structlog.get_logger(__name__)
+
 # Ultralytics lets an end-to-end head propose at least so many boxes, whatever max_detections says.
 _MIN_PROPOSALS = 300
 _MIN_STRIDE = 32
+_PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every CUDA context of the process
 
 
 class TorchDetector:
@@ -51,6 +55,7 @@ class TorchDetector:
         self._dtype = torch.float16 if config.half and self._cuda else torch.float32
         if self._cuda:
             torch.cuda.set_device(self._device)  # for this thread, which owns the detector
+        self._pinned: NDArray[np.uint8] | None = None
         self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
         model = _load(path, config)
         self._model: Any = model.to(self._device, self._dtype, memory_format=torch.channels_last)
@@ -60,14 +65,14 @@ class TorchDetector:
         self.policy: LetterboxPolicy = policy_for(config.image_size, stride, rect=True)
         self.max_batch_size: int | None = None
 
-    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        memory: NDArray[np.uint8] = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._cuda).numpy()
-        return memory
+    def pin(self, memory: NDArray[np.uint8]) -> None:
+        if self._cuda and _page_lock(memory):
+            self._pinned = memory
 
     def warm_up(self, batch_size: int) -> None:
         side = self.policy.size
         letterbox = Letterbox.fit(side, side, self.policy)
-        slots = self.allocate((batch_size, side * side * CHANNELS))
+        slots = np.zeros((batch_size, self.policy.slot_bytes), np.uint8)
         for n in (batch_size, 1):
             check_finite(self.info.name, self.detect(slots[:n], [letterbox] * n))
         # An empty canvas gives NMS nothing to do, and the first real frame would pay for loading its kernel.
@@ -100,6 +105,9 @@ class TorchDetector:
 
     def close(self) -> None:
         self._model = None
+        if self._pinned is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned.ctypes.data)  # type: ignore[no-untyped-call]
+            self._pinned = None
         if self._cuda:
             torch.cuda.empty_cache()
 
@@ -129,6 +137,15 @@ class TorchDetector:
 class _Upload(NamedTuple):
     canvases: Tensor
     copied: torch.cuda.Event | None  # None: they were there already
+
+
+def _page_lock(memory: NDArray[np.uint8]) -> bool:
+    """As torch does with state that others share (`distributed._state_dict_utils`). Without it copies are slower."""
+    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    status = int(cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE))
+    if status:
+        _log.warning("frames are copied from pageable memory: it cannot be page-locked", cuda_error=status)
+    return not status
 
 
 def download(name: str) -> Path:

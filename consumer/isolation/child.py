@@ -1,4 +1,4 @@
-"""The decoding process: reads a picture from shared memory, writes its canvas there, answers, and knows nothing else.
+"""The decoding process: pictures from shared memory, their canvases back into it, and an answer. It knows no more.
 
 It gets no environment, no file and no socket but its end of the pair, so that what is in the environment (passwords)
 is not in its memory. It is not a sandbox: code that a picture smuggled in runs as the same user.
@@ -13,15 +13,17 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consumer.decoder import Decoder, configure_opencv
 from consumer.isolation import protocol
 from consumer.isolation.protocol import Settings
-from consumer.types import Letterbox, Rejected
+from consumer.types import Letterbox
 
 # A grey JPEG of 8x8: a process that cannot decode this one must not be the judge of others.
 _SOUND: Final = bytes.fromhex(
@@ -31,41 +33,56 @@ _SOUND: Final = bytes.fromhex(
 )
 # Beyond the time limit that the program keeps: for a process whose program is gone.
 _ORPHAN_GRACE_S: Final = 2.0
+# After so long what is decided is said before the rest: slow pictures are a sign of life, not a hang.
+_SAY_EVERY_S: Final = 0.5
 
 
 def main() -> None:
-    """`python -m consumer.isolation.child SOCKET MEMORY SETTINGS`: two file descriptors and JSON."""
-    channel, memory, settings = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
+    """`python -m consumer.isolation.child SOCKET PAYLOADS CANVASES SETTINGS`: three file descriptors and JSON."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
     # A signal to the whole group is for the program: it drains, and needs its decoders for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    serve(channel, memory, Settings.from_text(settings))
+    with contextlib.suppress(ConnectionError):  # the program is gone, or has given this process up
+        serve(channel, int(sys.argv[2]), int(sys.argv[3]), Settings.from_text(sys.argv[4]))
 
 
-def serve(channel: socket.socket, memory: int, settings: Settings) -> None:
+def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: Settings) -> None:
     """Answer until the program has closed its end, which it also has when it was killed."""
     configure_opencv()
-    decoder = Decoder(settings.config, settings.policy)
-    shared = mmap.mmap(memory, settings.max_bytes + decoder.slot_bytes)
-    os.close(memory)
-    slot = np.frombuffer(shared, np.uint8, decoder.slot_bytes, settings.max_bytes)
-    if not isinstance(sound := decoder.decode(_SOUND, slot), Letterbox):
+    decoder = Decoder(settings, settings.policy)
+    payloads = mmap.mmap(payloads_fd, settings.payload_bytes, prot=mmap.PROT_READ)
+    canvases = np.frombuffer(mmap.mmap(canvases_fd, settings.canvas_bytes), np.uint8)
+    os.close(payloads_fd)
+    os.close(canvases_fd)
+    if not isinstance(sound := decoder.decode(_SOUND, np.empty(decoder.slot_bytes, np.uint8)), Letterbox):
         raise TypeError(f"the decoder does not decode a sound picture: {sound}")
     volunteer()
     _confine(settings.memory_bytes)
     channel.send(protocol.READY)
-    while message := channel.recv(protocol.MAX_ANSWER):
-        payload = bytes(shared[: protocol.read_request(message)])
-        signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + _ORPHAN_GRACE_S)  # SIGALRM ends it, also in C
-        outcome: Letterbox | Rejected | None
-        try:
-            outcome = decoder.decode(payload, slot)
-        except MemoryError:
-            outcome = None
-        except Exception as error:  # noqa: BLE001 - as in a decoding thread: it would meet it again
-            outcome = Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        channel.send(protocol.answer(outcome))
+    answers: list[bytes] = []
+    while message := channel.recv(protocol.MAX_MESSAGE):
+        said_at = time.monotonic()
+        for start, length, slot in protocol.read_request(message):
+            payload = payloads[start : start + length]
+            if settings.timeout_s:  # SIGALRM ends the process, also in native code
+                signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + _ORPHAN_GRACE_S)
+            answers.append(_answer(decoder, payload, canvases[slot : slot + decoder.slot_bytes]))
+            if settings.timeout_s:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            if (now := time.monotonic()) - said_at > _SAY_EVERY_S:
+                channel.send(b"".join(answers))
+                answers, said_at = [], now
+        if answers:
+            channel.send(b"".join(answers))
+            answers = []
+
+
+def _answer(decoder: Decoder, payload: bytes, slot: NDArray[np.uint8]) -> bytes:
+    try:
+        return protocol.answer(decoder.judge(payload, slot))
+    except MemoryError:
+        return protocol.answer(None)
 
 
 def volunteer(score: Path = Path("/proc/self/oom_score_adj")) -> None:
@@ -78,13 +95,14 @@ def volunteer(score: Path = Path("/proc/self/oom_score_adj")) -> None:
 
 
 def _confine(memory_bytes: int) -> None:
-    """No more memory than this on top, no core file (it would hold frames), no file written; and silence.
+    """No more memory than this on top (0: no limit), no core file (it would hold frames), no file written; silence.
 
     libpng tells stderr what it thinks of a file; what matters is in the answer.
     """
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    address_space = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+    if memory_bytes:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        address_space = pages * resource.getpagesize() + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     silence = os.open(os.devnull, os.O_WRONLY)

@@ -1,25 +1,22 @@
-"""Killable decoders: one process per decoding thread, each with shared memory of its own, one frame at a time.
+"""Decoding in processes: one per decoding thread, each with memory of its own for payloads.
 
-A process that crashes, hangs or asks for too much memory is killed and replaced. Its frame gets one more look in the
-fresh process, because the machine may have been at fault (an OOM killer, a stolen CPU); if that one fails too, the
-frame is rejected. No other frame is in that process, so none is lost with it.
+Decoding beside the program's Python costs both of them: every frame takes the interpreter's lock several times, from
+threads that need it for milliseconds. A process is given a whole chunk, and the thread that gave it waits without the
+lock. It writes straight into the ring, which it has in its memory too; `decode.isolation: process` gives it one frame
+at a time and a canvas of its own instead, limits its time and memory, and copies what it made.
 
-The memory is anonymous (memfd): it needs no room in /dev/shm, and the kernel takes it back with the last process that
-has it, however that one ends. The ring is not shared: a process that a picture has taken over can spoil the canvas of
-the frames that it is given, and no other memory.
+A process that crashes (or, isolated, hangs or asks for too much memory) is killed and replaced. What it had not
+answered is decoded again, one frame at a time, and each frame gets two looks, because the machine may have been at
+fault (an OOM killer, a stolen CPU); if both fail, that frame is rejected. No other frame is lost with it.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 import queue
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
@@ -27,142 +24,67 @@ from numpy.typing import NDArray
 
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
-from consumer.errors import ConfigError, EngineError
+from consumer.errors import EngineError
 from consumer.isolation import protocol
+from consumer.isolation.memory import SharedMemory
+from consumer.isolation.process import FailedError, Item, Process
 from consumer.isolation.protocol import Settings
 from consumer.types import Letterbox, LetterboxPolicy, Rejected
 
 _log = structlog.get_logger(__name__)
 
-COMMAND: Sequence[str] = (sys.executable, "-I", "-m", "consumer.isolation.child")
-# Not the program's: passwords may be in that. One thread each, as everywhere in a decode pool.
-_ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-# Imports take a second on a busy machine.
-_START_S: Final = 60.0
+_LOOKS: Final = 2
+# Room for a chunk of usual frames, where decode.max_bytes asks for less.
+_PAYLOAD_BYTES: Final = 4 * 2**20
 
 
-class _FailedError(Exception):
-    """The process did not answer as a sound one does. `reason` is one of `types.REASONS`."""
+class _Run(NamedTuple):
+    """Frames of one request. `looks`: how often its only frame has failed already."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+    items: Sequence[Item]
+    looks: int = 0
 
 
-class _Process:
-    """One decoding process. Whoever has taken it from the pool is its only user."""
+class ProcessDecoder:
+    """`Decoder.decode_into` with the work done elsewhere: the same outcomes, and three more reasons.
 
-    def __init__(self, settings: Settings, slot_bytes: int) -> None:
-        self._settings = settings
-        memory = os.memfd_create("sluice-decode")
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            os.ftruncate(memory, settings.max_bytes + slot_bytes)
-            self._shared = mmap.mmap(memory, settings.max_bytes + slot_bytes)
-            self._canvas = np.frombuffer(self._shared, np.uint8, slot_bytes, settings.max_bytes)
-            self._child = subprocess.Popen(  # noqa: S603 - our own module, by this interpreter
-                [*COMMAND, str(theirs.fileno()), str(memory), settings.to_text()],
-                env=_ENVIRONMENT,
-                pass_fds=(theirs.fileno(), memory),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except BaseException:
-            self._channel.close()
-            raise
-        finally:
-            os.close(memory)
-            theirs.close()
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    def wait_ready(self) -> None:
-        """Raises EngineError where it cannot decode a sound picture: then no frame is to blame."""
-        try:
-            if self._receive(_START_S) == protocol.READY:
-                return
-            problem = f"it ended with {self._child.wait(_START_S)}"
-        except (TimeoutError, subprocess.TimeoutExpired):
-            problem = f"it was not ready after {_START_S:.0f} s"
-        except OSError as error:
-            problem = str(error)
-        self.kill()
-        raise EngineError(f"a decoding process cannot start: {problem}; see stderr, or set decode.isolation: none")
-
-    def decode(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
-        """Raises _FailedError, and must be killed then."""
-        limit_s = self._settings.timeout_s
-        self._shared[: len(payload)] = payload
-        try:
-            self._channel.send(protocol.request(len(payload)))
-            message = self._receive(limit_s)
-        except TimeoutError:
-            raise _FailedError("decoder_timeout", f"not decoded within decode.timeout_s ({limit_s:g} s)") from None
-        except OSError:
-            message = b""
-        if not message:
-            raise _FailedError("decoder_crashed", f"the decoding process ended: {self._end()}")
-        try:
-            outcome = protocol.read_answer(message, self._settings)
-        except ValueError as error:
-            raise _FailedError("decoder_crashed", f"the decoding process gave {error}") from None
-        if outcome is None:
-            limit = self._settings.memory_bytes
-            raise _FailedError("decoder_memory", f"needs more than decode.memory_limit_bytes ({limit}) to be decoded")
-        if isinstance(outcome, Letterbox):
-            canvas_bytes = outcome.canvas_width * outcome.canvas_height * 3
-            slot[:canvas_bytes] = self._canvas[:canvas_bytes]
-        return outcome
-
-    def kill(self) -> None:
-        """End it for good. Returns when it is gone."""
-        self._child.kill()
-        self._child.wait()
-        self._channel.close()
-
-    def _receive(self, timeout_s: float) -> bytes:
-        self._channel.settimeout(timeout_s)
-        return self._channel.recv(protocol.MAX_ANSWER)
-
-    def _end(self) -> str:
-        """How it ended, for a person."""
-        try:
-            code = self._child.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return "its channel is closed"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-class IsolatedDecoder:
-    """`Decoder` with the work done elsewhere: the same call, the same outcomes, and three more reasons.
-
-    Any thread may call `decode`; with more threads than processes some wait. Raises EngineError where processes cannot
-    be started.
+    `ring` is what the slots lie in; None, for isolated processes: they may lie anywhere. Any thread may call; with
+    more threads than processes some wait. Raises EngineError where processes cannot be started; MemoryError as `Decoder`.
     """
 
     def __init__(
         self,
         config: DecodeConfig,
         policy: LetterboxPolicy,
+        ring: SharedMemory | None,
         *,
         processes: int,
         on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
-        if not hasattr(os, "memfd_create"):
-            raise ConfigError("decode.isolation: process needs Linux; set it to none")
-        self._settings = Settings.of(config, policy)
+        isolated = ring is None
+        self._settings = Settings(
+            strict=config.strict,
+            max_bytes=config.max_bytes,
+            max_pixels=config.max_pixels,
+            max_scans=config.max_scans,
+            timeout_s=config.timeout_s if isolated else 0.0,
+            memory_bytes=config.memory_limit_bytes if isolated else 0,
+            size=policy.size,
+            stride=policy.stride,
+            rect=policy.rect,
+            payload_bytes=max(config.max_bytes, _PAYLOAD_BYTES),
+            canvas_bytes=policy.slot_bytes if ring is None else ring.array.nbytes,
+        )
+        self._at_once = 1 if isolated else protocol.MAX_FRAMES
+        self._ring = ring
         self._guard = Decoder(config, policy)
         self._on_replaced = on_replaced
         self._lock = threading.Lock()  # around `_processes` and `_closed`
-        self._processes: set[_Process] = set()
+        self._processes: set[Process] = set()
         self._closed = False
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Process] = queue.SimpleQueue()
         try:
-            starting = [self._launch() for _ in range(processes)]  # side by side: each takes a second
+            starting = [self._launch() for _ in range(processes)]  # side by side: each takes a fifth of a second
             for process in starting:
                 process.wait_ready()
                 self._idle.put(process)
@@ -171,31 +93,41 @@ class IsolatedDecoder:
             raise
 
     @property
-    def slot_bytes(self) -> int:
-        """Bytes that a slot must have: the largest canvas."""
-        return self._guard.slot_bytes
-
-    @property
     def pids(self) -> list[int]:
         """The processes that there are now."""
         with self._lock:
             return [process.pid for process in self._processes]
 
-    def decode(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
-        """As `Decoder.decode`; a frame that twice crashed, hung or starved its process is a `Rejected`."""
-        if not 0 < len(payload) <= self._settings.max_bytes:
-            return self._guard.decode(payload, slot)  # refused there before any native code sees it
+    def decode_into(
+        self, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]
+    ) -> Iterator[tuple[int, Letterbox | Rejected]]:
+        """As `Decoder.decode_into`, in any order; a frame that twice ended its process is a `Rejected`."""
+        items: list[Item] = []
+        for payload, place in zip(payloads, places, strict=True):
+            if 0 < len(payload) <= self._settings.max_bytes:
+                items.append(Item(payload, place))
+            else:  # refused there before any native code sees it
+                yield place, self._guard.judge(payload, slots[place])
         process = self._idle.get()
         try:
-            try:
-                return process.decode(payload, slot)
-            except _FailedError as first:
-                process = self._replace(process, first)
-            try:
-                return process.decode(payload, slot)
-            except _FailedError as second:
-                process = self._replace(process, second)
-                return Rejected("decode", second.reason, f"{second.detail}; so it went in a fresh process too")
+            todo = deque(self._runs(items))
+            while todo:
+                batch, looks = todo.popleft()
+                answered = 0
+                try:
+                    for outcome in process.decode(batch, slots):
+                        yield batch[answered].place, outcome
+                        answered += 1
+                    continue
+                except FailedError as failed:
+                    failure = failed
+                process = self._replace(process, failure)
+                looks = looks + 1 if len(batch) == 1 else 0
+                if looks < _LOOKS:
+                    todo.extendleft(_Run([item], looks) for item in reversed(batch[answered:]))
+                else:
+                    detail = f"{failure.detail}; so it went in a fresh process too"
+                    yield batch[0].place, Rejected("decode", failure.reason, detail)
         finally:
             self._idle.put(process)
 
@@ -207,20 +139,31 @@ class IsolatedDecoder:
         for process in processes:
             process.kill()
 
-    def _launch(self) -> _Process:
+    def _runs(self, items: Sequence[Item]) -> Iterator[_Run]:
+        """What goes into one request each: as many frames as the memory for payloads holds."""
+        first = used = 0
+        for index, item in enumerate(items):
+            if index - first == self._at_once or used + len(item.payload) > self._settings.payload_bytes:
+                yield _Run(items[first:index])
+                first, used = index, 0
+            used += len(item.payload)
+        if first < len(items):
+            yield _Run(items[first:])
+
+    def _launch(self) -> Process:
         with self._lock:
             if self._closed:
                 raise EngineError("the decoding processes are closed")
             try:
-                process = _Process(self._settings, self.slot_bytes)
+                process = Process(self._settings, self._ring)
             except OSError as error:  # no memory, process or file descriptor is left: no frame is to blame
                 raise EngineError(
-                    f"a decoding process cannot be started: {error}; raise the limits, or set decode.isolation: none"
+                    f"a decoding process cannot be started: {error}; raise the limits, or set decode.workers: threads"
                 ) from error
             self._processes.add(process)
         return process
 
-    def _replace(self, failed: _Process, why: _FailedError) -> _Process:
+    def _replace(self, failed: Process, why: FailedError) -> Process:
         _log.warning("decoding process replaced", pid=failed.pid, reason=why.reason, detail=why.detail)
         with self._lock:
             self._processes.discard(failed)

@@ -1,30 +1,34 @@
 """What the program and a decoding process say to each other: fixed layouts, nothing that is unpickled.
 
 The process is the part that may have been taken over by a hostile picture, so an answer is as untrusted as the picture
-was: `read_answer` believes nothing of it that it has not checked.
+was: `read_answers` believes nothing of it that it has not checked.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from consumer.config import DecodeConfig
 from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
 
 READY: Final = b"ready"
-MAX_ANSWER: Final = 1024  # bytes
-_REQUEST: Final = struct.Struct("<Q")  # bytes of the payload, which lies at the head of the shared memory
-_ANSWER: Final = struct.Struct("<BII")  # kind; width and height, or the reason's place in REASONS and 0
+MAX_MESSAGE: Final = 2**15  # bytes
+MAX_FRAMES: Final = 64  # in one request, and so in one message of answers
+_FRAME: Final = struct.Struct("<QQQ")
+_ANSWER: Final = struct.Struct("<BIIH")  # kind; width and height, or the reason's place in REASONS and 0; detail bytes
 _PICTURE, _REJECTED, _NO_MEMORY = range(3)
 _MAX_DETAIL: Final = 300  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that a decoding process is told of the configuration: no address, no name, no secret."""
+    """All that a decoding process is told of the configuration: no address, no name, no secret.
+
+    timeout_s and memory_bytes are for one frame, 0: no limit. payload_bytes and canvas_bytes: of the shared memories.
+    """
 
     strict: bool
     max_bytes: int
@@ -35,20 +39,8 @@ class Settings:
     size: int
     stride: int
     rect: bool
-
-    @classmethod
-    def of(cls, config: DecodeConfig, policy: LetterboxPolicy) -> Settings:
-        return cls(
-            strict=config.strict,
-            max_bytes=config.max_bytes,
-            max_pixels=config.max_pixels,
-            max_scans=config.max_scans,
-            timeout_s=config.timeout_s,
-            memory_bytes=config.memory_limit_bytes,
-            size=policy.size,
-            stride=policy.stride,
-            rect=policy.rect,
-        )
+    payload_bytes: int
+    canvas_bytes: int
 
     def to_text(self) -> str:
         return json.dumps(asdict(self))
@@ -58,49 +50,79 @@ class Settings:
         return cls(**json.loads(text))
 
     @property
-    def config(self) -> DecodeConfig:
-        return DecodeConfig(
-            strict=self.strict, max_bytes=self.max_bytes, max_pixels=self.max_pixels, max_scans=self.max_scans
-        )
-
-    @property
     def policy(self) -> LetterboxPolicy:
         return LetterboxPolicy(self.size, self.stride, self.rect)
 
 
-def request(payload_bytes: int) -> bytes:
-    return _REQUEST.pack(payload_bytes)
+class Asked(NamedTuple):
+    """One frame of a request: where its payload begins, its bytes, and where its slot begins."""
+
+    start: int
+    length: int
+    slot: int
 
 
-def read_request(message: bytes) -> int:
-    length: int = _REQUEST.unpack(message)[0]
-    return length
+def request(frames: Sequence[Asked]) -> bytes:
+    return b"".join([_FRAME.pack(*frame) for frame in frames])
+
+
+def read_request(message: bytes) -> Iterator[Asked]:
+    return map(Asked._make, _FRAME.iter_unpack(message))
 
 
 def answer(outcome: Letterbox | Rejected | None) -> bytes:
-    """None: the frame needed more memory than the process may have."""
+    """None: the frame needed more memory than the process may have. Answers are put together by joining them."""
     if outcome is None:
-        return _ANSWER.pack(_NO_MEMORY, 0, 0)
+        return _ANSWER.pack(_NO_MEMORY, 0, 0, 0)
     if isinstance(outcome, Letterbox):
-        return _ANSWER.pack(_PICTURE, outcome.width, outcome.height)
+        return _ANSWER.pack(_PICTURE, outcome.width, outcome.height, 0)
     line = "".join(letter if letter.isprintable() else " " for letter in outcome.detail)  # nothing else is read
     detail = line.encode("utf-8", "replace")[:_MAX_DETAIL]
-    return _ANSWER.pack(_REJECTED, REASONS.index(outcome.reason), 0) + detail
+    return _ANSWER.pack(_REJECTED, REASONS.index(outcome.reason), 0, len(detail)) + detail
 
 
-def read_answer(message: bytes, settings: Settings) -> Letterbox | Rejected | None:
-    """Raises ValueError for what a sound decoder does not say: then the process must not be used again."""
-    try:
-        kind, first, second = _ANSWER.unpack_from(message)
-    except struct.error:
-        raise ValueError(f"an answer of {len(message)} bytes") from None
-    if kind == _NO_MEMORY:
-        return None
-    if kind == _PICTURE:
-        if first * second > settings.max_pixels:
-            raise ValueError(f"a picture of {first}x{second} pixels")
-        return Letterbox.fit(first, second, settings.policy)
-    detail = message[_ANSWER.size :].decode("utf-8", "ignore")
-    if kind != _REJECTED or first >= len(REASONS) or len(detail) > _MAX_DETAIL or not detail.isprintable():
-        raise ValueError(f"an answer of kind {kind}")
-    return Rejected("decode", REASONS[first], detail)
+class Reader:
+    """Reads answers. Raises ValueError for what a sound decoder does not say: it must not be used again then."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_pixels = settings.max_pixels
+        self._policy = settings.policy
+        # Cameras send one size. Bounded, because senders choose what is in it; a race costs one `fit`.
+        self._fits: dict[tuple[int, int], Letterbox] = {}
+
+    def read(self, message: bytes) -> Iterator[Letterbox | Rejected | None]:
+        """One outcome after the other; None as in `answer`."""
+        at = 0
+        while at < len(message):
+            try:
+                kind, first, second, length = _ANSWER.unpack_from(message, at)
+            except struct.error:
+                raise ValueError(f"an answer of {len(message) - at} bytes") from None
+            detail = message[at + _ANSWER.size : at + _ANSWER.size + length]
+            at += _ANSWER.size + length
+            if kind == _PICTURE and not length:
+                yield self._fit(first, second)
+            elif kind == _NO_MEMORY and not length:
+                yield None
+            elif kind == _REJECTED and first < len(REASONS) and len(detail) == length <= _MAX_DETAIL:
+                yield Rejected("decode", REASONS[first], _words(detail))
+            else:
+                raise ValueError(f"an answer of kind {kind}")
+
+    def _fit(self, width: int, height: int) -> Letterbox:
+        known = self._fits.get((width, height))
+        if known is not None:
+            return known
+        if width * height > self._max_pixels:
+            raise ValueError(f"a picture of {width}x{height} pixels")
+        if len(self._fits) >= 256:
+            self._fits.clear()
+        self._fits[width, height] = fit = Letterbox.fit(width, height, self._policy)
+        return fit
+
+
+def _words(detail: bytes) -> str:
+    text = detail.decode("utf-8", "ignore")
+    if not text.isprintable():
+        raise ValueError("a detail that cannot be printed")
+    return text

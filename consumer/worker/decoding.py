@@ -1,25 +1,76 @@
-"""The decode pool: chunks of frames in, their slots and verdicts filled. It keeps no state of its own."""
+"""The decode pool: chunks of frames in, their slots and verdicts filled. It keeps no state of its own.
+
+Each of its threads decodes, or waits for a process that does: `decode.workers`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
+from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
-from consumer.errors import SluiceError
-from consumer.isolation import IsolatedDecoder
-from consumer.types import Clock, Frame, Letterbox, Outcome, Rejected
+from consumer.errors import ConfigError, EngineError
+from consumer.isolation.memory import SharedMemory
+from consumer.isolation.pool import ProcessDecoder
+from consumer.types import Clock, Frame, Letterbox, LetterboxPolicy, Outcome, Rejected
+
+_log = structlog.get_logger(__name__)
 
 Verdict = Outcome | Letterbox
+
+
+class SlotDecoder(Protocol):
+    """`Decoder` or `ProcessDecoder`."""
+
+    def decode_into(
+        self, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]
+    ) -> Iterator[tuple[int, Letterbox | Rejected]]:
+        """(place, outcome) for each payload, in any order; its canvas is in that row of `slots` then."""
+
+    def close(self) -> None:
+        """Nothing is decoded any more."""
+
+
+def make_decoder(
+    config: DecodeConfig,
+    policy: LetterboxPolicy,
+    shape: tuple[int, ...],
+    *,
+    on_replaced: Callable[[], None],
+) -> tuple[SlotDecoder, NDArray[np.uint8]]:
+    """What `decode.workers` and `decode.isolation` ask for, and zeroed memory of `shape` that it can decode into.
+
+    `on_replaced` is called on a decoding thread, for each process that was. Raises EngineError where processes were
+    asked for by name and cannot be started; by `auto`, threads do their work then.
+    """
+    if config.in_processes and not hasattr(os, "memfd_create"):
+        raise ConfigError("decode.workers: processes and decode.isolation: process need Linux")
+    if not config.in_processes:
+        return Decoder(config, policy), np.zeros(shape, np.uint8)
+    if config.isolation == "process":
+        isolated = ProcessDecoder(config, policy, None, processes=config.thread_count, on_replaced=on_replaced)
+        return isolated, np.zeros(shape, np.uint8)
+    try:
+        ring = SharedMemory("sluice-ring", shape)
+        return ProcessDecoder(config, policy, ring, processes=config.thread_count, on_replaced=on_replaced), ring.array
+    except (EngineError, OSError) as error:
+        if config.workers == "processes":
+            raise EngineError(f"decode.workers: processes cannot be had here: {error}") from error
+        _log.warning("frames are decoded by threads: processes cannot be started here", detail=str(error))
+        return Decoder(config, policy), np.zeros(shape, np.uint8)
 
 
 class DecodePool:
     """Threads that decode straight into the slots of the batch buffers, several chunks at once."""
 
-    def __init__(self, decoder: Decoder | IsolatedDecoder, threads: int, *, clock: Clock) -> None:
+    def __init__(self, decoder: SlotDecoder, threads: int, *, clock: Clock) -> None:
         self._decoder = decoder
         self._clock = clock
         self.threads = threads
@@ -44,12 +95,14 @@ class DecodePool:
         self, frames: Sequence[Frame], slots: NDArray[np.uint8], verdicts: list[Verdict | None], first: int
     ) -> float:
         began = self._clock()
-        decode = self._decoder.decode
-        for slot, frame in enumerate(frames, first):
-            try:
-                verdicts[slot] = frame.verdict or decode(frame.payload, slots[slot])
-            except (MemoryError, SluiceError):  # the machine's fault, and no frame's
-                raise
-            except Exception as error:  # noqa: BLE001 - decoding is deterministic: a restart would meet it again
-                verdicts[slot] = Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
+        payloads: list[bytes] = []
+        places: list[int] = []
+        for place, frame in enumerate(frames, first):
+            if frame.verdict is None:
+                payloads.append(frame.payload)
+                places.append(place)
+            else:
+                verdicts[place] = frame.verdict
+        for place, verdict in self._decoder.decode_into(payloads, slots, places):
+            verdicts[place] = verdict
         return self._clock() - began

@@ -22,7 +22,6 @@ from consumer.deadline import Stop
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector
 from consumer.errors import EngineError, SluiceError
-from consumer.isolation import make_decoder
 from consumer.ring import Ring
 from consumer.types import (
     BatchResult,
@@ -39,7 +38,7 @@ from consumer.types import (
     TopicPartition,
 )
 from consumer.worker.assembly import BUFFERS, Assembly, Chunk, Work
-from consumer.worker.decoding import DecodePool, Verdict
+from consumer.worker.decoding import DecodePool, Verdict, make_decoder
 
 _log = structlog.get_logger(__name__)
 
@@ -252,17 +251,15 @@ class Worker:
             _log.warning("batches are smaller than configured: the model takes no more", max_batch_size=limit)
             preferred = [size for size in batching.preferred_batch_sizes if size <= limit]
             batching = batching.model_copy(update={"max_batch_size": limit, "preferred_batch_sizes": preferred})
-        decoder = make_decoder(self._decode_config, detector.policy, self._on_decoder_replaced)
-        ring = Ring(
-            buffers=BUFFERS,
-            batch_size=batching.max_batch_size,
-            slot_bytes=decoder.slot_bytes,
-            allocate=detector.allocate,
+        shape = (BUFFERS, batching.max_batch_size, detector.policy.slot_bytes)
+        decoder, memory = make_decoder(
+            self._decode_config, detector.policy, shape, on_replaced=self._on_decoder_replaced
         )
         batcher = Batcher(batching, clock=self._clock, wall_clock_ms=self._wall_clock_ms)
         self._pool = DecodePool(decoder, self._decode_config.thread_count, clock=self._clock)
-        self._assembly = Assembly(batcher, ring, self._pool)
+        self._assembly = Assembly(batcher, Ring(memory), self._pool)
         self._detector = ResilientDetector(detector, self._on_retry)
+        detector.pin(memory)
         self._detector.warm_up(batching.max_batch_size)
         self._device_memory = self._detector.device_memory()
         self._info, self._device = detector.info, detector.device

@@ -54,7 +54,7 @@ def run(job: PlainLoop) -> None:
     detector.warm_up(1)
     decoder = Decoder(DecodeConfig(), detector.policy)
     encoder = ResultEncoder(format="msgpack", model=detector.info, source="/bench")
-    slots = detector.allocate((1, decoder.slot_bytes))
+    slots = np.zeros((1, decoder.slot_bytes), np.uint8)
     common = {"bootstrap.servers": job.bootstrap_servers, **client_settings(is_ours=job.own_broker)}
     producer = Producer({**common, "linger.ms": 0, "enable.idempotence": True})
     consumer = Consumer(

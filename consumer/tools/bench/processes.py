@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -170,10 +170,13 @@ class Ending:
 
 
 class Meter:
-    """CPU time and memory of a process over time, from /proc, every 20 ms on a thread of its own."""
+    """CPU time and memory of a process and its children over time, from /proc, every 20 ms on a thread of its own.
+
+    Of a child's memory only what it shares with nobody counts: frames lie in memory that the parent has, too.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._stat = Path(f"/proc/{pid}/stat")
+        self._process = Path("/proc") / str(pid)
         self._samples: list[tuple[float, float, int]] = []  # Unix ms, CPU s, resident bytes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
@@ -205,10 +208,34 @@ class Meter:
     def _run(self) -> None:
         while True:
             with contextlib.suppress(OSError):
-                # The name, in brackets, may have spaces; 11 fields after it comes the CPU time.
-                fields = self._stat.read_text().rpartition(")")[2].split()
-                if fields[0] not in "ZX":
-                    cpu_s = (int(fields[11]) + int(fields[12])) / _TICK
-                    self._samples.append((time.time() * 1000, cpu_s, int(fields[21]) * _PAGE))
+                used = _used(self._process)
+                children = [_used(child) for child in _children(self._process)]
+                if used is not None:
+                    cpu_s = used.cpu_s + sum(child.cpu_s for child in children if child)
+                    resident = used.resident + sum(child.private for child in children if child)
+                    self._samples.append((time.time() * 1000, cpu_s, resident))
             if self._stop.wait(0.02):
                 return
+
+
+class _Used(NamedTuple):
+    """`cpu_s`: of all threads, and of children that have ended. Memory in bytes."""
+
+    cpu_s: float
+    resident: int
+    private: int
+
+
+def _used(process: Path) -> _Used | None:
+    """None for one that has ended. Raises OSError where it is gone."""
+    # The name, in brackets, may have spaces; 11 fields after it come four of CPU time.
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        return None
+    resident, shared = (int(pages) * _PAGE for pages in (process / "statm").read_text().split()[1:3])
+    return _Used(sum(map(int, fields[11:15])) / _TICK, resident, resident - shared)
+
+
+def _children(process: Path) -> list[Path]:
+    """Those that run now. None are found where the kernel was built without that list."""
+    return [Path("/proc") / pid for task in (process / "task").glob("*/children") for pid in task.read_text().split()]

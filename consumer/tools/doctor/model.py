@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from consumer.config import Config
 from consumer.errors import EngineError, ModelError
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.types import Letterbox, ModelInfo
 from consumer.worker import BUFFERS
 
-_CHANNELS = 3
 _TRIALS = 2
 
 
@@ -40,7 +41,8 @@ def try_model(config: Config) -> Tried:
         side = detector.policy.size
         letterboxes = [Letterbox.fit(side, side, detector.policy)] * batch
         try:
-            slots = detector.allocate((batch, side * side * _CHANNELS))
+            slots = np.zeros((batch, detector.policy.slot_bytes), np.uint8)
+            detector.pin(slots)
             detector.warm_up(batch)
             seconds = []
             for _ in range(_TRIALS):
