@@ -87,6 +87,7 @@ OTHER: dict[str, Any] = {
     "batching.max_frame_age_ms": 5.0,
     "decode.threads": 3,
     "decode.isolation": "process",
+    "decode.workers": "threads",
     "detector.backend": "onnx",
     "detector.sha256": "0" * 64,
     "detector.image_size": 320,
@@ -181,6 +182,7 @@ class TestMistakesAreNamed:
             ({"kafka": {"client": "not a map"}}, "kafka.client"),
             ({"detector": {"image_size": 100}}, "detector.image_size"),
             ({"decode": {"threads": 0}}, "decode.threads"),
+            ({"decode": {"isolation": "process", "workers": "threads"}}, "isolation: process needs workers: processes"),
             ({"decode": {"isolation": "process", "timeout_s": 21}}, "decode.timeout_s: 21 is more than a third"),
         ],
     )

@@ -71,7 +71,7 @@ def start(detector: FakeDetector) -> Iterator[Start]:
         worker = Worker(
             lambda: detector,
             BatchingConfig(**{"max_batch_size": 4, **options}),
-            DecodeConfig(threads=2),
+            DecodeConfig(threads=2, workers="threads"),
             clock=time.monotonic,
             wall_clock_ms=lambda: round(time.time() * 1000),
         )
@@ -390,4 +390,10 @@ class TestEngineTrouble:
 
 
 def _worker(load: Callable[[], FakeDetector]) -> Worker:
-    return Worker(load, BatchingConfig(), DecodeConfig(threads=1), clock=time.monotonic, wall_clock_ms=lambda: 0)
+    return Worker(
+        load,
+        BatchingConfig(),
+        DecodeConfig(threads=1, workers="threads"),
+        clock=time.monotonic,
+        wall_clock_ms=lambda: 0,
+    )

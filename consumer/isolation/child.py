@@ -10,9 +10,11 @@ import contextlib
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -57,14 +59,15 @@ def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: 
     os.close(canvases_fd)
     if not isinstance(sound := decoder.decode(_SOUND, np.empty(decoder.slot_bytes, np.uint8)), Letterbox):
         raise TypeError(f"the decoder does not decode a sound picture: {sound}")
+    threading.Thread(target=_end_with_program, args=(channel.fileno(),), daemon=True).start()
     volunteer()
     _confine(settings.memory_bytes)
     channel.send(protocol.READY)
     answers: list[bytes] = []
     while message := channel.recv(protocol.MAX_MESSAGE):
         said_at = time.monotonic()
-        for start, length, slot in protocol.read_request(message):
-            payload = payloads[start : start + length]
+        for start, stop, slot in protocol.read_request(message):
+            payload = payloads[start:stop]
             if settings.timeout_s:  # SIGALRM ends the process, also in native code
                 signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + _ORPHAN_GRACE_S)
             answers.append(_answer(decoder, payload, canvases[slot : slot + decoder.slot_bytes]))
@@ -76,6 +79,14 @@ def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: 
         if answers:
             channel.send(b"".join(answers))
             answers = []
+
+
+def _end_with_program(channel: int) -> None:
+    """A picture that hangs in native code must not keep the process when the program is gone: nobody would end it."""
+    hang_up = select.poll()
+    hang_up.register(channel, 0)  # POLLHUP comes unasked
+    hang_up.poll()
+    os._exit(0)
 
 
 def _answer(decoder: Decoder, payload: bytes, slot: NDArray[np.uint8]) -> bytes:

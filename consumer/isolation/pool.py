@@ -49,7 +49,7 @@ class ProcessDecoder:
     """`Decoder.decode_into` with the work done elsewhere: the same outcomes, and three more reasons.
 
     `ring` is what the slots lie in; None, for isolated processes: they may lie anywhere. Any thread may call; with
-    more threads than processes some wait. Raises EngineError where processes cannot be started; MemoryError as `Decoder`.
+    more threads than processes some wait. Raises EngineError where processes cannot be started, and MemoryError.
     """
 
     def __init__(

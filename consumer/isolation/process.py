@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from consumer.errors import EngineError
 from consumer.isolation import protocol
 from consumer.isolation.memory import SharedMemory
-from consumer.isolation.protocol import Asked, Settings
+from consumer.isolation.protocol import Settings
 from consumer.types import Letterbox, Rejected
 
 COMMAND: Sequence[str] = (sys.executable, "-I", "-m", "consumer.isolation.child")
@@ -65,7 +65,9 @@ class Process:
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,
+                # Not a session of its own: the kernel would share the cores out between sessions first, and the thread
+                # that feeds all of them would wait for its turn.
+                process_group=0,
             )
         except BaseException:
             self._channel.close()
@@ -119,12 +121,12 @@ class Process:
 
     def _send(self, items: Sequence[Item], slots: NDArray[np.uint8]) -> None:
         base, slot_bytes = (0, 0) if self._ring is None else (self._ring.offset(slots), slots.shape[1])
-        asked: list[Asked] = []
+        asked: list[int] = []
         start = 0
         for payload, place in items:
             stop = start + len(payload)
             self._payloads[start:stop] = payload
-            asked.append(Asked(start, len(payload), base + place * slot_bytes))
+            asked += (start, stop, base + place * slot_bytes)
             start = stop
         with contextlib.suppress(OSError):  # it has ended; the answer says so
             self._channel.send(protocol.request(asked))
@@ -145,7 +147,7 @@ class Process:
 
     def _outcomes(self, message: bytes) -> list[Letterbox | Rejected]:
         try:
-            outcomes = list(self._reader.read(message))
+            outcomes = self._reader.read(message)
         except ValueError as error:
             raise FailedError("decoder_crashed", f"the decoding process gave {error}") from None
         sound = [outcome for outcome in outcomes if outcome is not None]

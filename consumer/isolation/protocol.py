@@ -10,7 +10,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
 
@@ -54,20 +54,13 @@ class Settings:
         return LetterboxPolicy(self.size, self.stride, self.rect)
 
 
-class Asked(NamedTuple):
-    """One frame of a request: where its payload begins, its bytes, and where its slot begins."""
-
-    start: int
-    length: int
-    slot: int
+def request(numbers: Sequence[int]) -> bytes:
+    """Three for each frame: where its payload begins and ends, and where its slot begins."""
+    return struct.pack(f"<{len(numbers)}Q", *numbers)
 
 
-def request(frames: Sequence[Asked]) -> bytes:
-    return b"".join([_FRAME.pack(*frame) for frame in frames])
-
-
-def read_request(message: bytes) -> Iterator[Asked]:
-    return map(Asked._make, _FRAME.iter_unpack(message))
+def read_request(message: bytes) -> Iterator[tuple[int, int, int]]:
+    return _FRAME.iter_unpack(message)
 
 
 def answer(outcome: Letterbox | Rejected | None) -> bytes:
@@ -90,8 +83,19 @@ class Reader:
         # Cameras send one size. Bounded, because senders choose what is in it; a race costs one `fit`.
         self._fits: dict[tuple[int, int], Letterbox] = {}
 
-    def read(self, message: bytes) -> Iterator[Letterbox | Rejected | None]:
+    def read(self, message: bytes) -> list[Letterbox | Rejected | None]:
         """One outcome after the other; None as in `answer`."""
+        outcomes: list[Letterbox | Rejected | None] = []
+        if len(message) % _ANSWER.size == 0:
+            for kind, first, second, length in _ANSWER.iter_unpack(message):  # pictures alone, as nearly always
+                if kind != _PICTURE or length:
+                    break
+                outcomes.append(self._fit(first, second))
+            else:
+                return outcomes
+        return list(self._read(message))
+
+    def _read(self, message: bytes) -> Iterator[Letterbox | Rejected | None]:
         at = 0
         while at < len(message):
             try:

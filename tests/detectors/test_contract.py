@@ -135,11 +135,11 @@ def test_slots_that_do_not_hold_their_letterboxes_are_refused(detector: Detector
         detector.detect(slots[:, :3000], letterboxes)
 
 
-def test_memory_for_the_ring_is_zeroed_and_writable(detector: Detector) -> None:
-    """Catches: uninitialised memory, whose content would come from another process's frames."""
-    memory = detector.allocate((2, 3 * 64 * 64))
-    assert (memory.shape, memory.dtype) == ((2, 3 * 64 * 64), np.uint8)
-    assert not memory.any()
+def test_memory_of_the_ring_stays_as_it_is(detector: Detector) -> None:
+    """Catches: a backend that writes to it, or makes it read-only, when it is prepared for the device."""
+    memory = np.full((2, 3 * 64 * 64), 7, np.uint8)
+    detector.pin(memory)
+    assert (memory == 7).all()
     memory[:] = 1
 
 

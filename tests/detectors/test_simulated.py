@@ -34,7 +34,7 @@ def detector(model: str, time: VirtualTime, **options: object) -> SimulatedDetec
 
 def run(simulated: SimulatedDetector, frames: int) -> list[object]:
     letterboxes = [Letterbox.fit(640 + i, 480, simulated.policy) for i in range(frames)]
-    return list(simulated.detect(simulated.allocate((frames, 640 * 640 * 3)), letterboxes))
+    return list(simulated.detect(np.zeros((frames, 640 * 640 * 3), np.uint8), letterboxes))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_results_tell_images_of_different_sizes_apart_and_repeat() -> None:
     """Catches: one canned result for all frames, with which a pipeline that swaps frames would pass its tests."""
     simulated = detector("simulated://0ms@1", VirtualTime())
     letterboxes = [Letterbox.fit(width, 480, simulated.policy) for width in (640, 320)]
-    slots = simulated.allocate((2, 640 * 640 * 3))
+    slots = np.zeros((2, 640 * 640 * 3), np.uint8)
     wide, narrow = simulated.detect(slots, letterboxes)
     np.testing.assert_allclose(wide.boxes, [[160, 120, 480, 360]])
     np.testing.assert_allclose(narrow.boxes, [[80, 120, 240, 360]])

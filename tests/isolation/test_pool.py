@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,50 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import images
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
 from consumer.errors import EngineError
-from consumer.isolation import IsolatedDecoder, child, pool, protocol
+from consumer.isolation import child, process, protocol
+from consumer.isolation.memory import SharedMemory
+from consumer.isolation.pool import ProcessDecoder
 from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
 from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = LetterboxPolicy(320)
 CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
-Open = Callable[..., IsolatedDecoder]
+SETTINGS = protocol.Settings(
+    strict=True,
+    max_bytes=2**20,
+    max_pixels=2**25,
+    max_scans=16,
+    timeout_s=1.0,
+    memory_bytes=2**28,
+    size=POLICY.size,
+    stride=POLICY.stride,
+    rect=POLICY.rect,
+    payload_bytes=2**20,
+    canvas_bytes=POLICY.slot_bytes,
+)
+Open = Callable[..., ProcessDecoder]
 
 
 @pytest.fixture
 def opened() -> Iterator[Open]:
-    """`opened(processes=2, **options)`; every process of it is gone after the test."""
-    made: list[IsolatedDecoder] = []
+    """`opened(processes=2, **options)`, isolated or with a `ring`; every process of it is gone after the test."""
+    made: list[ProcessDecoder] = []
 
-    def make(processes: int = 1, on_replaced: Callable[[], None] = lambda: None, **options: Any) -> IsolatedDecoder:
+    def make(
+        processes: int = 1,
+        ring: SharedMemory | None = None,
+        on_replaced: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> ProcessDecoder:
         config = DecodeConfig(**{"timeout_s": 1.0, "memory_limit_bytes": 256 * 2**20, **options})
-        made.append(IsolatedDecoder(config, POLICY, processes=processes, on_replaced=on_replaced))
+        made.append(ProcessDecoder(config, POLICY, ring, processes=processes, on_replaced=on_replaced))
         return made[-1]
 
     yield make
@@ -54,15 +75,29 @@ def opened() -> Iterator[Open]:
 @pytest.fixture
 def attacked(opened: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
     """The same with processes that `hostile_child` makes open to attack."""
-    monkeypatch.setattr(pool, "COMMAND", (sys.executable, str(CHILD)))
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, str(CHILD)))
     return opened
 
 
-def decode(decoder: Any, payload: bytes) -> tuple[Letterbox | Rejected, bytes]:
-    slot = np.zeros(decoder.slot_bytes, np.uint8)
-    outcome = decoder.decode(payload, slot)
+Seen = tuple[Letterbox | Rejected, bytes]  # an outcome and its canvas
+
+
+def decode_all(decoder: Any, payloads: Sequence[bytes], slots: NDArray[np.uint8] | None = None) -> list[Seen]:
+    """Into slots of their own, from the last to the first."""
+    slots = np.zeros((len(payloads), POLICY.slot_bytes), np.uint8) if slots is None else slots
+    places = range(len(payloads) - 1, -1, -1)
+    outcomes = dict(decoder.decode_into(payloads, slots, places))
+    return [(outcomes[place], canvas(outcomes[place], slots[place])) for place in places]
+
+
+def canvas(outcome: Letterbox | Rejected, slot: NDArray[np.uint8]) -> bytes:
     size = outcome.canvas_width * outcome.canvas_height * 3 if isinstance(outcome, Letterbox) else 0
-    return outcome, slot[:size].tobytes()
+    return slot[:size].tobytes()
+
+
+def decode(decoder: Any, payload: bytes) -> Seen:
+    (seen,) = decode_all(decoder, [payload])
+    return seen
 
 
 def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open) -> None:
@@ -163,25 +198,24 @@ def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, at
 
 def test_an_answer_with_words_of_several_lines_is_one_of_a_sound_decoder() -> None:
     """Catches a healthy process that is killed, twice, because OpenCV's errors have line breaks."""
-    settings = protocol.Settings.of(DecodeConfig(), POLICY)
     said = Rejected("decode", "damaged", "error: (-215)\n> in function 'resize'\r\n")
-    read = protocol.read_answer(protocol.answer(said), settings)
+    (read,) = protocol.Reader(SETTINGS).read(protocol.answer(said))
     assert isinstance(read, Rejected)
     assert (read.reason, read.detail.split()) == ("damaged", said.detail.split())
 
 
 @given(st.binary(max_size=400))
 def test_any_answer_is_an_outcome_or_a_value_error(answer: bytes) -> None:
-    settings = protocol.Settings.of(DecodeConfig(), POLICY)
     try:
-        outcome = protocol.read_answer(answer, settings)
+        outcomes = list(protocol.Reader(SETTINGS).read(answer))
     except ValueError:
         return
-    if isinstance(outcome, Rejected):
-        assert outcome.reason in REASONS
-        assert outcome.detail.isprintable()
-    elif outcome is not None:
-        assert outcome.canvas_width * outcome.canvas_height * 3 <= POLICY.size**2 * 3
+    for outcome in outcomes:
+        if isinstance(outcome, Rejected):
+            assert outcome.reason in REASONS
+            assert outcome.detail.isprintable()
+        elif outcome is not None:
+            assert outcome.canvas_width * outcome.canvas_height * 3 <= POLICY.slot_bytes
 
 
 def test_the_process_has_no_secret_and_writes_nowhere(attacked: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +273,11 @@ def test_signals_for_the_program_do_not_end_its_decoders(opened: Open) -> None:
 
 def test_a_decoder_that_cannot_start_ends_the_program_and_rejects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches frames in the dead letters for an installation that is broken."""
-    monkeypatch.setattr(pool, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
-    with pytest.raises(EngineError, match=r"cannot start: it ended with 3; see stderr, or set decode\.isolation: none"):
-        IsolatedDecoder(DecodeConfig(), POLICY, processes=2)
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    with pytest.raises(
+        EngineError, match=r"cannot start: it ended with 3; see stderr, or set decode\.workers: threads"
+    ):
+        ProcessDecoder(DecodeConfig(), POLICY, None, processes=2)
     assert not [p for p in psutil.Process().children() if "SystemExit(3)" in " ".join(p.cmdline())]
 
 
@@ -251,7 +287,7 @@ def test_a_machine_without_room_for_another_process_rejects_no_frame(
     """Catches sound frames in the dead letters, as damaged, where the machine has no process or memory left."""
     decoder = opened()
     with monkeypatch.context() as patched:
-        patched.setattr(pool, "COMMAND", ("/no/such/program",))  # fork and exec fail in the same way: OSError
+        patched.setattr(process, "COMMAND", ("/no/such/program",))  # fork and exec fail in the same way: OSError
         os.kill(decoder.pids[0], signal.SIGKILL)
         for _ in range(2):
             with pytest.raises(EngineError, match="cannot be started"):
@@ -263,21 +299,26 @@ _PROGRAM = """
 import sys, threading
 import numpy as np
 from consumer.config import DecodeConfig
-from consumer.isolation import IsolatedDecoder, pool
+from consumer.isolation import process
+from consumer.isolation.memory import SharedMemory
+from consumer.isolation.pool import ProcessDecoder
 from consumer.types import LetterboxPolicy
-pool.COMMAND = (sys.executable, sys.argv[1])
-decoder = IsolatedDecoder(DecodeConfig(timeout_s=1), LetterboxPolicy(320), processes=2)
-slot = np.zeros(decoder.slot_bytes, np.uint8)
-threading.Thread(target=decoder.decode, args=(b"HANG", slot), daemon=True).start()
+process.COMMAND = (sys.executable, sys.argv[1])
+ring = SharedMemory("ring", (1, 4, 320 * 320 * 3)) if sys.argv[2] == "ring" else None
+decoder = ProcessDecoder(DecodeConfig(timeout_s=1), LetterboxPolicy(320), ring, processes=2)
+slots = np.zeros((4, 320 * 320 * 3), np.uint8) if ring is None else ring.array[0]
+threading.Thread(target=lambda: list(decoder.decode_into([b"HANG"], slots, [0])), daemon=True).start()
 print(*decoder.pids, flush=True)
 threading.Event().wait()
 """
 
 
-def test_nothing_is_left_of_a_program_that_was_killed() -> None:
+@pytest.mark.parametrize("memory", ["isolated", "ring"])
+def test_nothing_is_left_of_a_program_that_was_killed(memory: str) -> None:
     """Catches orphans, one of them hung in native code, and shared memory that outlives everyone."""
     shared = set(Path("/dev/shm").iterdir())
-    with subprocess.Popen([sys.executable, "-c", _PROGRAM, str(CHILD)], stdout=subprocess.PIPE, text=True) as program:
+    command = [sys.executable, "-c", _PROGRAM, str(CHILD), memory]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         pids = [int(pid) for pid in program.stdout.readline().split()]
         assert len(pids) == 2

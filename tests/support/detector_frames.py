@@ -44,7 +44,8 @@ def grey(width: int, height: int) -> Image:
 def fill(detector: Detector, images: Sequence[Image]) -> tuple[NDArray[np.uint8], list[Letterbox]]:
     """Slots with the canvases of the images, and garbage where no canvas is."""
     letterboxes = [Letterbox.fit(image.shape[1], image.shape[0], detector.policy) for image in images]
-    slots = detector.allocate((len(images), detector.policy.size**2 * 3))
+    slots = np.zeros((len(images), detector.policy.slot_bytes), np.uint8)
+    detector.pin(slots)
     slots[:] = 201
     for slot, image, lb in zip(slots, images, letterboxes, strict=True):
         canvas = slot[: lb.canvas_height * lb.canvas_width * 3].reshape(lb.canvas_height, lb.canvas_width, 3)

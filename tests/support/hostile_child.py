@@ -34,6 +34,11 @@ def _once(path: bytes) -> None:
         os.abort()
 
 
+def _starve(_: bytes) -> None:
+    """What numpy, libjpeg and OpenCV say where the machine gives no more."""
+    raise MemoryError("no room for a picture")
+
+
 def _say(what: bytes) -> Rejected:
     answers: dict[bytes, Callable[[], object]] = {
         b"environment": lambda: sorted(os.environ),
@@ -71,6 +76,7 @@ ATTACKS: dict[bytes, Callable[[bytes], Any]] = {
     b"SLOW": lambda _: time.sleep(0.3),
     b"HOARD": _hoard,
     b"ONCE": _once,
+    b"STARVE": _starve,
     b"SAY": _say,
     b"LIE": _lie,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -29,6 +30,7 @@ _OUTCOMES: Final = re.compile(r"^sluice_outcomes_total\{.*\} (\S+)$", re.MULTILI
 _READY_S: Final = 180.0  # a model may take a minute to load
 _STALL_S: Final = 60.0
 _GOODBYE_S: Final = 40.0
+_CHILDREN_EVERY_S: Final = 1.0  # to list them costs a tenth of a core at every look
 
 
 class BenchError(SluiceError):
@@ -206,13 +208,17 @@ class Meter:
         return self._samples[-1][2], max(sample[2] for sample in self._samples)
 
     def _run(self) -> None:
+        children: list[Path] = []
+        looked_at = -math.inf
         while True:
             with contextlib.suppress(OSError):
+                if time.monotonic() - looked_at > _CHILDREN_EVERY_S:
+                    children, looked_at = _children(self._process), time.monotonic()
                 used = _used(self._process)
-                children = [_used(child) for child in _children(self._process)]
+                theirs = [_used(child) for child in children]
                 if used is not None:
-                    cpu_s = used.cpu_s + sum(child.cpu_s for child in children if child)
-                    resident = used.resident + sum(child.private for child in children if child)
+                    cpu_s = used.cpu_s + sum(child.cpu_s for child in theirs if child)
+                    resident = used.resident + sum(child.private for child in theirs if child)
                     self._samples.append((time.time() * 1000, cpu_s, resident))
             if self._stop.wait(0.02):
                 return
