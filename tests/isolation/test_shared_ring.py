@@ -83,7 +83,7 @@ def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open,
     friendly = [images.progressive_jpeg(), images.cmyk_jpeg(), images.webp(640, 480), images.exif_rotated_jpeg(6)]
     hostile = [payload for payload, _ in images.hostile().values()]
     decoder = opened(max_pixels=8_000_000)
-    for payloads in (friendly + hostile[:10], hostile[10:20] + [images.jpeg(3000, 2000)], [images.jpeg(1, 1)]):
+    for payloads in (friendly + hostile[:10], [*hostile[10:20], images.jpeg(3000, 2000)], [images.jpeg(1, 1)]):
         places = list(range(len(payloads) + 1, 1, -1))
         assert decode(decoder, payloads, ring.array[1], places) == expected(payloads, max_pixels=8_000_000)
         assert (ring.array[0] == CANARY).all()
