@@ -91,7 +91,7 @@ REASONS: tuple[str, ...] = (
     "too_many_pixels",  # the header claims more pixels than decode.max_pixels
     "too_many_scans",  # a progressive JPEG with more scans than decode.max_scans
     "damaged",  # the decoder failed on it, or found it truncated (strict)
-    "decoder_crashed",  # decode.isolation: the decoding process ended over it, twice
+    "decoder_crashed",  # decode.workers: the decoding process ended over it, twice
     "decoder_timeout",  # decode.isolation: not decoded within decode.timeout_s, twice
     "decoder_memory",  # decode.isolation: needs more than decode.memory_limit_bytes
     "engine",  # the detector failed on this frame alone, and on no other of its batch

@@ -161,7 +161,7 @@ class Metrics:
         )
         self.decoders_replaced = make.counter(
             "decoders_replaced_total",
-            "Decoding processes that a frame ended, and that were replaced (decode.isolation).",
+            "Decoding processes that a frame ended, and that were replaced (decode.workers).",
         )
 
     def _declare_group(self, make: Families) -> None:

@@ -213,7 +213,7 @@ _ENGINE: Final = Row(
         ),
         Panel(
             "Engine retries, decoders replaced",
-            "Calls repeated after a failure, and decode processes (decode.isolation) that were killed and replaced.",
+            "Calls repeated after a failure, and decode processes (decode.workers) that were killed and replaced.",
             "ops",
             (
                 Query(_rate("sluice_engine_retries_total", "pod"), "engine {{pod}}"),

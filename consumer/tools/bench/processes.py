@@ -30,7 +30,9 @@ _OUTCOMES: Final = re.compile(r"^sluice_outcomes_total\{.*\} (\S+)$", re.MULTILI
 _READY_S: Final = 180.0  # a model may take a minute to load
 _STALL_S: Final = 60.0
 _GOODBYE_S: Final = 40.0
-_CHILDREN_EVERY_S: Final = 1.0  # to list them costs a tenth of a core at every look
+_LOOK_EVERY_S: Final = 5.0
+_SAMPLE_EVERY_S: Final = 0.1  # between samples the CPU time is interpolated; each takes some from what is measured
+_CHILDREN_EVERY_S: Final = 1.0  # to list them takes milliseconds
 
 
 class BenchError(SluiceError):
@@ -122,16 +124,17 @@ class Sluice:
         self._wait(lambda: self._get("/readyz") is not None, _READY_S, "to be ready", every_s=0.05)
 
     def wait_handled(self, frames: int) -> None:
-        """Looks once a second: answering costs the program a few milliseconds. Gives up when nothing moves."""
-        seen, deadline = -1, 0.0
+        """Looks seldom: answering costs the program a few milliseconds. Gives up when nothing moves."""
+        seen, deadline, began, rate = -1, 0.0, time.monotonic(), 0.0
         while (handled := self._handled()) < frames:
             if handled > seen:
                 seen, deadline = handled, time.monotonic() + _STALL_S
+                rate = handled / max(time.monotonic() - began, 0.1)
             if time.monotonic() > deadline:
                 raise self.child.failure(f"handled {handled} of {frames} frames, and nothing more for {_STALL_S:.0f} s")
             if not self.child.running:
                 raise self.child.failure(f"ended after {handled} of {frames} frames")
-            time.sleep(1.0 if seen > 0 else 0.1)
+            time.sleep(min(max(0.7 * (frames - seen) / rate, 0.2), _LOOK_EVERY_S) if seen > 0 else 0.1)
 
     def finish(self) -> None:
         """SIGTERM: drain, commit, exit 0."""
@@ -172,7 +175,7 @@ class Ending:
 
 
 class Meter:
-    """CPU time and memory of a process and its children over time, from /proc, every 20 ms on a thread of its own.
+    """CPU time and memory of a process and its children over time, from /proc, on a thread of its own.
 
     Of a child's memory only what it shares with nobody counts: frames lie in memory that the parent has, too.
     """
@@ -220,7 +223,7 @@ class Meter:
                     cpu_s = used.cpu_s + sum(child.cpu_s for child in theirs if child)
                     resident = used.resident + sum(child.private for child in theirs if child)
                     self._samples.append((time.time() * 1000, cpu_s, resident))
-            if self._stop.wait(0.02):
+            if self._stop.wait(_SAMPLE_EVERY_S):
                 return
 
 
