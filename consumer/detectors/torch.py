@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import structlog
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -31,8 +30,6 @@ from consumer.detectors.postprocess import check_finite, to_detections
 from consumer.detectors.postprocess_torch import select
 from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
-
-_log = structlog.get_logger(__name__)
 
 # Ultralytics lets an end-to-end head propose at least so many boxes, whatever max_detections says.
 _MIN_PROPOSALS = 300
@@ -66,7 +63,8 @@ class TorchDetector:
         self.max_batch_size: int | None = None
 
     def pin(self, memory: NDArray[np.uint8]) -> None:
-        if self._cuda and _page_lock(memory):
+        if self._cuda:
+            _page_lock(memory)
             self._pinned = memory
 
     def warm_up(self, batch_size: int) -> None:
@@ -139,13 +137,15 @@ class _Upload(NamedTuple):
     copied: torch.cuda.Event | None  # None: they were there already
 
 
-def _page_lock(memory: NDArray[np.uint8]) -> bool:
-    """As torch does with state that others share (`distributed._state_dict_utils`). Without it copies are slower."""
+def _page_lock(memory: NDArray[np.uint8]) -> None:
+    """As torch does with state that others share (`distributed._state_dict_utils`)."""
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = int(cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE))
-    if status:
-        _log.warning("frames are copied from pageable memory: it cannot be page-locked", cuda_error=status)
-    return not status
+    if status:  # it cannot go on without: the error would come up again in whatever is asked of the device next
+        raise EngineError(
+            f"{memory.nbytes} bytes for frames cannot be page-locked for the GPU: CUDA error {status}; "
+            "lower batching.max_batch_size or detector.image_size"
+        )
 
 
 def download(name: str) -> Path:

@@ -82,7 +82,7 @@ def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: 
 
 
 def _end_with_program(channel: int) -> None:
-    """A picture that hangs in native code must not keep the process when the program is gone: nobody would end it."""
+    """When the program is gone, also from within a picture that hangs in native code (which runs without the lock)."""
     hang_up = select.poll()
     hang_up.register(channel, 0)  # POLLHUP comes unasked
     hang_up.poll()

@@ -5,7 +5,6 @@ It needs no room in /dev/shm, and the kernel takes it back with the last process
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 
@@ -20,6 +19,8 @@ class SharedMemory:
     """
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        import fcntl  # noqa: PLC0415 - Windows has none, and decodes in threads
+
         size = int(np.prod(shape))
         self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:

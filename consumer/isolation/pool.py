@@ -48,8 +48,9 @@ class _Run(NamedTuple):
 class ProcessDecoder:
     """`Decoder.decode_into` with the work done elsewhere: the same outcomes, and three more reasons.
 
-    `ring` is what the slots lie in; None, for isolated processes: they may lie anywhere. Any thread may call; with
-    more threads than processes some wait. Raises EngineError where processes cannot be started, and MemoryError.
+    `ring` is what the slots lie in, closed with this; None, for isolated processes: they may lie anywhere. Any thread
+    may call; with more threads than processes some wait. Raises EngineError where processes cannot be started or are
+    killed from outside, and MemoryError.
     """
 
     def __init__(
@@ -119,16 +120,17 @@ class ProcessDecoder:
                         yield batch[answered].place, outcome
                         answered += 1
                     continue
-                except FailedError as failed:
-                    failure = failed
-                process = self._replace(process, failure)
-                looks = looks + 1 if len(batch) == 1 else 0
-                if looks < _LOOKS:
-                    todo.extendleft(_Run([item], looks) for item in reversed(batch[answered:]))
+                except FailedError as failure:
+                    process = self._replace(process, failure)
+                    looks = looks + 1 if len(batch) == 1 else 0
+                    blame = None if looks < _LOOKS else self._blame(failure)
+                if blame is not None:
+                    yield batch[0].place, blame
                 else:
-                    detail = f"{failure.detail}; so it went in a fresh process too"
-                    yield batch[0].place, Rejected("decode", failure.reason, detail)
+                    todo.extendleft(_Run([item], looks) for item in reversed(batch[answered:]))
         finally:
+            if process.busy:  # it would write into slots that others have by then, and answer what others ask
+                process.kill()  # its next user finds it ended, and replaces it
             self._idle.put(process)
 
     def close(self) -> None:
@@ -138,6 +140,18 @@ class ProcessDecoder:
             processes, self._processes = self._processes, set()
         for process in processes:
             process.kill()
+        if self._ring is not None:
+            self._ring.close()
+
+    def _blame(self, failure: FailedError) -> Rejected:
+        """The outcome of a frame that failed for the last time."""
+        if failure.killed and self._ring is not None:
+            # Nothing limits these processes but the machine: it is short of memory, and no frame is at fault.
+            raise EngineError(
+                f"a decoding process was killed from outside, and a fresh one too ({failure.detail}): most likely this "
+                "machine or container has no memory left; raise its limit, or lower batching.max_batch_size"
+            )
+        return Rejected("decode", failure.reason, f"{failure.detail}; so it went in a fresh process too")
 
     def _runs(self, items: Sequence[Item]) -> Iterator[_Run]:
         """What goes into one request each: as many frames as the memory for payloads holds."""
@@ -164,9 +178,11 @@ class ProcessDecoder:
         return process
 
     def _replace(self, failed: Process, why: FailedError) -> Process:
-        _log.warning("decoding process replaced", pid=failed.pid, reason=why.reason, detail=why.detail)
         with self._lock:
+            if self._closed:
+                raise EngineError("the decoding processes are closed")
             self._processes.discard(failed)
+        _log.warning("decoding process replaced", pid=failed.pid, reason=why.reason, detail=why.detail)
         failed.kill()
         self._on_replaced()
         fresh = self._launch()

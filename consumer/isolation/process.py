@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -26,12 +27,16 @@ _START_S: Final = 60.0
 
 
 class FailedError(Exception):
-    """The process did not answer as a sound one does. `reason` is one of `types.REASONS`."""
+    """The process did not answer as a sound one does. `reason` is one of `types.REASONS`.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    `killed`: by SIGKILL, which comes from outside: no picture can raise it in a library.
+    """
+
+    def __init__(self, reason: str, detail: str, *, killed: bool = False) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.killed = killed
 
 
 class Item(NamedTuple):
@@ -52,31 +57,33 @@ class Process:
         self._settings = settings
         self._ring = ring
         self._reader = protocol.Reader(settings)
-        payloads = SharedMemory("sluice-payloads", (settings.payload_bytes,))
-        canvases = ring or SharedMemory("sluice-canvas", (settings.canvas_bytes,))
-        self._payloads = memoryview(payloads.array)  # type: ignore[arg-type]
-        self._canvas = canvases.array
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+        self.busy = False  # it was asked what it has not answered yet
+        with contextlib.ExitStack() as stack:  # of what only the child needs from here on
+            payloads = SharedMemory("sluice-payloads", (settings.payload_bytes,))
+            stack.callback(payloads.close)
+            canvases = ring
+            if canvases is None:
+                canvases = SharedMemory("sluice-canvas", (settings.canvas_bytes,))
+                stack.callback(canvases.close)
+            self._payloads = memoryview(payloads.array)  # type: ignore[arg-type]
+            self._canvas = canvases.array
+            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.enter_context(theirs)
             descriptors = theirs.fileno(), payloads.fd, canvases.fd
-            self._child = subprocess.Popen(  # noqa: S603 - our own module, by this interpreter
-                [*COMMAND, *map(str, descriptors), settings.to_text()],
-                env=_ENVIRONMENT,
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # Not a session of its own: the kernel would share the cores out between sessions first, and the thread
-                # that feeds all of them would wait for its turn.
-                process_group=0,
-            )
-        except BaseException:
-            self._channel.close()
-            raise
-        finally:
-            theirs.close()
-            payloads.close()
-            if ring is None:
-                canvases.close()
+            try:
+                self._child = subprocess.Popen(  # noqa: S603 - our own module, by this interpreter
+                    [*COMMAND, *map(str, descriptors), settings.to_text()],
+                    env=_ENVIRONMENT,
+                    pass_fds=descriptors,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    # Not a session of its own: the kernel would share the cores out between sessions first, and the
+                    # thread that feeds all of them would wait for its turn.
+                    process_group=0,
+                )
+            except BaseException:
+                self._channel.close()
+                raise
 
     @property
     def pid(self) -> int:
@@ -101,6 +108,7 @@ class Process:
         The payloads must fit into the shared memory together; a process with memory of its own takes one at a time.
         """
         self._send(items, slots)
+        self.busy = True
         answered = 0
         while answered < len(items):
             outcomes = self._outcomes(self._answer())
@@ -111,13 +119,17 @@ class Process:
                     canvas_bytes = outcome.canvas_width * outcome.canvas_height * 3
                     slots[items[answered].place, :canvas_bytes] = self._canvas[:canvas_bytes]
                 answered += 1
+                self.busy = answered < len(items)
                 yield outcome
 
     def kill(self) -> None:
         """End it for good. Returns when it is gone."""
         self._child.kill()
         self._child.wait()
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)  # ends a wait for its answer, also if its end was handed on
         self._channel.close()
+        self.busy = False
 
     def _send(self, items: Sequence[Item], slots: NDArray[np.uint8]) -> None:
         base, slot_bytes = (0, 0) if self._ring is None else (self._ring.offset(slots), slots.shape[1])
@@ -142,7 +154,9 @@ class Process:
         except OSError:
             pass
         if not message:
-            raise FailedError("decoder_crashed", f"the decoding process ended: {self._end()}")
+            end = self._end()
+            killed = self._child.returncode == -signal.SIGKILL
+            raise FailedError("decoder_crashed", f"the decoding process ended: {end}", killed=killed)
         return message
 
     def _outcomes(self, message: bytes) -> list[Letterbox | Rejected]:

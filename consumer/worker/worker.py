@@ -242,6 +242,8 @@ class Worker:
             self._results.put(failure)
         finally:
             self._loaded.set()
+            if self._stopping and self._pool is not None:
+                self._pool.close()  # it may have been made after `close` had looked for it
             detector.close()
 
     def _prepare(self, detector: Detector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -160,8 +161,48 @@ def test_want_of_memory_is_the_machines_fault(opened: Open, ring: SharedMemory) 
     """Catches sound frames in the dead letters because a pod is too small: without isolation nothing limits them."""
     decoder = opened()
     with pytest.raises(MemoryError, match="no memory for a frame"):
-        decode(decoder, [*pictures(2), b"STARVE"], ring.array[0], range(3))
+        decode(decoder, [*pictures(2), b"STARVE", *pictures(2)], ring.array[0], range(5))
     assert decode(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
+
+
+def test_what_was_given_up_is_not_the_answer_to_what_is_asked_next(opened: Open, ring: SharedMemory) -> None:
+    """Catches a process that still writes to slots that others have by now, and outcomes that are off by some."""
+    decoder = opened()
+    given_up = decoder.decode_into([b"SLOW"] * 6, ring.array[0], range(6))
+    next(given_up)
+    given_up.close()  # type: ignore[attr-defined]
+    assert decode(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
+
+
+def test_a_process_that_is_killed_again_and_again_is_the_machines_fault(opened: Open, ring: SharedMemory) -> None:
+    """Catches good frames in the dead letters where an OOM killer takes the decoders."""
+    decoder = opened()
+    with pytest.raises(EngineError, match="no memory left"):
+        decode(decoder, [*pictures(2), b"KILL"], ring.array[0], range(3))
+    assert decode(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
+
+
+def test_nothing_is_left_open_behind_it(opened: Open, ring: SharedMemory) -> None:
+    """Catches a leak at each replacement, a descriptor that keeps the ring's memory, and a false alarm at the end."""
+    replaced: list[int] = []
+    decoder = opened(on_replaced=lambda: replaced.append(1))
+    gc.disable()  # what waits for the collector would keep 16 MiB a process
+    try:
+        before = open_files()
+        decode(decoder, [b"ABORT", b"SEGV"], ring.array[0], range(2))
+        assert open_files() == before
+    finally:
+        gc.enable()
+    decoder.close()
+    assert ring.fd == -1
+    told = len(replaced)
+    with pytest.raises(EngineError, match="closed"):
+        decode(decoder, pictures(1), ring.array[0], range(1))
+    assert len(replaced) == told
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def test_slots_that_the_processes_do_not_have_are_refused(opened: Open, ring: SharedMemory) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def _open_files() -> list[tuple[int, str]]:
 
 ATTACKS: dict[bytes, Callable[[bytes], Any]] = {
     b"ABORT": lambda _: os.abort(),
+    b"KILL": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     b"SEGV": lambda _: ctypes.string_at(0),
     b"EXIT": lambda _: os._exit(0),
     b"HANG": lambda _: ctypes.CDLL(None).pause(),
