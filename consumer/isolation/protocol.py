@@ -1,7 +1,7 @@
 """What the program and a decoding process say to each other: fixed layouts, nothing that is unpickled.
 
 The process is the part that may have been taken over by a hostile picture, so an answer is as untrusted as the picture
-was: `read_answers` believes nothing of it that it has not checked.
+was: `Reader` believes nothing of it that it has not checked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Final
 
 from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
@@ -80,8 +81,8 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self._max_pixels = settings.max_pixels
         self._policy = settings.policy
-        # Cameras send one size. Bounded, because senders choose what is in it; a race costs one `fit`.
-        self._fits: dict[tuple[int, int], Letterbox] = {}
+        # Cameras send one size; the cache is bounded because senders choose what is in it.
+        self._fit = lru_cache(maxsize=256)(self._checked)
 
     def read(self, message: bytes) -> list[Letterbox | Rejected | None]:
         """One outcome after the other; None as in `answer`."""
@@ -113,16 +114,10 @@ class Reader:
             else:
                 raise ValueError(f"an answer of kind {kind}")
 
-    def _fit(self, width: int, height: int) -> Letterbox:
-        known = self._fits.get((width, height))
-        if known is not None:
-            return known
+    def _checked(self, width: int, height: int) -> Letterbox:
         if width * height > self._max_pixels:
             raise ValueError(f"a picture of {width}x{height} pixels")
-        if len(self._fits) >= 256:
-            self._fits.clear()
-        self._fits[width, height] = fit = Letterbox.fit(width, height, self._policy)
-        return fit
+        return Letterbox.fit(width, height, self._policy)
 
 
 def _words(detail: bytes) -> str:

@@ -172,36 +172,45 @@ def test_neighbours_on_all_threads_survive_and_processes_stay_as_many(attacked: 
     assert len(decoder.pids) == 2
 
 
+def said(kind: int, first: int, second: int, detail: bytes = b"", length: int | None = None) -> bytes:
+    """An answer as a process would write it that has been taken over."""
+    return struct.pack("<BIIH", kind, first, second, len(detail) if length is None else length) + detail
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "why"),
     [
-        b"",
-        b"x",
-        bytes(9),
-        b"\x07" + bytes(8),
-        struct.pack("<BII", 0, 0, 10),
-        struct.pack("<BII", 0, 2**31, 2**31),
-        struct.pack("<BII", 1, 250, 0),
-        struct.pack("<BII", 1, 1, 0) + b"\x1b[2J",
-        struct.pack("<BII", 1, 1, 0) + b"x" * 900,
+        (b"", "exit|signal|closed"),
+        (b"x", "an answer of 1 bytes"),
+        (said(7, 0, 0), "kind 7"),
+        (said(0, 0, 10), "must be positive, got 0x10"),
+        (said(0, 2**31, 2**31), "a picture of 2147483648x2147483648"),
+        (said(0, 8, 8, b"x"), "kind 0"),
+        (said(2, 0, 0, b"x"), "kind 2"),
+        (said(1, 250, 0), "kind 1"),
+        (said(1, 1, 0, b"\x1b[2J"), "cannot be printed"),
+        (said(1, 1, 0, b"x" * 900), "kind 1"),
+        (said(1, 1, 0, b"x", length=2), "kind 1"),
+        (said(0, 8, 8) + said(0, 8, 8), "an answer too many"),
     ],
 )
-def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, attacked: Open) -> None:
+def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, why: str, attacked: Open) -> None:
     """Catches a program that unpickles, allocates by, indexes with or prints what a hostile process says."""
     decoder = attacked()
     outcome, _ = decode(decoder, b"LIE " + answer)
     assert isinstance(outcome, Rejected)
     assert outcome.reason == "decoder_crashed"
+    assert re.search(why, outcome.detail), outcome.detail
     assert outcome.detail.isprintable()
     assert isinstance(decode(decoder, images.jpeg())[0], Letterbox)
 
 
 def test_an_answer_with_words_of_several_lines_is_one_of_a_sound_decoder() -> None:
     """Catches a healthy process that is killed, twice, because OpenCV's errors have line breaks."""
-    said = Rejected("decode", "damaged", "error: (-215)\n> in function 'resize'\r\n")
-    (read,) = protocol.Reader(SETTINGS).read(protocol.answer(said))
+    judged = Rejected("decode", "damaged", "error: (-215)\n> in function 'resize'\r\n")
+    (read,) = protocol.Reader(SETTINGS).read(protocol.answer(judged))
     assert isinstance(read, Rejected)
-    assert (read.reason, read.detail.split()) == ("damaged", said.detail.split())
+    assert (read.reason, read.detail.split()) == ("damaged", judged.detail.split())
 
 
 @given(st.binary(max_size=400))
