@@ -9,30 +9,25 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import images
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
 from consumer.errors import EngineError
 from consumer.isolation import child, process, protocol
-from consumer.isolation.memory import SharedMemory
 from consumer.isolation.pool import ProcessDecoder
-from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
+from consumer.types import REASONS, Letterbox, Rejected
+from decoding import POLICY, Open, decode
 from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICY = LetterboxPolicy(320)
 CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
 SETTINGS = protocol.Settings(
     strict=True,
@@ -47,57 +42,6 @@ SETTINGS = protocol.Settings(
     payload_bytes=2**20,
     canvas_bytes=POLICY.slot_bytes,
 )
-Open = Callable[..., ProcessDecoder]
-
-
-@pytest.fixture
-def opened() -> Iterator[Open]:
-    """`opened(processes=2, **options)`, isolated or with a `ring`; every process of it is gone after the test."""
-    made: list[ProcessDecoder] = []
-
-    def make(
-        processes: int = 1,
-        ring: SharedMemory | None = None,
-        on_replaced: Callable[[], None] = lambda: None,
-        **options: Any,
-    ) -> ProcessDecoder:
-        config = DecodeConfig(**{"timeout_s": 1.0, "memory_limit_bytes": 256 * 2**20, **options})
-        made.append(ProcessDecoder(config, POLICY, ring, processes=processes, on_replaced=on_replaced))
-        return made[-1]
-
-    yield make
-    pids = [pid for decoder in made for pid in decoder.pids]
-    for decoder in made:
-        decoder.close()
-    assert not any(map(psutil.pid_exists, pids))
-
-
-@pytest.fixture
-def attacked(opened: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """The same with processes that `hostile_child` makes open to attack."""
-    monkeypatch.setattr(process, "COMMAND", (sys.executable, str(CHILD)))
-    return opened
-
-
-Seen = tuple[Letterbox | Rejected, bytes]  # an outcome and its canvas
-
-
-def decode_all(decoder: Any, payloads: Sequence[bytes], slots: NDArray[np.uint8] | None = None) -> list[Seen]:
-    """Into slots of their own, from the last to the first."""
-    slots = np.zeros((len(payloads), POLICY.slot_bytes), np.uint8) if slots is None else slots
-    places = range(len(payloads) - 1, -1, -1)
-    outcomes = dict(decoder.decode_into(payloads, slots, places))
-    return [(outcomes[place], canvas(outcomes[place], slots[place])) for place in places]
-
-
-def canvas(outcome: Letterbox | Rejected, slot: NDArray[np.uint8]) -> bytes:
-    size = outcome.canvas_width * outcome.canvas_height * 3 if isinstance(outcome, Letterbox) else 0
-    return slot[:size].tobytes()
-
-
-def decode(decoder: Any, payload: bytes) -> Seen:
-    (seen,) = decode_all(decoder, [payload])
-    return seen
 
 
 def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open) -> None:

@@ -6,12 +6,12 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -22,15 +22,12 @@ from consumer.errors import ConfigError, EngineError
 from consumer.isolation import pool, process, protocol
 from consumer.isolation.memory import SharedMemory
 from consumer.isolation.pool import ProcessDecoder
-from consumer.types import Letterbox, LetterboxPolicy, Rejected
+from consumer.types import Rejected
 from consumer.worker.decoding import make_decoder
+from decoding import POLICY, Open, Seen, decode_all
 
-POLICY = LetterboxPolicy(320)
 SLOTS = 16
 CANARY = 171
-CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
-Seen = tuple[Letterbox | Rejected, bytes]  # an outcome and its canvas
-Open = Callable[..., ProcessDecoder]
 
 
 @pytest.fixture
@@ -42,66 +39,43 @@ def ring() -> Iterator[SharedMemory]:
 
 
 @pytest.fixture
-def opened(ring: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """`opened(processes=2, **options)`, open to attack; every process of it is gone after the test."""
-    monkeypatch.setattr(process, "COMMAND", (sys.executable, str(CHILD)))
-    made: list[ProcessDecoder] = []
-
-    def make(processes: int = 1, on_replaced: Callable[[], None] = lambda: None, **options: Any) -> ProcessDecoder:
-        config = DecodeConfig(**options)
-        made.append(ProcessDecoder(config, POLICY, ring, processes=processes, on_replaced=on_replaced))
-        return made[-1]
-
-    yield make
-    pids = [pid for decoder in made for pid in decoder.pids]
-    for decoder in made:
-        decoder.close()
-    assert not any(map(psutil.pid_exists, pids))
-
-
-def decode(decoder: Any, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]) -> list[Seen]:
-    outcomes = dict(decoder.decode_into(payloads, slots, places))
-    assert sorted(outcomes) == sorted(places)
-    return [(outcomes[place], _canvas(outcomes[place], slots[place])) for place in places]
-
-
-def _canvas(outcome: Letterbox | Rejected, slot: NDArray[np.uint8]) -> bytes:
-    size = outcome.canvas_width * outcome.canvas_height * 3 if isinstance(outcome, Letterbox) else 0
-    return slot[:size].tobytes()
+def shared(attacked: Open, ring: SharedMemory) -> Open:
+    """`shared(processes=2, **options)`: processes that write into `ring`, open to attack."""
+    return partial(attacked, ring=ring)
 
 
 def expected(payloads: Sequence[bytes], **options: Any) -> list[Seen]:
     slots = np.zeros((len(payloads), POLICY.slot_bytes), np.uint8)
-    return decode(Decoder(DecodeConfig(**options), POLICY), payloads, slots, range(len(payloads)))
+    return decode_all(Decoder(DecodeConfig(**options), POLICY), payloads, slots, range(len(payloads)))
 
 
 def pictures(count: int) -> list[bytes]:
     return [images.jpeg(64, 48, seed) for seed in range(count)]
 
 
-def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open, ring: SharedMemory) -> None:
+def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(shared: Open, ring: SharedMemory) -> None:
     """Catches a canvas in another frame's slot or buffer, one that runs over its end, and an answer that is cut."""
     friendly = [images.progressive_jpeg(), images.cmyk_jpeg(), images.webp(640, 480), images.exif_rotated_jpeg(6)]
     hostile = [payload for payload, _ in images.hostile().values()]
-    decoder = opened(max_pixels=8_000_000)
+    decoder = shared(max_pixels=8_000_000)
     for payloads in (friendly + hostile[:10], [*hostile[10:20], images.jpeg(3000, 2000)], [images.jpeg(1, 1)]):
         places = list(range(len(payloads) + 1, 1, -1))
-        assert decode(decoder, payloads, ring.array[1], places) == expected(payloads, max_pixels=8_000_000)
+        assert decode_all(decoder, payloads, ring.array[1], places) == expected(payloads, max_pixels=8_000_000)
         assert (ring.array[0] == CANARY).all()
         assert (ring.array[1, : places[-1]] == CANARY).all()
 
 
 @pytest.mark.parametrize(("attack", "end"), [(b"ABORT", "signal 6"), (b"SEGV", "signal 11"), (b"LIE x", "an answer")])
 def test_a_frame_that_ends_its_process_is_rejected_alone(
-    attack: bytes, end: str, opened: Open, ring: SharedMemory
+    attack: bytes, end: str, shared: Open, ring: SharedMemory
 ) -> None:
     """Catches a chunk that goes with its process, and frames that get their neighbour's outcome when it is repeated."""
     replaced: list[int] = []
-    decoder = opened(on_replaced=lambda: replaced.append(1))
+    decoder = shared(on_replaced=lambda: replaced.append(1))
     payloads = pictures(8)
     sound = expected(payloads)
     payloads[2] = payloads[7] = attack
-    outcomes = decode(decoder, payloads, ring.array[0], range(3, 11))
+    outcomes = decode_all(decoder, payloads, ring.array[0], range(3, 11))
     for number in (2, 7):
         outcome = outcomes.pop(2 if number == 2 else 6)[0]
         assert isinstance(outcome, Rejected)
@@ -110,38 +84,38 @@ def test_a_frame_that_ends_its_process_is_rejected_alone(
         sound.pop(2 if number == 2 else 6)
     assert outcomes == sound
     assert len(replaced) == 5  # with the chunk, and then each of the two twice alone
-    assert decode(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
+    assert decode_all(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
 
 
-def test_a_process_that_someone_else_ended_costs_no_frame(opened: Open, ring: SharedMemory, tmp_path: Path) -> None:
+def test_a_process_that_someone_else_ended_costs_no_frame(shared: Open, ring: SharedMemory, tmp_path: Path) -> None:
     """Catches blame for an OOM killer: good frames would be sent to the dead letters."""
     payloads = [*pictures(3), b"ONCE " + bytes(tmp_path / "flag"), *pictures(2)]
-    outcomes = decode(opened(), payloads, ring.array[0], range(6))
+    outcomes = decode_all(shared(), payloads, ring.array[0], range(6))
     assert isinstance(outcomes[3][0], Rejected)
     assert outcomes[3][0].detail == "it went on"
     assert [*outcomes[:3], *outcomes[4:]] == expected([*pictures(3), *pictures(2)])
 
 
 def test_more_than_the_shared_memory_holds_is_sent_in_parts(
-    opened: Open, ring: SharedMemory, monkeypatch: pytest.MonkeyPatch
+    shared: Open, ring: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches payloads that are written over each other, or behind the end of the memory."""
     monkeypatch.setattr(pool, "_PAYLOAD_BYTES", 1)
     payloads = pictures(10)
     for room in (max(map(len, payloads)), sum(map(len, payloads[:3]))):
-        decoder = opened(max_bytes=room)
-        assert decode(decoder, payloads, ring.array[0], range(10)) == expected(payloads)
+        decoder = shared(max_bytes=room)
+        assert decode_all(decoder, payloads, ring.array[0], range(10)) == expected(payloads)
         too_large = [*payloads[:2], b"\xff\xd8" + bytes(room), payloads[2]]
-        outcome = decode(decoder, too_large, ring.array[0], range(4))[2][0]
+        outcome = decode_all(decoder, too_large, ring.array[0], range(4))[2][0]
         assert isinstance(outcome, Rejected)
         assert outcome.reason == "too_large"
 
 
 def test_more_frames_than_one_request_may_have_are_sent_in_parts(
-    opened: Open, ring: SharedMemory, monkeypatch: pytest.MonkeyPatch
+    shared: Open, ring: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "MAX_FRAMES", 3)
-    assert decode(opened(), pictures(10), ring.array[0], range(10)) == expected(pictures(10))
+    assert decode_all(shared(), pictures(10), ring.array[0], range(10)) == expected(pictures(10))
 
 
 def test_answers_of_the_greatest_length_fit_into_one_message() -> None:
@@ -151,45 +125,45 @@ def test_answers_of_the_greatest_length_fit_into_one_message() -> None:
     assert len(protocol.request([2**63] * 3 * protocol.MAX_FRAMES)) <= protocol.MAX_MESSAGE
 
 
-def test_slow_pictures_are_told_of_before_all_are_done(opened: Open, ring: SharedMemory) -> None:
+def test_slow_pictures_are_told_of_before_all_are_done(shared: Open, ring: SharedMemory) -> None:
     """Catches a chunk of slow pictures that looks like a hang to the watchdog."""
-    came = [time.monotonic() for _ in opened().decode_into([b"SLOW"] * 6, ring.array[0], range(6))]
+    came = [time.monotonic() for _ in shared().decode_into([b"SLOW"] * 6, ring.array[0], range(6))]
     assert came[-1] - came[0] > 0.5
 
 
-def test_want_of_memory_is_the_machines_fault(opened: Open, ring: SharedMemory) -> None:
+def test_want_of_memory_is_the_machines_fault(shared: Open, ring: SharedMemory) -> None:
     """Catches sound frames in the dead letters because a pod is too small: without isolation nothing limits them."""
-    decoder = opened()
+    decoder = shared()
     with pytest.raises(MemoryError, match="no memory for a frame"):
-        decode(decoder, [*pictures(2), b"STARVE", *pictures(2)], ring.array[0], range(5))
-    assert decode(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
+        decode_all(decoder, [*pictures(2), b"STARVE", *pictures(2)], ring.array[0], range(5))
+    assert decode_all(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
 
 
-def test_what_was_given_up_is_not_the_answer_to_what_is_asked_next(opened: Open, ring: SharedMemory) -> None:
+def test_what_was_given_up_is_not_the_answer_to_what_is_asked_next(shared: Open, ring: SharedMemory) -> None:
     """Catches a process that still writes to slots that others have by now, and outcomes that are off by some."""
-    decoder = opened()
+    decoder = shared()
     given_up = decoder.decode_into([b"SLOW"] * 6, ring.array[0], range(6))
     next(given_up)
     given_up.close()  # type: ignore[attr-defined]
-    assert decode(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
+    assert decode_all(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
 
 
-def test_a_process_that_is_killed_again_and_again_is_the_machines_fault(opened: Open, ring: SharedMemory) -> None:
+def test_a_process_that_is_killed_again_and_again_is_the_machines_fault(shared: Open, ring: SharedMemory) -> None:
     """Catches good frames in the dead letters where an OOM killer takes the decoders."""
-    decoder = opened()
+    decoder = shared()
     with pytest.raises(EngineError, match="no memory left"):
-        decode(decoder, [*pictures(2), b"KILL"], ring.array[0], range(3))
-    assert decode(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
+        decode_all(decoder, [*pictures(2), b"KILL"], ring.array[0], range(3))
+    assert decode_all(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
 
 
-def test_nothing_is_left_open_behind_it(opened: Open, ring: SharedMemory) -> None:
+def test_nothing_is_left_open_behind_it(shared: Open, ring: SharedMemory) -> None:
     """Catches a leak at each replacement, a descriptor that keeps the ring's memory, and a false alarm at the end."""
     replaced: list[int] = []
-    decoder = opened(on_replaced=lambda: replaced.append(1))
+    decoder = shared(on_replaced=lambda: replaced.append(1))
     gc.disable()  # what waits for the collector would keep 16 MiB a process
     try:
         before = open_files()
-        decode(decoder, [b"ABORT", b"SEGV"], ring.array[0], range(2))
+        decode_all(decoder, [b"ABORT", b"SEGV"], ring.array[0], range(2))
         assert open_files() == before
     finally:
         gc.enable()
@@ -197,7 +171,7 @@ def test_nothing_is_left_open_behind_it(opened: Open, ring: SharedMemory) -> Non
     assert ring.fd == -1
     told = len(replaced)
     with pytest.raises(EngineError, match="closed"):
-        decode(decoder, pictures(1), ring.array[0], range(1))
+        decode_all(decoder, pictures(1), ring.array[0], range(1))
     assert len(replaced) == told
 
 
@@ -205,14 +179,14 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_slots_that_the_processes_do_not_have_are_refused(opened: Open, ring: SharedMemory) -> None:
+def test_slots_that_the_processes_do_not_have_are_refused(shared: Open, ring: SharedMemory) -> None:
     """Catches a canvas that is written to the wrong place in the ring, or behind it."""
-    decoder = opened()
+    decoder = shared()
     with pytest.raises(ValueError, match="not in the memory"):
-        decode(decoder, pictures(1), np.zeros((1, POLICY.slot_bytes), np.uint8), [0])
+        decode_all(decoder, pictures(1), np.zeros((1, POLICY.slot_bytes), np.uint8), [0])
     with pytest.raises(ValueError, match="not in the memory"):
         ring.offset(ring.array[:, ::2])
-    assert decode(decoder, pictures(1), ring.array[0], [0]) == expected(pictures(1))
+    assert decode_all(decoder, pictures(1), ring.array[0], [0]) == expected(pictures(1))
 
 
 def test_no_process_can_take_the_memory_away(ring: SharedMemory) -> None:
@@ -240,7 +214,7 @@ class TestMakeDecoder:
         try:
             assert type(decoder) is kind
             assert not memory.any()
-            assert decode(decoder, pictures(2), memory[0], range(2)) == expected(pictures(2))
+            assert decode_all(decoder, pictures(2), memory[0], range(2)) == expected(pictures(2))
         finally:
             decoder.close()
 
