@@ -16,7 +16,7 @@ from consumer.held import Finished, HeldOutcomes
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.sparing import SparingLog
-from consumer.types import Acknowledged, BatchResult, Clock, Frame, Lag, Outcome, TopicPartition
+from consumer.types import Acknowledged, Clock, Frame, Lag, Outcome, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ class SourceLike(Protocol):
     """What the loop asks of `source.Source`; tests put a fake one here."""
 
     def subscribe(self) -> None: ...
-    def poll(self, room: int, timeout_s: float) -> list[Frame]: ...
+    def poll(self, room: int, timeout_s: float, max_bytes: float = ...) -> list[Frame]: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def store(self, offsets: Iterable[Committable]) -> None: ...
@@ -50,7 +50,7 @@ class PublisherLike(Protocol):
 
     @property
     def outstanding(self) -> int: ...
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> Outcome: ...
+    def publish(self, finished: Sequence[Finished]) -> list[Outcome]: ...
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
 
 
@@ -83,8 +83,8 @@ class Delivery(Protocol):
         """Since the last `deliver`: the group has put this process out. Until a poll nothing more is acknowledged."""
         ...
 
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
-        """Take in the outcome of a frame whose epoch is current. Blocks only where the user's local queue is full."""
+    def publish(self, finished: Sequence[Finished]) -> None:
+        """Take in outcomes of frames whose epoch is current. Blocks only where the user's local queue is full."""
         ...
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
@@ -130,8 +130,9 @@ class AtLeastOnce:
     def outstanding(self) -> int:
         return self._publisher.outstanding
 
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
-        self._judge(frame, self._publisher.publish(frame, outcome, result))
+    def publish(self, finished: Sequence[Finished]) -> None:
+        for item, written in zip(finished, self._publisher.publish(finished), strict=True):
+            self._judge(item.frame, written)
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:  # noqa: ARG002
         return self._publisher.poll(wait_s)
@@ -194,8 +195,9 @@ class ExactlyOnce:
         # With KIP-848 the client goes on as a member until a poll, and only the brokers say that it is none.
         return self._refused or self._source.membership() is None
 
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
-        self._held.hold(Finished(frame, outcome, result))
+    def publish(self, finished: Sequence[Finished]) -> None:
+        for item in finished:
+            self._held.hold(item)
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         self._refused = False

@@ -24,6 +24,7 @@ from consumer.deadline import Deadline, Stop
 from consumer.delivery import MakeDelivery, SourceLike
 from consumer.errors import DrainError, EngineError
 from consumer.health import Health, State
+from consumer.held import Finished
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
@@ -38,6 +39,9 @@ ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
 BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
 WAITING_S = 0.005  # frames wait for their batch to fill or its delay to pass
 FULL_S = 0.05  # no room for frames: block on the results alone
+# And then for the batch behind it: written together, the outcomes of two batches cost half the requests. So many
+# frames wait by then that this shows in nobody's latency.
+GATHER_S = 0.025
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5
 OBSERVE_EVERY_S = 1.0
@@ -59,7 +63,7 @@ class WorkerLike(Protocol):
     @property
     def device_memory(self) -> DeviceMemory | None: ...
     def admit(self, frames: Sequence[Frame]) -> None: ...
-    def results(self, timeout_s: float = 0.0) -> list[BatchResult]: ...
+    def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]: ...
     def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]: ...
     def drain(self, *, draining: bool) -> None: ...
 
@@ -92,7 +96,6 @@ class Pipeline(RebalanceListener):
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._held_bytes = 0  # encoded bytes of the frames that were received and are not finished
-        self._max_frame_bytes = config.decode.max_bytes
         self._full_since: float | None = None
         self._paused = False
         self._most_room = 0
@@ -122,12 +125,12 @@ class Pipeline(RebalanceListener):
             self._recover()
             return
         if room := self._room():
-            self._admit(self._source.poll(room, self._poll_timeout_s()))  # 1 poll, 2 batch; decoding starts here
+            frames = self._source.poll(room, self._poll_timeout_s(), self._free_bytes())  # 1 poll
+            self._admit(frames)  # 2 batch; decoding starts here
             results = self._worker.results()  # 3 infer: what the inference thread has finished
         else:
-            results = self._worker.results(FULL_S)
-        for result in results:
-            self._publish(result)  # 4 publish
+            results = self._worker.results(FULL_S, GATHER_S)
+        self._publish(results)  # 4 publish
         self._acknowledge(self._delivery.deliver())
         self._commit(self._offsets.committable())  # 5 commit
         self._watch_over()
@@ -157,16 +160,18 @@ class Pipeline(RebalanceListener):
 
     def _free(self) -> int:
         """Frames within all limits. While paused, half of each must be free: a resume fetches everything anew."""
-        share = 0.5 if self._paused else 1.0
         room = self._worker.room
         self._most_room = max(self._most_room, room)
-        free_bytes = self._limits.max_in_flight_bytes * share - self._held_bytes
-        if free_bytes <= 0 or self._delivery.outstanding >= self._limits.max_unacknowledged * share:
-            return 0
-        if self._paused and room < self._most_room * share:
-            return 0
-        # However large the next frames are, short of decode.max_bytes, the limit is passed by one of them at most.
-        return min(room, max(1, int(free_bytes // self._max_frame_bytes)))
+        share = 0.5 if self._paused else 1.0
+        full = (
+            self._free_bytes(share) <= 0
+            or self._delivery.outstanding >= self._limits.max_unacknowledged * share
+            or (self._paused and room < self._most_room * share)
+        )
+        return 0 if full else room
+
+    def _free_bytes(self, share: float = 1.0) -> float:
+        return self._limits.max_in_flight_bytes * share - self._held_bytes
 
     def _poll_timeout_s(self) -> float:
         if self._worker.in_flight:
@@ -183,17 +188,21 @@ class Pipeline(RebalanceListener):
             self._metrics.received.inc(len(ours))
             self._worker.admit(ours)
 
-    def _publish(self, result: BatchResult) -> None:
-        self._metrics.batch(result)
+    def _publish(self, results: Sequence[BatchResult]) -> None:
+        if not results:
+            return
         began = self._clock()
-        if self._traces is not None:
-            result = self._traces.begin(result)
-        for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
-            if self._offsets.is_current(frame.receipt):
-                self._delivery.publish(frame, outcome, result)
-            else:
-                self._held_bytes -= frame.record.size_bytes
-                self._metrics.stale_outcomes.inc()
+        finished: list[Finished] = []
+        for result in results:
+            self._metrics.batch(result)
+            traced = result if self._traces is None else self._traces.begin(result)
+            for frame, outcome in zip(traced.batch.frames, traced.outcomes, strict=True):
+                if self._offsets.is_current(frame.receipt):
+                    finished.append(Finished(frame, outcome, traced))
+                else:
+                    self._held_bytes -= frame.record.size_bytes
+                    self._metrics.stale_outcomes.inc()
+        self._delivery.publish(finished)
         self._metrics.published(self._clock() - began)
 
     def _acknowledge(self, acknowledged: Sequence[Acknowledged]) -> None:
@@ -269,8 +278,7 @@ class Pipeline(RebalanceListener):
             while (left := self._offsets.outstanding(partitions)) and deadline.left_s and not self._delivery.broken:
                 self._health.beat()
                 waiting = bool(self._worker.in_flight)
-                for result in self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0):
-                    self._publish(result)
+                self._publish(self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0))
                 self._acknowledge(self._delivery.deliver(0.0 if waiting else ACKNOWLEDGE_S, deadline.left_s))
                 if self._delivery.expelled:
                     return self._offsets.outstanding(partitions)
@@ -290,8 +298,7 @@ class Pipeline(RebalanceListener):
             self._source.pause()
             self._metrics.paused.set(1)  # until `_room` resumes
             self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # for the membership; it may bring and take partitions
-            for result in self._worker.results():
-                self._publish(result)
+            self._publish(self._worker.results())
         self._watch_over()
 
     # Shutdown

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
-from consumer.types import Acknowledged, BatchResult, Clock, Frame, ModelInfo, Outcome, Rejected, TopicPartition
+from consumer.held import Finished
+from consumer.types import Acknowledged, Clock, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 from consumer.wire import Message, ResultEncoder, encode_dead_letter, record_id
 
 _log = structlog.get_logger(__name__)
@@ -40,14 +41,6 @@ _UNTRUSTED = "certificate verify failed"
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
-
-
-class _Stamp(NamedTuple):
-    """What the outcomes of one batch share: they are published together."""
-
-    result: BatchResult
-    at: float  # seconds on the injected clock
-    at_ms: int  # Unix milliseconds
 
 
 class Pending(NamedTuple):
@@ -103,7 +96,6 @@ class Publisher:
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._outstanding = 0
-        self._stamp: _Stamp | None = None
         self._reports: list[Report] = []
         try:
             self._client = confluent_kafka.Producer(
@@ -123,41 +115,17 @@ class Publisher:
         """Outcomes published and not yet acknowledged."""
         return self._outstanding
 
-    def publish(self, frame: Frame, outcome: Outcome, result: BatchResult) -> Outcome:
-        """Send the outcome of one frame of `result`; `poll` says when it has arrived.
+    def publish(self, finished: Sequence[Finished]) -> list[Outcome]:
+        """Send these outcomes, in their order; `poll` says when they have arrived.
 
+        All are encoded before the first is sent, so that those of a partition leave in one request.
         Returns what was sent: a result that cannot be written becomes a rejection.
         Raises PublishError where the local queue stays full.
         """
         self._check_owner()
-        stamp = self._stamp
-        if stamp is None or stamp.result is not result:
-            stamp = self._stamp = _Stamp(result, self._clock(), self._wall_clock_ms())
-        if isinstance(outcome, Rejected):
-            self._bury(Pending(frame, outcome, stamp.at))
-            return outcome
-        timings = {
-            "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
-            "decode_wait": result.timings.decode_wait_ms,
-            "infer": result.timings.infer_ms,
-        }
-        pending = Pending(frame, outcome, stamp.at)
-        try:
-            message = self._encoder.encode(
-                frame,
-                outcome,
-                batch_size=len(result.batch.frames),
-                timings_ms=timings,
-                published_at_ms=stamp.at_ms,
-            )
-            self._send(self._topic, message, pending)
-        except (ValueError, KafkaException) as error:
-            if isinstance(error, KafkaException) and error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
-                raise self.refused(pending, error.args[0]) from error
-            rejected = Rejected("publish", "unpublishable", _text(error))
-            self._bury(Pending(frame, rejected, stamp.at))
-            return rejected
-        return outcome
+        at, at_ms = self._clock(), self._wall_clock_ms()
+        prepared = [self._prepare(item, at, at_ms) for item in finished]
+        return [self._dispatch(pending, message) for pending, message in prepared]
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
         """Serve delivery reports; blocks up to `timeout_s` for the first one.
@@ -177,7 +145,6 @@ class Publisher:
     def reports(self) -> list[Report]:
         """The delivery reports that have come, without a judgement on them."""
         reports, self._reports = self._reports, []
-        self._stamp = None  # what is published from now on is published at another time
         self._outstanding -= len(reports)
         return reports
 
@@ -200,6 +167,37 @@ class Publisher:
             return bool(self._client.flush(timeout_s) == 0)
         except (KafkaException, SystemError):  # the latter where a fatal error meets a delivery report in the library
             return False
+
+    def _prepare(self, finished: Finished, at: float, at_ms: int) -> tuple[Pending, Message | None]:
+        """What `_dispatch` takes. No message: a rejection."""
+        frame, outcome, result = finished
+        if isinstance(outcome, Rejected):
+            return Pending(frame, outcome, at), None
+        timings = {
+            "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
+            "decode_wait": result.timings.decode_wait_ms,
+            "infer": result.timings.infer_ms,
+        }
+        try:
+            message = self._encoder.encode(
+                frame, outcome, batch_size=len(result.batch.frames), timings_ms=timings, published_at_ms=at_ms
+            )
+        except ValueError as error:
+            return _unpublishable(frame, error, at), None
+        return Pending(frame, outcome, at), message
+
+    def _dispatch(self, pending: Pending, message: Message | None) -> Outcome:
+        if message is None:
+            self._bury(pending)
+            return pending.outcome
+        try:
+            self._send(self._topic, message, pending)
+        except KafkaException as error:
+            if error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
+                raise self.refused(pending, error.args[0]) from error
+            pending = _unpublishable(pending.frame, error, pending.published_at)
+            self._bury(pending)
+        return pending.outcome
 
     def _bury(self, pending: Pending) -> None:
         if (known := self.cuts.get(pending.frame.receipt[:2], 0)) > pending.limit:
@@ -278,6 +276,10 @@ class Publisher:
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:
             raise OwnershipError("Publisher belongs to the thread that made it; call it there")
+
+
+def _unpublishable(frame: Frame, why: BaseException, at: float) -> Pending:
+    return Pending(frame, Rejected("publish", "unpublishable", _text(why)), at)
 
 
 def _text(error: BaseException) -> str:

@@ -123,8 +123,7 @@ class TransactionalPublisher:
             publisher.client.poll(0)  # what happened between two transactions says nothing about this one
             errors = publisher.errors
             publisher.client.begin_transaction()
-            for item in finished:
-                publisher.publish(*item)
+            publisher.publish(finished)
             send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
             calm = self._call(partial(self._on_time, send_offsets), deadline)
             self._check_time(deadline)

@@ -9,6 +9,7 @@ partitions does not know it until its next poll.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -34,7 +35,7 @@ from consumer.wire import parse_frame, read_record
 _log = structlog.get_logger(__name__)
 
 # Frames handed out by one `poll`: enough to share the cost of a turn, few enough that decoding starts soon.
-BURST = 32
+BURST = 64
 
 _Code = confluent_kafka.KafkaError
 
@@ -86,16 +87,17 @@ class Source:
             list(self._topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
-    def poll(self, room: int, timeout_s: float) -> list[Frame]:
+    def poll(self, room: int, timeout_s: float, max_bytes: float = math.inf) -> list[Frame]:
         """Up to `room` frames (`BURST` at most); blocks up to `timeout_s` for the first. Serves rebalances.
 
-        With no room nothing is taken, so call it only while paused: then it keeps the membership alive.
+        The frame that passes `max_bytes` is the last one. With no room nothing is taken, so call it only while paused:
+        then it keeps the membership alive.
         Raises KafkaError where no retry helps, and whatever the listener raised.
         """
         self._check_owner()
         self._commits.send_due(self._client)
         frames: list[Frame] = []
-        poll = self._client.poll
+        poll, most = self._client.poll, min(room, BURST)
         message = poll(timeout_s)
         while message is not None and self._failure is None:
             if (error := message.error()) is not None:
@@ -103,8 +105,9 @@ class Source:
                 if not (self._gave_up and error.code() == _Code._AUTO_OFFSET_RESET):  # noqa: SLF001
                     self._verdict(error)
             else:
-                frames.append(self._frame(message))
-                if len(frames) >= min(room, BURST):
+                frames.append(frame := self._frame(message))
+                max_bytes -= frame.record.size_bytes
+                if len(frames) >= most or max_bytes < 0:
                     break
             message = poll(0)
         if self._failure is not None:

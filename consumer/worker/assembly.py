@@ -19,9 +19,11 @@ from consumer.worker.decoding import DecodePool, Verdict
 
 # One in the engine, one closed and decoded, one being decoded, one to admit to while those three are busy.
 BUFFERS = 4
-# Frames per decoding job at most. Under load each job is this long, because jobs cost CPU; a few frames that come
-# together are spread over all threads, because then it is their latency that counts.
-CHUNK = 16
+# Frames per decoding job at most. Under load jobs are as long as all threads allow, because each costs CPU; of a few
+# frames that come together each thread gets a part, because then it is their latency that counts.
+CHUNK = 32
+# Of a backlog, two batches are decoded at once while a third is in the engine: a job may have twice its share.
+_AT_ONCE = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +145,8 @@ class Assembly:
 
     def _start_decoding(self, into: _Open, frames: Sequence[Frame]) -> None:
         lease = into.lease
-        size = min(CHUNK, -(-len(frames) // self._pool.threads))
+        at_once = _AT_ONCE if self._batcher.waiting >= len(frames) else 1
+        size = min(CHUNK, -(-len(frames) * at_once // self._pool.threads))
         for i in range(0, len(frames), size or 1):
             chunk = frames[i : i + size]
             first, stop = lease.used, lease.used + len(chunk)

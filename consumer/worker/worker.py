@@ -175,8 +175,8 @@ class Worker:
             self._assembly.admit(frames)
             self._changed.notify()
 
-    def results(self, timeout_s: float = 0.0) -> list[BatchResult]:
-        """Finished batches, oldest first; blocks up to `timeout_s` for the first one.
+    def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
+        """Finished batches, oldest first; blocks up to `timeout_s` for the first, then up to `gather_s` for a second.
 
         Raises what ended the inference thread, once what was finished before it has been handed out, and every time
         from then on: nothing more will come.
@@ -184,8 +184,8 @@ class Worker:
         finished: list[_Finished] = []
         try:
             while self._failure is None:
-                # Blocks for the first one alone.
-                item = self._results.get(timeout_s > 0 and not finished, timeout_s or None)
+                wait_s = (timeout_s, gather_s, 0.0)[min(len(finished), 2)]
+                item = self._results.get(wait_s > 0, wait_s or None)
                 if isinstance(item, _Finished):
                     finished.append(item)
                 else:
