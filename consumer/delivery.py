@@ -50,7 +50,7 @@ class PublisherLike(Protocol):
 
     @property
     def outstanding(self) -> int: ...
-    def publish(self, finished: Sequence[Finished]) -> list[Outcome]: ...
+    def publish(self, finished: Sequence[Finished], judge: Judge) -> None: ...
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
 
 
@@ -131,8 +131,7 @@ class AtLeastOnce:
         return self._publisher.outstanding
 
     def publish(self, finished: Sequence[Finished]) -> None:
-        for item, written in zip(finished, self._publisher.publish(finished), strict=True):
-            self._judge(item.frame, written)
+        self._publisher.publish(finished, self._judge)
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:  # noqa: ARG002
         return self._publisher.poll(wait_s)

@@ -64,8 +64,8 @@ class TestATransaction:
         looked_at: list[int] = []
         results = made.worker.results
 
-        def counted(timeout_s: float = 0.0) -> list[BatchResult]:
-            found = results(timeout_s)
+        def counted(*waits_s: float) -> list[BatchResult]:
+            found = results(*waits_s)
             looked_at.extend(len(item.outcomes) for item in found)
             return found
 

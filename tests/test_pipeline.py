@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from consumer.deadline import Stop
+from consumer.delivery import Judge
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
-from consumer.pipeline import PATIENCE_S
+from consumer.held import Finished
+from consumer.pipeline import GATHER_S, PATIENCE_S
 from consumer.types import Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world
@@ -183,18 +187,40 @@ class TestBackpressure:
         made.service_s = lambda: 0.7
         poll = made.source.poll
 
-        def leaky(room: int, timeout_s: float) -> list[Frame]:
+        def leaky(room: int, timeout_s: float, max_bytes: float = 0.0) -> list[Frame]:
             assert room >= 0
             if room:
-                return poll(room, timeout_s)
+                return poll(room, timeout_s, max_bytes)
             made.source.paused = False
-            frames = poll(1, timeout_s)
+            frames = poll(1, timeout_s, max_bytes)
             made.source.paused = True
             return frames
 
         made.source.poll = leaky  # type: ignore[method-assign]
         until(made, lambda: made.source.stored.get(P0) == 40, turns=50_000)
         assert [offset for _, offset in sorted(published(made))] == list(range(40))
+
+
+class TestWriting:
+    def test_under_a_backlog_two_batches_go_out_together_and_else_nobody_waits(self) -> None:
+        """Catches a request for every few frames when thousands wait, and latency when none does."""
+        made = world(400)
+        made.service_s = lambda: 0.01
+        writes: list[int] = []
+        publish = made.publisher.publish
+
+        def counted(finished: Sequence[Finished], judge: Judge) -> None:
+            writes.append(len(finished))
+            publish(finished, judge)
+
+        made.publisher.publish = counted  # type: ignore[method-assign]
+        until(made, lambda: made.source.stored.get(P0) == 400)
+        size = made.worker.size
+        assert writes.count(2 * size) > len(writes) / 2, writes
+        began = made.clock.now
+        made.log.append(P0, "cam-0", b"good")
+        until(made, lambda: made.source.stored.get(P0) == 401)
+        assert made.clock.now - began < 0.01 + GATHER_S
 
 
 class TestShutdown:

@@ -59,9 +59,9 @@ class TestWatchingOver:
         ages: list[float] = []
         results = made.worker.results
 
-        def watched(timeout_s: float = 0.0) -> Any:
+        def watched(*waits_s: float) -> Any:
             ages.append(made.health.loop_age_s)
-            return results(timeout_s)
+            return results(*waits_s)
 
         made.worker.results = watched  # type: ignore[method-assign]
         made.pipeline._limits = made.pipeline._limits.model_copy(update={"stall_timeout_s": 100})
@@ -78,13 +78,13 @@ class TestWatchingOver:
         def recover() -> None:
             made.clock.advance(18)
 
-        def look_up(room: int, timeout_s: float) -> Any:
+        def look_up(room: int, timeout_s: float, max_bytes: float = 0.0) -> Any:
             ages.append(made.health.loop_age_s)
             for _ in range(2):
                 made.clock.advance(30)  # for the committed offsets of what comes
                 made.pipeline.assigned({})
                 ages.append(made.health.loop_age_s)
-            return poll(room, timeout_s)
+            return poll(room, timeout_s, max_bytes)
 
         delivery.broken, delivery.recover = True, recover  # type: ignore[misc, method-assign]
         made.source.poll = look_up  # type: ignore[method-assign]

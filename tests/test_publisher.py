@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from consumer.config import Config
-from consumer.errors import OwnershipError, PublishError, UnwritableError
+from consumer.errors import OwnershipError, PublishError, RejectRateError, UnwritableError
+from consumer.held import Finished
 from consumer.publisher import Publisher
 from consumer.types import Detected, Detections, Frame, ModelInfo, Outcome, Rejected, Skipped
+from consumer.wire import Message
 from consumer.wire.results import decode_result
 from fake_kafka import FakeProducer, failed
 from made_frames import REJECTED, VirtualClock, detected, frame, result
@@ -32,7 +34,16 @@ class Bench:
 
     def publish(self, outcome: Outcome, item: Frame | None = None) -> Outcome:
         item = item or frame(7)
-        return self.publisher.publish(item, outcome, result([item], [outcome]))
+        written: list[Outcome] = []
+        finished = Finished(item, outcome, result([item], [outcome]))
+        self.publisher.publish([finished], lambda _, what: written.append(what))
+        return written[0]
+
+    def finished(self, *outcomes: Outcome) -> list[Finished]:
+        """A batch of so many frames."""
+        frames = [frame(number, f"cam-{number % 2}") for number in range(len(outcomes))]
+        of = result(frames, outcomes)
+        return [Finished(item, outcome, of) for item, outcome in zip(frames, outcomes, strict=True)]
 
     @property
     def topics(self) -> list[str]:
@@ -115,6 +126,34 @@ class TestAnOutcome:
     def test_survives_trouble_that_passes(self, bench: Bench) -> None:
         bench.client.settings["error_cb"](failed(_Code._ALL_BROKERS_DOWN))
         assert bench.publisher.poll() == []
+
+
+class TestABatch:
+    def test_is_encoded_before_any_of_it_is_sent(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches outcomes that leave one by one, a request each, while the next is still encoded."""
+        encode, sent_by_then = bench.publisher._encoder.encode, []
+
+        def watched(*args: Any, **options: Any) -> Message:
+            sent_by_then.append(len(bench.client.produced))
+            return encode(*args, **options)
+
+        monkeypatch.setattr(bench.publisher._encoder, "encode", watched)
+        bench.publisher.publish(bench.finished(detected(), not_a_number(), Skipped("stale", 5.0), REJECTED, detected()))
+        assert sent_by_then == [0, 0, 0, 0]
+        assert bench.topics == ["detections", "frames-dead", "detections", "frames-dead", "detections"]
+        keys = [message["key"] for message in bench.client.produced]
+        assert keys == [b"cam-0", b"cam-1", b"cam-0", b"cam-1", b"cam-0"]
+
+    def test_is_judged_as_it_is_sent_and_what_the_judge_raises_ends_it(self, bench: Bench) -> None:
+        """Catches a breaker that stops only behind a batch of dead letters."""
+
+        def judge(item: Frame, outcome: Outcome) -> None:
+            if isinstance(outcome, Rejected) and item.receipt.offset == 2:
+                raise RejectRateError("enough")
+
+        with pytest.raises(RejectRateError):
+            bench.publisher.publish(bench.finished(*[REJECTED] * 5), judge)
+        assert len(bench.topics) == 3
 
 
 class TestUnpublishable:

@@ -104,6 +104,13 @@ class TestBursts:
     def test_takes_no_more_than_there_is_room_for(self, bench: Bench, room: int, taken: int) -> None:
         assert len(bench.play(*messages(100), room=room)) == taken
 
+    def test_ends_with_the_frame_that_passes_the_bytes(self, bench: Bench) -> None:
+        """Catches a burst of large frames that passes limits.max_in_flight_bytes by more than one of them."""
+        bench.client.script.extend(FakeMessage(P0, offset, bytes(1000), b"cam-9") for offset in range(10))
+        assert offsets(bench.source.poll(100, 0.2, 2900)) == [0, 1, 2]
+        assert offsets(bench.source.poll(100, 0.2, 1)) == [3]
+        assert offsets(bench.source.poll(100, 0.2)) == [4, 5, 6, 7, 8, 9]
+
     def test_frames_carry_the_record_and_where_it_came_from(self, bench: Bench) -> None:
         (got,) = bench.play(FakeMessage(P1, 7, b"\xff\xd8\xff", b"cam-9", timestamp_ms=1234))
         assert (got.source_id, got.captured_at_ms, got.received_at) == ("cam-9", 1234, bench.clock.now)

@@ -195,6 +195,35 @@ class TestBatching:
         assert [offset for item in done for offset in offsets(item.batch.frames)] == list(range(count))
         assert worker._assembly._ring.free == BUFFERS
 
+    def test_a_backlog_is_decoded_in_long_jobs_and_a_few_frames_by_all_threads(
+        self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches threads that idle while one decodes, and jobs of a few frames where there are hundreds."""
+        detector.hold()
+        worker = start(max_batch_size=8, policy="static")
+        assert worker._pool is not None
+        submit, jobs = worker._pool.submit, []
+
+        def counted(frames: Sequence[Frame], *rest: Any) -> Any:
+            jobs.append(len(frames))
+            return submit(frames, *rest)
+
+        monkeypatch.setattr(worker._pool, "submit", counted)
+        worker.admit(numbered(0, 8))
+        assert jobs == [4, 4]
+        worker.admit(numbered(8, 24))
+        assert jobs[2:] == [8, 8, 4, 4]  # nothing waits behind the last
+
+    def test_a_second_batch_is_waited_for_where_it_is_asked_for(self, start: Start, detector: FakeDetector) -> None:
+        """Catches outcomes of two batches that are written apart, and a wait beyond what was asked for."""
+        detector.hold()
+        worker = start(max_batch_size=1)
+        worker.admit(numbered(0, 2))
+        detector.let_go()
+        assert sizes(worker.results(10, 10)) == [1, 1]
+        worker.admit(numbered(2))
+        assert sizes(worker.results(10, 0.01)) == [1]
+
     def test_static_waits_for_a_full_batch(self, start: Start) -> None:
         worker = start(policy="static", max_queue_delay_ms=0)
         worker.admit(numbered(0, 3))

@@ -55,6 +55,10 @@ class Pending(NamedTuple):
 Report = tuple[Pending, confluent_kafka.KafkaError | None]
 
 
+def _content(_frame: Frame, _outcome: Outcome) -> None:
+    """For who looks at the outcomes later."""
+
+
 def producer_settings(config: Config) -> dict[str, Any]:
     """The librdkafka settings of the producer: ours, then the user's over them, then those that promises stand on."""
     return (
@@ -115,17 +119,18 @@ class Publisher:
         """Outcomes published and not yet acknowledged."""
         return self._outstanding
 
-    def publish(self, finished: Sequence[Finished]) -> list[Outcome]:
+    def publish(self, finished: Sequence[Finished], judge: Callable[[Frame, Outcome], None] = _content) -> None:
         """Send these outcomes, in their order; `poll` says when they have arrived.
 
-        All are encoded before the first is sent, so that those of a partition leave in one request.
-        Returns what was sent: a result that cannot be written becomes a rejection.
+        All are encoded before the first is sent, so that those of a partition leave in one request. `judge` is told of
+        each as it was sent (a result that cannot be written becomes a rejection), and what it raises ends the sending.
         Raises PublishError where the local queue stays full.
         """
         self._check_owner()
         at, at_ms = self._clock(), self._wall_clock_ms()
         prepared = [self._prepare(item, at, at_ms) for item in finished]
-        return [self._dispatch(pending, message) for pending, message in prepared]
+        for pending, message in prepared:
+            judge(pending.frame, self._dispatch(pending, message))
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
         """Serve delivery reports; blocks up to `timeout_s` for the first one.

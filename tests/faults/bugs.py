@@ -65,18 +65,19 @@ def _kept_by(owner: Any) -> list[Any]:
     return kept
 
 
-def _size_bytes(result: BatchResult) -> int:
-    return sum(frame.record.size_bytes for frame in result.batch.frames)
+def _size_bytes(results: Sequence[BatchResult]) -> int:
+    return sum(frame.record.size_bytes for result in results for frame in result.batch.frames)
 
 
 def _commit_before_acknowledgement() -> list[Patch]:
     """A frame is done when its outcome is handed to the producer."""
     whole = Pipeline._publish
 
-    def publish(self: Pipeline, result: BatchResult) -> None:
-        whole(self, result)
-        for frame in result.batch.frames:
-            self._offsets.done(frame.receipt)
+    def publish(self: Pipeline, results: Sequence[BatchResult]) -> None:
+        whole(self, results)
+        for result in results:
+            for frame in result.batch.frames:
+                self._offsets.done(frame.receipt)
 
     def acknowledge(self: Pipeline, acknowledged: Sequence[Acknowledged]) -> None:
         self._held_bytes -= sum(done.frame.record.size_bytes for done in acknowledged)
@@ -127,9 +128,10 @@ def _completion_without_epoch() -> list[Patch]:
 def _publish_stale_outcomes() -> list[Patch]:
     """What comes out of the engine is written, whoever owns the partition by then."""
 
-    def publish(self: Pipeline, result: BatchResult) -> None:
-        for frame, outcome in zip(result.batch.frames, result.outcomes, strict=True):
-            self._delivery.publish(frame, outcome, result)
+    def publish(self: Pipeline, results: Sequence[BatchResult]) -> None:
+        for result in results:
+            pairs = zip(result.batch.frames, result.outcomes, strict=True)
+            self._delivery.publish([Finished(frame, outcome, result) for frame, outcome in pairs])
 
     return [Patch(Pipeline, "_publish", publish)]
 
@@ -138,19 +140,20 @@ def _batches_out_of_order() -> list[Patch]:
     """Every second batch is written behind the one that follows it, as a pool of engines without an order would."""
     publish, acknowledge = Pipeline._publish, Pipeline._acknowledge
 
-    def swapped(self: Pipeline, result: BatchResult) -> None:
+    def swapped(self: Pipeline, results: Sequence[BatchResult]) -> None:
         held = _kept_by(self)
-        if not held:
-            held.append(result)
-            self._held_bytes -= _size_bytes(result)  # whoever holds it counts it
-            return
-        publish(self, result)
-        release(self)
+        for result in results:
+            if not held:
+                held.append(result)
+                self._held_bytes -= _size_bytes([result])  # whoever holds it counts it
+            else:
+                publish(self, [result])
+                release(self)
 
     def release(self: Pipeline) -> None:
         result = _kept_by(self).pop()
-        self._held_bytes += _size_bytes(result)
-        publish(self, result)
+        self._held_bytes += _size_bytes([result])
+        publish(self, [result])
 
     def flush(self: Pipeline, acknowledged: Sequence[Acknowledged]) -> None:
         if _kept_by(self) and not self._worker.in_flight:
@@ -164,11 +167,11 @@ def _drop_rejections() -> list[Patch]:
     """A bad frame counts as done, and nobody hears of it."""
     publish, deliver = AtLeastOnce.publish, AtLeastOnce.deliver
 
-    def silent(self: AtLeastOnce, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
-        if isinstance(outcome, Rejected):
-            _kept_by(self).append(Acknowledged(frame, outcome, result.taken_at))
-        else:
-            publish(self, frame, outcome, result)
+    def silent(self: AtLeastOnce, finished: Sequence[Finished]) -> None:
+        for item in finished:
+            if isinstance(item.outcome, Rejected):
+                _kept_by(self).append(Acknowledged(item.frame, item.outcome, item.result.taken_at))
+        publish(self, [item for item in finished if not isinstance(item.outcome, Rejected)])
 
     def delivered(self: AtLeastOnce, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         dropped = _kept_by(self)

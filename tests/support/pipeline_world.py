@@ -7,6 +7,7 @@ would break it, by an AssertionError out of that call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,6 +17,7 @@ from consumer.config import Config
 from consumer.delivery import AtLeastOnce, Delivery, Judge, SourceLike
 from consumer.errors import EngineError, PublishError
 from consumer.health import Health
+from consumer.held import Finished
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
@@ -126,7 +128,7 @@ class FakeSource:
     def subscribe(self) -> None:
         self.subscribed = True
 
-    def poll(self, room: int, timeout_s: float) -> list[Frame]:
+    def poll(self, room: int, timeout_s: float, max_bytes: float = math.inf) -> list[Frame]:
         assert self.subscribed
         assert room > 0 or self.paused, "polled without room, so frames are prefetched that nobody can take"
         due, self.rebalances = self.rebalances, []
@@ -137,6 +139,9 @@ class FakeSource:
             if self._failure is not None or (item := self._next()) is None:
                 break
             frames.append(item)
+            max_bytes -= item.record.size_bytes
+            if max_bytes < 0:
+                break
         for _, event in [item for item in due if item[0] > len(frames)]:
             event()
         if self._failure is not None:
@@ -277,13 +282,17 @@ class FakeWorker:
         self.in_flight += len(frames)
         self._take()
 
-    def results(self, timeout_s: float = 0.0) -> list[BatchResult]:
+    def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
         if self.broken:
             raise EngineError("the device is lost")
         until = self.clock.now + timeout_s
         finished: list[BatchResult] = []
         self._take()
-        while self.busy is not None and self.busy[1] <= (self.clock.now if finished else until):
+        while self.busy is not None:
+            patience_s = gather_s if len(finished) == 1 else 0.0
+            if self.busy[1] > (self.clock.now + patience_s if finished else until):
+                self.clock.now += patience_s
+                break
             self.clock.now = max(self.clock.now, self.busy[1])
             finished.append(self.busy[2])
             self.busy = None
@@ -332,7 +341,11 @@ class FakePublisher:
     def outstanding(self) -> int:
         return sum(map(len, self.lanes.values()))
 
-    def publish(self, item: Frame, outcome: Outcome, of: BatchResult) -> Outcome:
+    def publish(self, finished: Sequence[Finished], judge: Judge) -> None:
+        for item in finished:
+            judge(item.frame, self._publish(item.frame, item.outcome))
+
+    def _publish(self, item: Frame, outcome: Outcome) -> Outcome:
         partition, offset, epoch = item.receipt
         assert self.source.owned.get(partition) == epoch, f"published for an epoch that has ended: {item.receipt}"
         assert item.receipt not in self._seen, f"published twice: {item.receipt}"
