@@ -138,8 +138,9 @@ class Metrics:
             "stage_seconds",
             "Time per stage. queue (per frame): from the consumer to the engine. decode (per batch): decoding it, all "
             "threads together. decode_wait (per batch): the engine waiting for its last decode. infer (per batch): the "
-            "engine. publish (per write): writing the outcomes of one batch, or of two under a backlog. acknowledge (per frame): until the broker had the "
-            "outcome. commit (per commit): from the first offset handed over until the broker had committed it.",
+            "engine. publish (per write): writing the outcomes of a batch, or of two under a backlog. acknowledge (per "
+            "frame): until the broker had the outcome. commit (per commit): from the first offset handed over until "
+            "the broker had committed it.",
             "stage",
             ("queue", "decode", "decode_wait", "infer", "publish", "acknowledge", "commit"),
         )

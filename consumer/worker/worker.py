@@ -178,13 +178,15 @@ class Worker:
     def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
         """Finished batches, oldest first; blocks up to `timeout_s` for the first, then up to `gather_s` for a second.
 
+        For that one it does not wait where the engine alone needs longer.
+
         Raises what ended the inference thread, once what was finished before it has been handed out, and every time
         from then on: nothing more will come.
         """
         finished: list[_Finished] = []
         try:
             while self._failure is None:
-                wait_s = (timeout_s, gather_s, 0.0)[min(len(finished), 2)]
+                wait_s = timeout_s if not finished else _patience_s(finished, gather_s)
                 item = self._results.get(wait_s > 0, wait_s or None)
                 if isinstance(item, _Finished):
                     finished.append(item)
@@ -316,6 +318,11 @@ class Worker:
                 if place < row:
                     slots[place] = slots[row]
         return slots[:decoded]
+
+
+def _patience_s(finished: Sequence[_Finished], gather_s: float) -> float:
+    hopeless = finished[0].timings.infer_ms >= gather_s * 1000
+    return 0.0 if hopeless or len(finished) > 1 else gather_s
 
 
 def _merged(verdicts: Sequence[Verdict | None], looked_at: Sequence[Detections | Rejected]) -> Iterator[Outcome]:
