@@ -18,7 +18,7 @@ from consumer.held import Finished
 from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
 from consumer.publisher import transactional
-from consumer.types import Acknowledged, BatchResult, Frame, Outcome, Receipt, Rejected, TopicPartition
+from consumer.types import Acknowledged, BatchResult, Receipt, Rejected, TopicPartition
 
 
 class Patch(NamedTuple):
@@ -196,10 +196,8 @@ def _write_twice() -> list[Patch]:
     publish = AtLeastOnce.publish
     count = iter(range(1, 2**31))
 
-    def twice(self: AtLeastOnce, frame: Frame, outcome: Outcome, result: BatchResult) -> None:
-        publish(self, frame, outcome, result)
-        if next(count) % 20 == 0:
-            publish(self, frame, outcome, result)
+    def twice(self: AtLeastOnce, finished: Sequence[Finished]) -> None:
+        publish(self, [item for item in finished for _ in range(1 if next(count) % 20 else 2)])
 
     return [Patch(AtLeastOnce, "publish", twice)]
 
