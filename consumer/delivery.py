@@ -12,11 +12,11 @@ from typing import Final, Protocol
 import structlog
 
 from consumer.errors import KafkaError, TransactionError
-from consumer.held import Finished, HeldOutcomes
+from consumer.held import HeldOutcomes
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.sparing import SparingLog
-from consumer.types import Acknowledged, Clock, Frame, Lag, Outcome, TopicPartition
+from consumer.types import Acknowledged, Clock, Finished, Frame, Lag, Outcome, TopicPartition
 
 _log = structlog.get_logger(__name__)
 

@@ -8,18 +8,9 @@ would have it looked at and written again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from consumer.offsets import OffsetTracker
-from consumer.types import BatchResult, Frame, Outcome, TopicPartition
-
-
-class Finished(NamedTuple):
-    """A frame of `result` and its outcome."""
-
-    frame: Frame
-    outcome: Outcome
-    result: BatchResult
+from consumer.types import Finished, TopicPartition
 
 
 class HeldOutcomes:

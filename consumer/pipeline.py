@@ -24,12 +24,11 @@ from consumer.deadline import Deadline, Stop
 from consumer.delivery import MakeDelivery, SourceLike
 from consumer.errors import DrainError, EngineError
 from consumer.health import Health, State
-from consumer.held import Finished
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.source import RebalanceListener
 from consumer.traces import Traces
-from consumer.types import Acknowledged, BatchResult, DeviceMemory, Frame, TopicPartition
+from consumer.types import Acknowledged, BatchResult, DeviceMemory, Finished, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +38,8 @@ ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
 BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
 WAITING_S = 0.005  # frames wait for their batch to fill or its delay to pass
 FULL_S = 0.05  # no room for frames: block on the results alone
-# And then for the batch behind it: written together, the outcomes of two batches cost half the requests. So many
-# frames wait by then that this shows in nobody's latency.
+# And then for the batch behind it: written together, the outcomes of two batches cost half the requests. Batches wait
+# by then, so that this shows in nobody's latency.
 GATHER_S = 0.025
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5

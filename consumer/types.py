@@ -266,6 +266,14 @@ class BatchResult:
             raise ValueError(f"outcomes: expected {len(self.batch.frames)}, got {len(self.outcomes)}")
 
 
+class Finished(NamedTuple):
+    """A frame of `result`, and its outcome, which is to be written."""
+
+    frame: Frame
+    outcome: Outcome
+    result: BatchResult
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The model that looked: `name` is the file's, `digest` its SHA-256 as `sha256:<hex>`."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.held import Finished, HeldOutcomes
+from consumer.held import HeldOutcomes
 from consumer.offsets import OffsetTracker
-from consumer.types import TopicPartition
+from consumer.types import Finished, TopicPartition
 from made_frames import P0, P1, detected, frame, result
 
 

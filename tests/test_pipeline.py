@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -10,9 +11,9 @@ from consumer.deadline import Stop
 from consumer.delivery import Judge
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
-from consumer.held import Finished
 from consumer.pipeline import GATHER_S, PATIENCE_S
-from consumer.types import Frame
+from consumer.source import BURST
+from consumer.types import BatchResult, Finished, Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world
 
@@ -170,7 +171,7 @@ class TestBackpressure:
         made = world(200, limits={"max_unacknowledged": 10})
         made.delay_s = lambda: NEVER
         made.steps(500)
-        assert made.publisher.outstanding <= 10 + 32
+        assert made.publisher.outstanding <= 10 + BURST
 
     def test_full_of_bytes_a_static_batch_goes_although_it_is_not_full(self) -> None:
         """Catches the deadlock of two limits: no room for the frames that would fill the batch."""
@@ -187,7 +188,7 @@ class TestBackpressure:
         made.service_s = lambda: 0.7
         poll = made.source.poll
 
-        def leaky(room: int, timeout_s: float, max_bytes: float = 0.0) -> list[Frame]:
+        def leaky(room: int, timeout_s: float, max_bytes: float = math.inf) -> list[Frame]:
             assert room >= 0
             if room:
                 return poll(room, timeout_s, max_bytes)
@@ -217,10 +218,33 @@ class TestWriting:
         until(made, lambda: made.source.stored.get(P0) == 400)
         size = made.worker.size
         assert writes.count(2 * size) > len(writes) / 2, writes
+
+    def test_a_second_batch_is_waited_for_only_without_room(self) -> None:
+        """Catches latency where frames are few."""
+        made = world(400)
+        made.service_s = lambda: 0.01
+        asked: list[tuple[bool, float]] = []
+        results = made.worker.results
+
+        def counted(timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
+            asked.append((made.worker.room > 0, gather_s))
+            return results(timeout_s, gather_s)
+
+        made.worker.results = counted  # type: ignore[method-assign]
+        until(made, lambda: made.source.stored.get(P0) == 400)
+        assert {gather_s for room, gather_s in asked if not room} == {0.0, GATHER_S}
+        assert {gather_s for room, gather_s in asked if room} == {0.0}
+
+    @pytest.mark.parametrize("limits", [{"max_unacknowledged": 16}, {"max_in_flight_bytes": 2**20}])
+    def test_where_a_limit_keeps_the_engine_idle_nobody_waits_for_a_batch_that_cannot_come(
+        self, limits: dict[str, int]
+    ) -> None:
+        """Catches a quarter of the throughput, because each batch is held for frames that the limit keeps out."""
+        made = world(160, payload=bytes(100_000), limits=limits)
+        made.service_s, made.delay_s = (lambda: 0.005), (lambda: 0.0)
         began = made.clock.now
-        made.log.append(P0, "cam-0", b"good")
-        until(made, lambda: made.source.stored.get(P0) == 401)
-        assert made.clock.now - began < 0.01 + GATHER_S
+        until(made, lambda: made.source.stored.get(P0) == 160, turns=5000)
+        assert made.clock.now - began < 160 / made.worker.size * 0.005 * 2
 
 
 class TestShutdown:

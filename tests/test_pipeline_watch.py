@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ class TestWatchingOver:
         def recover() -> None:
             made.clock.advance(18)
 
-        def look_up(room: int, timeout_s: float, max_bytes: float = 0.0) -> Any:
+        def look_up(room: int, timeout_s: float, max_bytes: float = math.inf) -> Any:
             ages.append(made.health.loop_age_s)
             for _ in range(2):
                 made.clock.advance(30)  # for the committed offsets of what comes

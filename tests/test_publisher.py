@@ -11,9 +11,8 @@ import pytest
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RejectRateError, UnwritableError
-from consumer.held import Finished
 from consumer.publisher import Publisher
-from consumer.types import Detected, Detections, Frame, ModelInfo, Outcome, Rejected, Skipped
+from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Rejected, Skipped
 from consumer.wire import Message
 from consumer.wire.results import decode_result
 from fake_kafka import FakeProducer, failed

@@ -13,10 +13,9 @@ import pytest
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, RefusedError, TransactionError, UnwritableError
-from consumer.held import Finished
 from consumer.publisher import TransactionalPublisher, transactional, transactional_settings
 from consumer.publisher.transactional import FENCED_AGAIN_S
-from consumer.types import ModelInfo, Outcome
+from consumer.types import Finished, ModelInfo, Outcome
 from fake_kafka import FakeTransactionalProducer, failed
 from made_frames import P0, P1, REJECTED, VirtualClock, detected, frame, result
 from waiting import wait_until

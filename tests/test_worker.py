@@ -40,6 +40,10 @@ def seen(outcome: Outcome) -> int | str:
     return outcome.reason
 
 
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
 def collect(worker: Worker, frames: int) -> list[BatchResult]:
     """Results until so many frames are out."""
     results: list[BatchResult] = []
@@ -209,20 +213,49 @@ class TestBatching:
             return submit(frames, *rest)
 
         monkeypatch.setattr(worker._pool, "submit", counted)
-        worker.admit(numbered(0, 8))
-        assert jobs == [4, 4]
-        worker.admit(numbered(8, 24))
-        assert jobs[2:] == [8, 8, 4, 4]  # nothing waits behind the last
+        worker.admit(numbered(0, 16))
+        assert jobs == [4, 4, 4, 4]  # the engine waits for the first, and nothing waits behind the second
+        wait_until(lambda: detector.calls, 10, "the engine to take the first batch")
+        worker.admit(numbered(16, 24))
+        assert jobs[4:] == [8, 8]  # and no buffer is left for the last
+        detector.let_go()
+        assert sum(sizes(collect(worker, 40))) == 40
 
-    def test_a_second_batch_is_waited_for_where_it_is_asked_for(self, start: Start, detector: FakeDetector) -> None:
-        """Catches outcomes of two batches that are written apart, and a wait beyond what was asked for."""
-        detector.hold()
+    def test_a_second_batch_that_is_on_its_way_is_waited_for(self, start: Start, detector: FakeDetector) -> None:
+        """Catches outcomes of two batches that are written apart."""
+        second = threading.Event()
+        detector.judge = lambda numbers: None if numbers == [0] else assert_set(second)
         worker = start(max_batch_size=1)
         worker.admit(numbered(0, 2))
-        detector.let_go()
+        wait_until(lambda: len(detector.calls) == 2, 10, "the engine to take the second batch")
+        threading.Timer(0.1, second.set).start()
         assert sizes(worker.results(10, 10)) == [1, 1]
-        worker.admit(numbered(2))
-        assert sizes(worker.results(10, 0.01)) == [1]
+
+    def test_a_second_batch_is_waited_for_no_longer_than_asked(self, start: Start, detector: FakeDetector) -> None:
+        second = threading.Event()
+        detector.judge = lambda numbers: None if numbers == [0] else assert_set(second)
+        worker = start(max_batch_size=1)
+        worker.admit(numbered(0, 2))
+        wait_until(lambda: len(detector.calls) == 2, 10, "the engine to take the second batch")
+        began = time.monotonic()
+        assert sizes(worker.results(10, 0.2)) == [1]
+        assert 0.2 <= time.monotonic() - began < 10
+        second.set()
+        assert sizes(worker.results(10)) == [1]
+
+    def test_a_second_batch_that_cannot_come_in_time_is_not_waited_for(
+        self, start: Start, detector: FakeDetector
+    ) -> None:
+        """Catches buffers and outcomes that are held for a batch that nobody has, or that takes the engine too long."""
+        detector.judge = lambda _: time.sleep(0.05)
+        worker = start(max_batch_size=1)
+        worker.admit(numbered(0))
+        began = time.monotonic()
+        assert sizes(worker.results(10, 60)) == [1]  # none is there
+        worker.admit(numbered(1, 2))
+        assert sizes(worker.results(10, 0.05)) == [1]  # the next takes as long as the wait
+        assert sizes(worker.results(10)) == [1]
+        assert time.monotonic() - began < 50
 
     def test_static_waits_for_a_full_batch(self, start: Start) -> None:
         worker = start(policy="static", max_queue_delay_ms=0)

@@ -94,7 +94,7 @@ class Metrics:
         self._lagging = lagging
 
     def published(self, seconds: float) -> None:
-        """Outcomes of one or two batches have been handed to the producer."""
+        """The outcomes of all batches that were through have been handed to the producer."""
         self.stage["publish"].observe([seconds])
 
     def committed(self, seconds: float | None) -> None:
@@ -138,7 +138,7 @@ class Metrics:
             "stage_seconds",
             "Time per stage. queue (per frame): from the consumer to the engine. decode (per batch): decoding it, all "
             "threads together. decode_wait (per batch): the engine waiting for its last decode. infer (per batch): the "
-            "engine. publish (per write): writing the outcomes of a batch, or of two under a backlog. acknowledge (per "
+            "engine. publish (per write): writing the outcomes of all batches that were through. acknowledge (per "
             "frame): until the broker had the outcome. commit (per commit): from the first offset handed over until "
             "the broker had committed it.",
             "stage",

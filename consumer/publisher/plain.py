@@ -18,8 +18,7 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
-from consumer.held import Finished
-from consumer.types import Acknowledged, Clock, Frame, ModelInfo, Outcome, Rejected, TopicPartition
+from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 from consumer.wire import Message, ResultEncoder, encode_dead_letter, record_id
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +37,8 @@ ADVICE = {
 # trusted stays so.
 _REFUSALS = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSUPPORTED_SASL_MECHANISM}  # noqa: SLF001
 _UNTRUSTED = "certificate verify failed"
+# Results that are encoded before they are sent: several batches, and little memory beside what librdkafka may hold.
+_TOGETHER = 256
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
@@ -55,8 +56,8 @@ class Pending(NamedTuple):
 Report = tuple[Pending, confluent_kafka.KafkaError | None]
 
 
-def _content(_frame: Frame, _outcome: Outcome) -> None:
-    """For who looks at the outcomes later."""
+def _no_judge(_frame: Frame, _outcome: Outcome) -> None:
+    """A transaction's outcomes are judged once it has committed."""
 
 
 def producer_settings(config: Config) -> dict[str, Any]:
@@ -119,18 +120,20 @@ class Publisher:
         """Outcomes published and not yet acknowledged."""
         return self._outstanding
 
-    def publish(self, finished: Sequence[Finished], judge: Callable[[Frame, Outcome], None] = _content) -> None:
+    def publish(self, finished: Sequence[Finished], judge: Callable[[Frame, Outcome], None] = _no_judge) -> None:
         """Send these outcomes, in their order; `poll` says when they have arrived.
 
-        All are encoded before the first is sent, so that those of a partition leave in one request. `judge` is told of
-        each as it was sent (a result that cannot be written becomes a rejection), and what it raises ends the sending.
+        Results are encoded before the first is sent, so that those of a partition leave in one request; a dead letter,
+        which holds a whole record, as it is sent. `judge` is told of each as it was sent (a result that cannot be
+        written becomes a rejection), and what it raises ends the sending.
         Raises PublishError where the local queue stays full.
         """
         self._check_owner()
         at, at_ms = self._clock(), self._wall_clock_ms()
-        prepared = [self._prepare(item, at, at_ms) for item in finished]
-        for pending, message in prepared:
-            judge(pending.frame, self._dispatch(pending, message))
+        for first in range(0, len(finished), _TOGETHER):
+            prepared = [self._prepare(item, at, at_ms) for item in finished[first : first + _TOGETHER]]
+            for pending, message in prepared:
+                judge(pending.frame, self._dispatch(pending, message))
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
         """Serve delivery reports; blocks up to `timeout_s` for the first one.

@@ -21,9 +21,8 @@ from consumer.caller import Caller, StoppedError
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
-from consumer.held import Finished
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
-from consumer.types import Acknowledged, Clock, ModelInfo, Rejected, TopicPartition
+from consumer.types import Acknowledged, Clock, Finished, ModelInfo, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError

@@ -17,12 +17,13 @@ from consumer.ring import Buffer, Ring
 from consumer.types import Batch, Frame, TopicPartition
 from consumer.worker.decoding import DecodePool, Verdict
 
-# One in the engine, one closed and decoded, one being decoded, one to admit to while those three are busy.
+# One in the engine, two that are decoded for it, and one whose outcomes the main thread is about to write. What is
+# still free of them takes the open batch.
 BUFFERS = 4
 # Frames per decoding job at most. Under load jobs are as long as all threads allow, because each costs CPU; of a few
 # frames that come together each thread gets a part, because then it is their latency that counts.
 CHUNK = 32
-# Of a backlog, two batches are decoded at once while a third is in the engine: a job may have twice its share.
+# Behind a closed batch, and with more frames waiting, two batches are decoded at once: a job may have twice its share.
 _AT_ONCE = 2
 
 
@@ -145,7 +146,7 @@ class Assembly:
 
     def _start_decoding(self, into: _Open, frames: Sequence[Frame]) -> None:
         lease = into.lease
-        at_once = _AT_ONCE if self._batcher.waiting >= len(frames) else 1
+        at_once = _AT_ONCE if self._closed and self._batcher.waiting >= len(frames) else 1
         size = min(CHUNK, -(-len(frames) * at_once // self._pool.threads))
         for i in range(0, len(frames), size or 1):
             chunk = frames[i : i + size]

@@ -48,7 +48,7 @@ _MEMORY_EVERY_S = 1.0
 _LOOK_EVERY_S = 1.0
 
 
-class _Finished(NamedTuple):
+class _Inferred(NamedTuple):
     """A batch that is through the engine. `looked_at`: what was seen in those of its frames that were decoded."""
 
     work: Work
@@ -84,7 +84,7 @@ class Worker:
         self._on_decoder_replaced = on_decoder_replaced
         self._changed = threading.Condition()
         self._stopping = False
-        self._results: queue.SimpleQueue[_Finished | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_Inferred | BaseException] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -178,17 +178,17 @@ class Worker:
     def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
         """Finished batches, oldest first; blocks up to `timeout_s` for the first, then up to `gather_s` for a second.
 
-        For that one it does not wait where the engine alone needs longer.
+        For that one it does not wait where none is on its way, or where the engine alone took longer for the first.
 
         Raises what ended the inference thread, once what was finished before it has been handed out, and every time
         from then on: nothing more will come.
         """
-        finished: list[_Finished] = []
+        finished: list[_Inferred] = []
         try:
             while self._failure is None:
-                wait_s = timeout_s if not finished else _patience_s(finished, gather_s)
+                wait_s = timeout_s if not finished else self._gather_s(finished, gather_s)
                 item = self._results.get(wait_s > 0, wait_s or None)
-                if isinstance(item, _Finished):
+                if isinstance(item, _Inferred):
                     finished.append(item)
                 else:
                     self._failure = item
@@ -211,7 +211,11 @@ class Worker:
             self._assembly.draining = draining
             self._changed.notify()
 
-    def _take_out(self, finished: _Finished) -> BatchResult:
+    def _gather_s(self, finished: Sequence[_Inferred], gather_s: float) -> float:
+        hopeless = len(finished) > 1 or finished[0].timings.infer_ms >= gather_s * 1000
+        return 0.0 if hopeless or not self.expecting else gather_s
+
+    def _take_out(self, finished: _Inferred) -> BatchResult:
         work = finished.work
         verdicts = work.lease.verdicts[work.start : work.stop]
         with self._changed:
@@ -278,7 +282,7 @@ class Worker:
                 self._changed.wait(self._assembly.wake_in_s)
             return None
 
-    def _infer(self, work: Work) -> _Finished:
+    def _infer(self, work: Work) -> _Inferred:
         taken_at = self._clock()
         decode_s = 0.0
         for chunk in work.decoding:
@@ -292,7 +296,7 @@ class Worker:
         if done_at - self._looked_at >= _MEMORY_EVERY_S:
             self._device_memory, self._looked_at = self._detector.device_memory(), done_at
         timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000, decode_s * 1000)
-        return _Finished(work, looked_at, timings, taken_at)
+        return _Inferred(work, looked_at, timings, taken_at)
 
     def _await(self, chunk: Chunk, verdicts: Sequence[Verdict | None]) -> float:
         """The seconds that its decoding took. A batch of pictures that cost seconds each takes minutes: no hang."""
@@ -318,11 +322,6 @@ class Worker:
                 if place < row:
                     slots[place] = slots[row]
         return slots[:decoded]
-
-
-def _patience_s(finished: Sequence[_Finished], gather_s: float) -> float:
-    hopeless = finished[0].timings.infer_ms >= gather_s * 1000
-    return 0.0 if hopeless or len(finished) > 1 else gather_s
 
 
 def _merged(verdicts: Sequence[Verdict | None], looked_at: Sequence[Detections | Rejected]) -> Iterator[Outcome]:

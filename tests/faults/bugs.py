@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 from consumer.delivery import TRANSACTION_S, AtLeastOnce, ExactlyOnce
 from consumer.errors import TransactionError
-from consumer.held import Finished
 from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
 from consumer.publisher import transactional
-from consumer.types import Acknowledged, BatchResult, Receipt, Rejected, TopicPartition
+from consumer.types import Acknowledged, BatchResult, Finished, Receipt, Rejected, TopicPartition
 
 
 class Patch(NamedTuple):

@@ -17,7 +17,6 @@ from consumer.config import Config
 from consumer.delivery import AtLeastOnce, Delivery, Judge, SourceLike
 from consumer.errors import EngineError, PublishError
 from consumer.health import Health
-from consumer.held import Finished
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
@@ -27,14 +26,16 @@ from consumer.types import (
     BatchResult,
     Detected,
     DeviceMemory,
+    Finished,
     Frame,
     Lag,
     Outcome,
     Receipt,
     Rejected,
+    StageTimings,
     TopicPartition,
 )
-from made_frames import REJECTED, VirtualClock, detected, frame, result
+from made_frames import REJECTED, VirtualClock, detected, frame
 
 T = TypeVar("T")
 BAD = b"bad"  # how the payload of a frame begins that the engine rejects
@@ -289,7 +290,7 @@ class FakeWorker:
         finished: list[BatchResult] = []
         self._take()
         while self.busy is not None:
-            patience_s = gather_s if len(finished) == 1 else 0.0
+            patience_s = gather_s if len(finished) == 1 and finished[0].timings.infer_ms < gather_s * 1000 else 0.0
             if self.busy[1] > (self.clock.now + patience_s if finished else until):
                 self.clock.now += patience_s
                 break
@@ -321,8 +322,9 @@ class FakeWorker:
         if due is not None:
             batch = self.batcher.take(due)
             outcomes: list[Outcome] = [REJECTED if f.payload.startswith(BAD) else detected() for f in batch.frames]
-            done = result(batch.frames, outcomes, self.clock.now)
-            self.busy = (self.clock.now, self.clock.now + self.service_s(), done)
+            service_s = self.service_s()
+            done = BatchResult(batch, outcomes, StageTimings(0.0, service_s * 1000), self.clock.now)
+            self.busy = (self.clock.now, self.clock.now + service_s, done)
 
 
 class FakePublisher:

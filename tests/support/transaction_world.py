@@ -13,10 +13,9 @@ from typing import Literal, get_args
 from consumer.config import Config
 from consumer.delivery import Delivery, ExactlyOnce, Judge, SourceLike
 from consumer.errors import KafkaError, TransactionError
-from consumer.held import Finished
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
-from consumer.types import Acknowledged, Detected, Rejected
+from consumer.types import Acknowledged, Detected, Finished, Rejected
 from made_frames import VirtualClock
 from pipeline_world import UNPUBLISHABLE, FakeSource, Log, World
 
