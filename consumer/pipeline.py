@@ -38,9 +38,9 @@ ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
 BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
 WAITING_S = 0.005  # frames wait for their batch to fill or its delay to pass
 FULL_S = 0.05  # no room for frames: block on the results alone
-# And then for the batch behind it: written together, the outcomes of two batches cost half the requests. Batches wait
+# And then for batches behind it: written together, the outcomes of several cost a fraction of the requests. Others wait
 # by then, so that this shows in nobody's latency.
-GATHER_S = 0.025
+GATHER_S = 0.05
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5
 OBSERVE_EVERY_S = 1.0

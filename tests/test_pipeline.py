@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from consumer.batcher import WAITING_BATCHES
 from consumer.deadline import Stop
 from consumer.delivery import Judge
 from consumer.errors import DrainError, PublishError
@@ -203,8 +204,8 @@ class TestBackpressure:
 
 
 class TestWriting:
-    def test_under_a_backlog_two_batches_go_out_together_and_else_nobody_waits(self) -> None:
-        """Catches a request for every few frames when thousands wait, and latency when none does."""
+    def test_under_a_backlog_several_batches_go_out_together(self) -> None:
+        """Catches a request for every few frames when thousands wait."""
         made = world(400)
         made.service_s = lambda: 0.01
         writes: list[int] = []
@@ -216,10 +217,9 @@ class TestWriting:
 
         made.publisher.publish = counted  # type: ignore[method-assign]
         until(made, lambda: made.source.stored.get(P0) == 400)
-        size = made.worker.size
-        assert writes.count(2 * size) > len(writes) / 2, writes
+        assert writes.count(WAITING_BATCHES * made.worker.size) > len(writes) / 2, writes
 
-    def test_a_second_batch_is_waited_for_only_without_room(self) -> None:
+    def test_more_batches_are_waited_for_only_without_room(self) -> None:
         """Catches latency where frames are few."""
         made = world(400)
         made.service_s = lambda: 0.01

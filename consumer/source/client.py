@@ -35,7 +35,7 @@ from consumer.wire import parse_frame, read_record
 _log = structlog.get_logger(__name__)
 
 # Frames handed out by one `poll`: enough to share the cost of a turn, few enough that decoding starts soon.
-BURST = 64
+BURST = 128
 
 _Code = confluent_kafka.KafkaError
 

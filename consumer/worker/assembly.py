@@ -17,8 +17,7 @@ from consumer.ring import Buffer, Ring
 from consumer.types import Batch, Frame, TopicPartition
 from consumer.worker.decoding import DecodePool, Verdict
 
-# One in the engine, two that are decoded for it, and one whose outcomes the main thread is about to write. What is
-# still free of them takes the open batch.
+# One in the engine, two that are decoded for it, and one that the main thread has yet to give back, or to admit to.
 BUFFERS = 4
 # Frames per decoding job at most. Under load jobs are as long as all threads allow, because each costs CPU; of a few
 # frames that come together each thread gets a part, because then it is their latency that counts.

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from consumer.batcher import Batcher
+from consumer.batcher import WAITING_BATCHES, Batcher
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.deadline import Stop
 from consumer.detectors.base import Detector
@@ -42,6 +42,8 @@ from consumer.worker.decoding import DecodePool, Verdict, make_decoder
 
 _log = structlog.get_logger(__name__)
 
+# Batches that `results` waits for at most. While it does, the engine lives on what waits in the batcher.
+_MOST_TOGETHER = WAITING_BATCHES
 # How often the device is asked for its memory.
 _MEMORY_EVERY_S = 1.0
 # How often a decoding job that takes long is asked how far it is.
@@ -176,27 +178,29 @@ class Worker:
             self._changed.notify()
 
     def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
-        """Finished batches, oldest first; blocks up to `timeout_s` for the first, then up to `gather_s` for a second.
+        """Finished batches, oldest first; blocks up to `timeout_s` for the first, and from there `gather_s` for more.
 
-        For that one it does not wait where none is on its way, or where the engine alone took longer for the first.
+        For those it does not wait where none is on its way, or where the engine alone needed longer for the last.
 
         Raises what ended the inference thread, once what was finished before it has been handed out, and every time
         from then on: nothing more will come.
         """
-        finished: list[_Inferred] = []
+        results: list[BatchResult] = []
+        until = 0.0
         try:
             while self._failure is None:
-                wait_s = timeout_s if not finished else self._gather_s(finished, gather_s)
+                wait_s = self._gather_s(results, until) if results else timeout_s
                 item = self._results.get(wait_s > 0, wait_s or None)
-                if isinstance(item, _Inferred):
-                    finished.append(item)
-                else:
+                if isinstance(item, BaseException):
                     self._failure = item
+                else:
+                    until = until or self._clock() + gather_s
+                    results.append(self._take_out(item))  # its buffer serves the next batch while others are awaited
         except queue.Empty:
             pass
-        if self._failure is not None and not finished:
+        if self._failure is not None and not results:
             raise self._failure
-        return [self._take_out(item) for item in finished]
+        return results
 
     def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
         """Drop the waiting frames of these partitions and return them; see `Batcher.discard`."""
@@ -211,9 +215,10 @@ class Worker:
             self._assembly.draining = draining
             self._changed.notify()
 
-    def _gather_s(self, finished: Sequence[_Inferred], gather_s: float) -> float:
-        hopeless = len(finished) > 1 or finished[0].timings.infer_ms >= gather_s * 1000
-        return 0.0 if hopeless or not self.expecting else gather_s
+    def _gather_s(self, results: Sequence[BatchResult], until: float) -> float:
+        left_s = until - self._clock()
+        hopeless = len(results) >= _MOST_TOGETHER or results[-1].timings.infer_ms >= left_s * 1000
+        return 0.0 if hopeless or not self.expecting else left_s
 
     def _take_out(self, finished: _Inferred) -> BatchResult:
         work = finished.work

@@ -286,15 +286,19 @@ class FakeWorker:
     def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
         if self.broken:
             raise EngineError("the device is lost")
-        until = self.clock.now + timeout_s
+        until, gathered_by = self.clock.now + timeout_s, 0.0
         finished: list[BatchResult] = []
         self._take()
         while self.busy is not None:
-            patience_s = gather_s if len(finished) == 1 and finished[0].timings.infer_ms < gather_s * 1000 else 0.0
-            if self.busy[1] > (self.clock.now + patience_s if finished else until):
-                self.clock.now += patience_s
+            if finished:  # as the real one
+                left_s = gathered_by - self.clock.now
+                waits = len(finished) < WAITING_BATCHES and finished[-1].timings.infer_ms < left_s * 1000
+                until = gathered_by if waits else self.clock.now
+            if self.busy[1] > until:
+                self.clock.now = until
                 break
             self.clock.now = max(self.clock.now, self.busy[1])
+            gathered_by = gathered_by if finished else self.clock.now + gather_s
             finished.append(self.busy[2])
             self.busy = None
             self._take()
