@@ -14,7 +14,7 @@ from consumer.tools.bench import outcome, report
 from consumer.tools.bench import plan as plan_of_runs
 from consumer.tools.bench.command import Settings, planned
 from consumer.tools.bench.feeder import Fed
-from consumer.tools.bench.figures import Run, median
+from consumer.tools.bench.figures import Decoding, Run, median
 from consumer.tools.bench.outcome import Ran, Result
 from consumer.tools.bench.processes import BenchError
 
@@ -80,6 +80,20 @@ def test_repeats_give_medians_and_one_bad_repeat_spoils_all() -> None:
     assert (median([run, slow, run]).frames_per_second, median([run, slow, slow]).latency_ms) == (10.0, {"p50": 9.0})
     assert median([run, slow, run]).sound
     assert not median([run, slow, worst]).sound
+
+
+def test_a_repeat_is_compared_with_the_decoding_that_was_measured_around_it() -> None:
+    """Catches: the speed of the machine at one time held against that of the program at another."""
+
+    def repeat(alone: float, share: float) -> Run:
+        speed = Decoding(frames_per_second=alone, cpu_ms_per_frame=1 / alone)
+        own = alone * share
+        return Run("zero_cost", "none", "none", 6, 1.0, own, cpu_ms_per_frame=1 / own, decode_only=speed)
+
+    whole = median([repeat(1000, 0.9), repeat(2000, 0.8), repeat(3000, 0.5)])
+    measured = {verdict.what: verdict.measured for verdict in report.verdicts({"zero_cost": whole})}
+    assert measured["frames/s of decoding alone"] == pytest.approx(0.8)
+    assert measured["CPU a frame of decoding alone"] == pytest.approx(1 / 0.8)
 
 
 def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
