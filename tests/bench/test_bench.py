@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -16,7 +19,7 @@ from consumer.tools.bench.command import Settings, planned
 from consumer.tools.bench.feeder import Fed
 from consumer.tools.bench.figures import Decoding, Run, median
 from consumer.tools.bench.outcome import Ran, Result
-from consumer.tools.bench.processes import BenchError
+from consumer.tools.bench.processes import BenchError, Meter
 
 FED = [Fed(0, offset, 1000 + offset, f"cam-{offset % 2}") for offset in range(6)]
 
@@ -94,6 +97,19 @@ def test_a_repeat_is_compared_with_the_decoding_that_was_measured_around_it() ->
     measured = {verdict.what: verdict.measured for verdict in report.verdicts({"zero_cost": whole})}
     assert measured["frames/s of decoding alone"] == pytest.approx(0.8)
     assert measured["CPU a frame of decoding alone"] == pytest.approx(1 / 0.8)
+
+
+def test_what_a_child_used_before_it_was_found_is_no_burst_in_the_middle_of_a_run() -> None:
+    """Catches: seconds of decoding that count at the one moment when the meter first sees the process."""
+    burn = "import time; t = time.monotonic()\nwhile time.monotonic() < t + 1.6: pass"
+    start = f"import subprocess, sys, time; time.sleep(0.15); subprocess.run([sys.executable, '-c', {burn!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", start])
+    with Meter(parent.pid).running() as meter:
+        assert parent.wait(60) == 0
+    samples = meter._samples
+    used = [(later[1] - sooner[1]) / (later[0] - sooner[0]) * 1000 for sooner, later in itertools.pairwise(samples)]
+    assert samples[-1][1] > 0.5
+    assert max(used) < 3, "cores"
 
 
 def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:

@@ -33,6 +33,8 @@ _GOODBYE_S: Final = 40.0
 _LOOK_EVERY_S: Final = 5.0
 _SAMPLE_EVERY_S: Final = 0.1  # between samples the CPU time is interpolated; each takes some from what is measured
 _CHILDREN_EVERY_S: Final = 1.0  # to list them takes milliseconds
+# Until there are some they are looked for at each sample: what they had used when they were found counts as used then.
+_CHILDREN_BY_S: Final = 10.0
 
 
 class BenchError(SluiceError):
@@ -212,11 +214,12 @@ class Meter:
 
     def _run(self) -> None:
         children: list[Path] = []
-        looked_at = -math.inf
+        began, looked_at = time.monotonic(), -math.inf
         while True:
             with contextlib.suppress(OSError):
-                if time.monotonic() - looked_at > _CHILDREN_EVERY_S:
-                    children, looked_at = _children(self._process), time.monotonic()
+                now = time.monotonic()
+                if now - looked_at > _CHILDREN_EVERY_S or (not children and now - began < _CHILDREN_BY_S):
+                    children, looked_at = _children(self._process), now
                 used = _used(self._process)
                 theirs = [_used(child) for child in children]
                 if used is not None:
