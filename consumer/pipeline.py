@@ -38,8 +38,8 @@ ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
 BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
 WAITING_S = 0.005  # frames wait for their batch to fill or its delay to pass
 FULL_S = 0.05  # no room for frames: block on the results alone
-# And then for batches behind it: written together, the outcomes of several cost a fraction of the requests. Others wait
-# by then, so that this shows in nobody's latency.
+# And then for batches behind it, where the worker is full and no other limit is met: written together, the outcomes of
+# several cost a fraction of the requests, and others wait by then, so that this shows in nobody's latency.
 GATHER_S = 0.05
 # With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
 PATIENCE_S = 0.5
@@ -128,7 +128,7 @@ class Pipeline(RebalanceListener):
             self._admit(frames)  # 2 batch; decoding starts here
             results = self._worker.results()  # 3 infer: what the inference thread has finished
         else:
-            results = self._worker.results(FULL_S, GATHER_S)
+            results = self._worker.results(FULL_S, 0.0 if self._worker.room else GATHER_S)
         self._publish(results)  # 4 publish
         self._acknowledge(self._delivery.deliver())
         self._commit(self._offsets.committable())  # 5 commit

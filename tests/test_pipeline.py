@@ -13,7 +13,6 @@ from consumer.delivery import Judge
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
 from consumer.pipeline import GATHER_S, PATIENCE_S
-from consumer.source import BURST
 from consumer.types import BatchResult, Finished, Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world
@@ -172,7 +171,7 @@ class TestBackpressure:
         made = world(200, limits={"max_unacknowledged": 10})
         made.delay_s = lambda: NEVER
         made.steps(500)
-        assert made.publisher.outstanding <= 10 + BURST
+        assert made.publisher.outstanding <= 10 + (WAITING_BATCHES + 2) * made.worker.size
 
     def test_full_of_bytes_a_static_batch_goes_although_it_is_not_full(self) -> None:
         """Catches the deadlock of two limits: no room for the frames that would fill the batch."""
@@ -234,6 +233,15 @@ class TestWriting:
         until(made, lambda: made.source.stored.get(P0) == 400)
         assert {gather_s for room, gather_s in asked if not room} == {0.0, GATHER_S}
         assert {gather_s for room, gather_s in asked if room} == {0.0}
+
+    @pytest.mark.parametrize("limit", [5, 6, 7])
+    def test_a_limit_of_a_few_batches_keeps_the_engine_busy(self, limit: int) -> None:
+        """Catches waiting for all that the limit lets in, while the engine could have gone on with what comes next."""
+        made = world(400, payload=bytes(100_000), limits={"max_in_flight_bytes": limit * 2**18})
+        made.service_s, made.delay_s = (lambda: 0.01), (lambda: 0.02)
+        began = made.clock.now
+        until(made, lambda: made.source.stored.get(P0) == 400, turns=20_000)
+        assert made.clock.now - began < 400 / made.worker.size * 0.01 * 1.3
 
     @pytest.mark.parametrize("limits", [{"max_unacknowledged": 16}, {"max_in_flight_bytes": 2**20}])
     def test_where_a_limit_keeps_the_engine_idle_nobody_waits_for_a_batch_that_cannot_come(

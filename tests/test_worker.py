@@ -231,6 +231,16 @@ class TestBatching:
         threading.Timer(0.1, second.set).start()
         assert sizes(worker.results(10, 10)) == [1, 1]
 
+    def test_four_batches_are_waited_for_and_no_fifth(self, start: Start, detector: FakeDetector) -> None:
+        """Catches buffers that are kept until all have come: the fourth and fifth wait for one."""
+        fifth = threading.Event()
+        detector.judge = lambda numbers: assert_set(fifth) if numbers == [4] else time.sleep(0.02)
+        worker = start(max_batch_size=1)
+        worker.admit(numbered(0, 6))
+        assert sizes(worker.results(10, 10)) == [1, 1, 1, 1]
+        fifth.set()
+        assert sum(sizes(collect(worker, 2))) == 2
+
     def test_a_second_batch_is_waited_for_no_longer_than_asked(self, start: Start, detector: FakeDetector) -> None:
         second = threading.Event()
         detector.judge = lambda numbers: None if numbers == [0] else assert_set(second)

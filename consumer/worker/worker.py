@@ -42,7 +42,8 @@ from consumer.worker.decoding import DecodePool, Verdict, make_decoder
 
 _log = structlog.get_logger(__name__)
 
-# Batches that `results` waits for at most. While it does, the engine lives on what waits in the batcher.
+# Batches that `results` waits for at most; it returns what else is there. While it does, the engine lives on what waits
+# in the batcher.
 _MOST_TOGETHER = WAITING_BATCHES
 # How often the device is asked for its memory.
 _MEMORY_EVERY_S = 1.0
