@@ -17,10 +17,11 @@ from consumer.batcher import WAITING_BATCHES
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.deadline import Stop
 from consumer.errors import EngineError, ModelError
-from consumer.types import BatchResult, Detected, DeviceMemory, Frame, Outcome, Rejected, Skipped
+from consumer.types import BatchResult, Clock, Detected, DeviceMemory, Frame, Outcome, Rejected, Skipped
 from consumer.worker import BUFFERS, Worker
+from consumer.worker.assembly import Work
 from fake_detector import NUMBERS, FakeDetector, number_of, numbered_jpeg
-from made_frames import P0, P1, REJECTED, frame, offsets
+from made_frames import P0, P1, REJECTED, VirtualClock, frame, offsets
 from waiting import wait_until
 
 Start = Callable[..., Worker]
@@ -38,10 +39,6 @@ def seen(outcome: Outcome) -> int | str:
     if isinstance(outcome, Detected):
         return int(outcome.detections.class_ids[0])
     return outcome.reason
-
-
-def assert_set(event: threading.Event) -> None:
-    assert event.wait(30)
 
 
 def collect(worker: Worker, frames: int) -> list[BatchResult]:
@@ -71,12 +68,12 @@ def start(detector: FakeDetector) -> Iterator[Start]:
     """`start(max_batch_size=4, ...)`: a worker around `detector` that is closed after the test."""
     workers: list[Worker] = []
 
-    def make(**options: Any) -> Worker:
+    def make(clock: Clock = time.monotonic, **options: Any) -> Worker:
         worker = Worker(
             lambda: detector,
             BatchingConfig(**{"max_batch_size": 4, **options}),
             DecodeConfig(threads=2, workers="threads"),
-            clock=time.monotonic,
+            clock=clock,
             wall_clock_ms=lambda: round(time.time() * 1000),
         )
         workers.append(worker)
@@ -221,52 +218,6 @@ class TestBatching:
         detector.let_go()
         assert sum(sizes(collect(worker, 40))) == 40
 
-    def test_a_second_batch_that_is_on_its_way_is_waited_for(self, start: Start, detector: FakeDetector) -> None:
-        """Catches outcomes of two batches that are written apart."""
-        second = threading.Event()
-        detector.judge = lambda numbers: None if numbers == [0] else assert_set(second)
-        worker = start(max_batch_size=1)
-        worker.admit(numbered(0, 2))
-        wait_until(lambda: len(detector.calls) == 2, 10, "the engine to take the second batch")
-        threading.Timer(0.1, second.set).start()
-        assert sizes(worker.results(10, 10)) == [1, 1]
-
-    def test_four_batches_are_waited_for_and_no_fifth(self, start: Start, detector: FakeDetector) -> None:
-        """Catches buffers that are kept until all have come: the fourth and fifth wait for one."""
-        fifth = threading.Event()
-        detector.judge = lambda numbers: assert_set(fifth) if numbers == [4] else time.sleep(0.02)
-        worker = start(max_batch_size=1)
-        worker.admit(numbered(0, 6))
-        assert sizes(worker.results(10, 10)) == [1, 1, 1, 1]
-        fifth.set()
-        assert sum(sizes(collect(worker, 2))) == 2
-
-    def test_a_second_batch_is_waited_for_no_longer_than_asked(self, start: Start, detector: FakeDetector) -> None:
-        second = threading.Event()
-        detector.judge = lambda numbers: None if numbers == [0] else assert_set(second)
-        worker = start(max_batch_size=1)
-        worker.admit(numbered(0, 2))
-        wait_until(lambda: len(detector.calls) == 2, 10, "the engine to take the second batch")
-        began = time.monotonic()
-        assert sizes(worker.results(10, 0.2)) == [1]
-        assert 0.2 <= time.monotonic() - began < 10
-        second.set()
-        assert sizes(worker.results(10)) == [1]
-
-    def test_a_second_batch_that_cannot_come_in_time_is_not_waited_for(
-        self, start: Start, detector: FakeDetector
-    ) -> None:
-        """Catches buffers and outcomes that are held for a batch that nobody has, or that takes the engine too long."""
-        detector.judge = lambda _: time.sleep(0.05)
-        worker = start(max_batch_size=1)
-        worker.admit(numbered(0))
-        began = time.monotonic()
-        assert sizes(worker.results(10, 60)) == [1]  # none is there
-        worker.admit(numbered(1, 2))
-        assert sizes(worker.results(10, 0.05)) == [1]  # the next takes as long as the wait
-        assert sizes(worker.results(10)) == [1]
-        assert time.monotonic() - began < 50
-
     def test_static_waits_for_a_full_batch(self, start: Start) -> None:
         worker = start(policy="static", max_queue_delay_ms=0)
         worker.admit(numbered(0, 3))
@@ -300,6 +251,97 @@ class TestBatching:
         worker.drain(draining=True)
         assert max(sizes(collect(worker, 6))) <= 3
         assert detector.warmed_up_at == 3
+
+
+class Stepwise:
+    """Batches of one frame, each of which the engine ends only when it is told, or when the one before is taken out.
+
+    `clock` moves only where a test moves it; `taken_out_s` is how much each taking out does.
+    """
+
+    def __init__(self, start: Start, detector: FakeDetector, *, taken_out_s: float = 0.0) -> None:
+        self.clock = VirtualClock()
+        self.may_end = [threading.Event() for _ in range(6)]
+        detector.judge = lambda numbers: self._end(numbers[0])
+        self.engine_s = 0.0  # by the clock, of each batch
+        self.worker = start(clock=self.clock, max_batch_size=1)
+        release = self.worker._assembly.release
+        self.last_to_follow = len(self.may_end) - 1
+
+        def taken_out(work: Work) -> None:
+            release(work)
+            self.clock.advance(taken_out_s)
+            following = work.batch.frames[0].receipt.offset + 1
+            if following <= self.last_to_follow:
+                self.may_end[following].set()
+
+        self.worker._assembly.release = taken_out  # type: ignore[method-assign]
+
+    def gathered(self, gather_s: float) -> list[int]:
+        """The sizes of batches that come together; the wait must end because of what is known, not of a minute."""
+        began = time.monotonic()
+        results = self.worker.results(10, gather_s)
+        assert time.monotonic() - began < 30
+        return sizes(results)
+
+    def _end(self, number: int) -> None:
+        assert self.may_end[number].wait(30)
+        self.clock.advance(self.engine_s)
+
+
+class TestGathering:
+    """Outcomes of several batches are written together, where others are on their way."""
+
+    def test_up_to_four_batches_are_waited_for_and_each_gives_its_buffer_back_as_it_comes(
+        self, start: Start, detector: FakeDetector
+    ) -> None:
+        """Catches outcomes that are written batch by batch, and an engine that waits for the buffers of these."""
+        made = Stepwise(start, detector)
+        made.last_to_follow = 3
+        made.worker.admit(numbered(0, 6))
+        made.may_end[0].set()
+        assert made.gathered(60) == [1, 1, 1, 1]
+        made.may_end[4].set()
+        made.may_end[5].set()
+        assert sum(sizes(collect(made.worker, 2))) == 2
+
+    def test_the_time_counts_from_the_first(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a wait that begins anew with each batch."""
+        made = Stepwise(start, detector, taken_out_s=40.0)  # so long the second was in the engine
+        made.worker.admit(numbered(0, 3))
+        made.last_to_follow = 1
+        made.may_end[0].set()
+        wait_until(lambda: len(detector.calls) == 2, 10, "the second batch in the engine")
+        assert made.gathered(100) == [1, 1]
+        made.may_end[2].set()
+        assert sizes(collect(made.worker, 1)) == [1]
+
+    def test_what_is_not_on_its_way_is_not_waited_for(self, start: Start, detector: FakeDetector) -> None:
+        """Catches outcomes that are held for a batch that nobody has."""
+        made = Stepwise(start, detector)
+        made.worker.admit(numbered(0))
+        made.may_end[0].set()
+        wait_until(lambda: detector.calls and made.worker.busy_since is None, 10, "the engine to be idle")
+        assert made.gathered(60) == [1]
+
+    def test_nor_what_takes_the_engine_longer_than_is_left(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a wait in vain in every turn with a slow engine."""
+        made = Stepwise(start, detector)
+        made.engine_s, made.last_to_follow = 60.0, 0
+        made.worker.admit(numbered(0, 2))
+        made.may_end[0].set()
+        assert made.gathered(60) == [1]
+        made.may_end[1].set()
+        assert sizes(collect(made.worker, 1)) == [1]
+
+    def test_a_wait_ends_when_its_time_is_over(self, start: Start, detector: FakeDetector) -> None:
+        made = Stepwise(start, detector)
+        made.last_to_follow = 0
+        made.worker.admit(numbered(0, 2))
+        made.may_end[0].set()
+        assert made.gathered(0.1) == [1]
+        made.may_end[1].set()
+        assert sizes(collect(made.worker, 1)) == [1]
 
 
 class TestMeasuring:

@@ -198,7 +198,7 @@ class Source:
             if min(at, high) < 0:  # librdkafka does not know them yet
                 continue
             records = max(0, high - at)
-            behind.append(Lag(partition, records, self._age_s(position) if records else 0.0))
+            behind.append(Lag(partition, records, position.age_s(self._wall_clock_ms()) if records else 0.0))
         return behind
 
     def close(self, timeout_s: float) -> bool:
@@ -216,11 +216,6 @@ class Source:
             _log.warning("consumer not closed in order", error=group.text_of(error))
         self._last.end()
         return True
-
-    def _age_s(self, position: Position) -> float | None:
-        if position.timestamp_ms is None:
-            return None
-        return max(0.0, (self._wall_clock_ms() - position.timestamp_ms) / 1000)
 
     # Frames
 

@@ -17,3 +17,7 @@ class Position:
     next_offset: int | None = None
     timestamp_ms: int | None = None
     floor: int = -1  # what our transactions have committed since the assignment; a rewind keeps it
+
+    def age_s(self, now_ms: int) -> float | None:
+        """Seconds since the timestamp of the last record. None: it had none, or there was no record yet."""
+        return None if self.timestamp_ms is None else max(0.0, (now_ms - self.timestamp_ms) / 1000)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,13 +104,19 @@ def test_a_repeat_is_compared_with_the_decoding_that_was_measured_around_it() ->
 
 def test_what_a_child_used_before_it_was_found_is_no_burst_in_the_middle_of_a_run() -> None:
     """Catches: seconds of decoding that count at the one moment when the meter first sees the process."""
-    burn = "import time; t = time.monotonic()\nwhile time.monotonic() < t + 1.6: pass"
-    start = f"import subprocess, sys, time; time.sleep(0.15); subprocess.run([sys.executable, '-c', {burn!r}])"
-    parent = subprocess.Popen([sys.executable, "-c", start])
-    with Meter(parent.pid).running() as meter:
-        wait_until(lambda: meter.known and meter._samples[-1][1] > 0.5, 30, "the child to have worked")
-        samples = list(meter._samples)  # none of a child that has ended and is not reaped yet
-        assert parent.wait(60) == 0
+    start = "import subprocess, sys; input(); subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    parent = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        with Meter(parent.pid).running() as meter:
+            wait_until(lambda: meter._samples, 30, "the meter to have looked")
+            assert parent.stdin is not None
+            parent.stdin.write(b"\n")
+            parent.stdin.flush()
+            wait_until(lambda: meter._samples[-1][1] > 1.5, 60, "the child to have worked")
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    samples = meter._samples
     used = [(later[1] - sooner[1]) / (later[0] - sooner[0]) * 1000 for sooner, later in itertools.pairwise(samples)]
     assert max(used) < 3, "cores"
 

@@ -182,10 +182,8 @@ class Meter:
     Of a child's memory only what it shares with nobody counts: frames lie in memory that the parent has, too.
     """
 
-    def __init__(self, pid: int, *, children: bool = True) -> None:
-        """Without `children` none are looked for: it has none."""
+    def __init__(self, pid: int) -> None:
         self._process = Path("/proc") / str(pid)
-        self._has_children = children
         self._samples: list[tuple[float, float, int]] = []  # Unix ms, CPU s, resident bytes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
@@ -220,8 +218,7 @@ class Meter:
         while True:
             with contextlib.suppress(OSError):
                 now = time.monotonic()
-                due = now - looked_at > _CHILDREN_EVERY_S or (not children and now - began < _CHILDREN_BY_S)
-                if due and self._has_children:
+                if now - looked_at > _CHILDREN_EVERY_S or (not children and now - began < _CHILDREN_BY_S):
                     children, looked_at = _children(self._process), now
                 used = _used(self._process)
                 theirs = [_used(child) for child in children]

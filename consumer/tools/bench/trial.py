@@ -146,7 +146,7 @@ def _measured(lab: Lab, subject: Subject, topics: tuple[str, str, str]) -> Itera
         stack.enter_context(subject.child)
         meter = stack.enter_context(Meter(subject.child.pid).running())
         pid = lab.broker.pid
-        broker_meter = stack.enter_context(Meter(pid, children=False).running()) if pid is not None else None
+        broker_meter = stack.enter_context(Meter(pid).running()) if pid is not None else None
         yield _Course(topics, meter, broker_meter)
         subject.finish()
 

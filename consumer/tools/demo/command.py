@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.text import Text
 
 from consumer.errors import ConfigError
 from consumer.tools import clients
+
+if TYPE_CHECKING:
+    from consumer.tools.demo.run import Plan
 
 MODEL: Final = Path(__file__).parents[1] / "assets" / "demo.pt"
 LOG: Final = "consumer.log"
@@ -64,11 +67,10 @@ def demo(
 
     Exits 0 where every frame was answered exactly once, in order, and committed.
     """
-    from consumer.tools.demo import overview, report
-    from consumer.tools.demo import run as running
+    from consumer.tools.demo.run import Plan
 
     videos = tuple(video or ())
-    plan = running.Plan(
+    plan = Plan(
         model=_checked_model(model, download=download),
         out=out,
         sources=min(sources or len(videos) or 3, frames),
@@ -80,21 +82,28 @@ def demo(
         bootstrap_servers=bootstrap_servers,
         client=_checked_settings(setting, bootstrap_servers),
     )
+    _show(plan, json_file, open_overview=not no_open)
+
+
+def _show(plan: Plan, json_file: Path | None, *, open_overview: bool) -> None:
+    from consumer.tools.demo import overview, report
+    from consumer.tools.demo import run as running
+
     console = Console(file=sys.stdout, highlight=False)
-    _empty(out)
+    _empty(plan.out)
     with _ended_by_signals(), report.Progressing(console) as show:
-        ran = running.run(plan, show, out / LOG)
+        ran = running.run(plan, show, plan.out / LOG)
         show.step(f"drawing {len(ran.shots)} pictures")
-        names = overview.write_pictures(ran.shots, ran.summary, out)
-    _note(out, [*names, LOG])
+        names = overview.write_pictures(ran.shots, ran.summary, plan.out)
+    _note(plan.out, [*names, LOG])
     if json_file is not None:
         json_file.write_text(json.dumps(ran.summary.as_json(), indent=2) + "\n", encoding="utf-8")
     console.print(report.table(ran.summary))
-    console.print(f"  pictures: {out / overview.NAME} and {len(names) - 1} more", soft_wrap=True)
+    console.print(f"  pictures: {plan.out / overview.NAME} and {len(names) - 1} more", soft_wrap=True)
     if ran.problems:
         raise _failure(console, ran.problems, ran.log)
-    if not no_open and console.is_terminal and not os.environ.get("CI"):
-        _open(out / overview.NAME)
+    if open_overview and console.is_terminal and not os.environ.get("CI"):
+        _open(plan.out / overview.NAME)
 
 
 def _checked_model(model: str | None, *, download: bool) -> str:
