@@ -1,0 +1,103 @@
+"""Outcomes of several batches are written together: what the worker waits for, and how long."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from consumer.worker.assembly import Work
+from fake_detector import FakeDetector
+from made_frames import VirtualClock
+from waiting import wait_until
+from worker_runs import Start, collect, numbered, sizes
+
+
+class Stepwise:
+    """Batches of one frame, each of which the engine ends only when it is told, or when the one before is taken out.
+
+    `clock` moves only where a test moves it; `taken_out_s` is how much each taking out does.
+    """
+
+    def __init__(self, start: Start, detector: FakeDetector, *, taken_out_s: float = 0.0) -> None:
+        self.clock = VirtualClock()
+        self.may_end = [threading.Event() for _ in range(6)]
+        detector.judge = lambda numbers: self._end(numbers[0])
+        self.engine_s = 0.0  # by the clock, of each batch
+        self.worker = start(clock=self.clock, max_batch_size=1)
+        release = self.worker._assembly.release
+        self.last_to_follow = len(self.may_end) - 1
+
+        def taken_out(work: Work) -> None:
+            release(work)
+            self.clock.advance(taken_out_s)
+            following = work.batch.frames[0].receipt.offset + 1
+            if following <= self.last_to_follow:
+                self.may_end[following].set()
+
+        self.worker._assembly.release = taken_out  # type: ignore[method-assign]
+
+    def gathered(self, gather_s: float) -> list[int]:
+        """The sizes of batches that come together; the wait must end because of what is known, not of a minute."""
+        began = time.monotonic()
+        results = self.worker.results(10, gather_s)
+        assert time.monotonic() - began < 30
+        return sizes(results)
+
+    def _end(self, number: int) -> None:
+        assert self.may_end[number].wait(30)
+        self.clock.advance(self.engine_s)
+
+
+class TestGathering:
+    """Outcomes of several batches are written together, where others are on their way."""
+
+    def test_up_to_four_batches_are_waited_for_and_each_gives_its_buffer_back_as_it_comes(
+        self, start: Start, detector: FakeDetector
+    ) -> None:
+        """Catches outcomes that are written batch by batch, and an engine that waits for the buffers of these."""
+        made = Stepwise(start, detector)
+        made.last_to_follow = 3
+        made.worker.admit(numbered(0, 6))
+        made.may_end[0].set()
+        assert made.gathered(60) == [1, 1, 1, 1]
+        made.may_end[4].set()
+        made.may_end[5].set()
+        assert sum(sizes(collect(made.worker, 2))) == 2
+
+    def test_the_time_counts_from_the_first(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a wait that begins anew with each batch."""
+        made = Stepwise(start, detector, taken_out_s=40.0)  # so long the second was in the engine
+        made.worker.admit(numbered(0, 3))
+        made.last_to_follow = 1
+        made.may_end[0].set()
+        wait_until(lambda: len(detector.calls) == 2, 10, "the second batch in the engine")
+        assert made.gathered(100) == [1, 1]
+        made.may_end[2].set()
+        assert sizes(collect(made.worker, 1)) == [1]
+
+    def test_what_is_not_on_its_way_is_not_waited_for(self, start: Start, detector: FakeDetector) -> None:
+        """Catches outcomes that are held for a batch that nobody has."""
+        made = Stepwise(start, detector)
+        made.worker.admit(numbered(0))
+        made.may_end[0].set()
+        wait_until(lambda: detector.calls and made.worker.busy_since is None, 10, "the engine to be idle")
+        assert made.gathered(60) == [1]
+
+    def test_nor_what_takes_the_engine_longer_than_is_left(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a wait in vain in every turn with a slow engine."""
+        made = Stepwise(start, detector)
+        made.engine_s, made.last_to_follow = 60.0, 0
+        made.worker.admit(numbered(0, 2))
+        made.may_end[0].set()
+        assert made.gathered(60) == [1]
+        made.may_end[1].set()
+        assert sizes(collect(made.worker, 1)) == [1]
+
+    def test_a_wait_ends_when_its_time_is_over(self, start: Start, detector: FakeDetector) -> None:
+        made = Stepwise(start, detector)
+        made.last_to_follow = 0
+        made.worker.admit(numbered(0, 2))
+        made.may_end[0].set()
+        assert made.gathered(0.1) == [1]
+        made.may_end[1].set()
+        assert sizes(collect(made.worker, 1)) == [1]

@@ -1,0 +1,232 @@
+"""The worker: batches in, results out, in order, each frame with its own outcome, and every buffer comes back.
+
+The engine is a fake that reads a number back from the pixels, so that a slot given to the wrong frame shows.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from consumer.batcher import WAITING_BATCHES
+from consumer.types import BatchResult, DeviceMemory, Frame, Skipped
+from consumer.worker import BUFFERS
+from fake_detector import NUMBERS, FakeDetector, number_of
+from made_frames import P0, P1, REJECTED, frame, offsets
+from waiting import wait_until
+from worker_runs import Start, collect, numbered, seen, sizes
+
+
+class TestAlignment:
+    @pytest.mark.parametrize(
+        ("policy", "preferred"), [("dynamic", []), ("dynamic", [2, 5]), ("window", []), ("static", [3, 7])]
+    )
+    def test_each_frame_gets_what_was_seen_in_its_own_pixels(
+        self, start: Start, policy: str, preferred: list[int]
+    ) -> None:
+        """Catches a slot off by one after a rejected frame, a split buffer, or a buffer used too early; and leaks."""
+        worker = start(policy=policy, preferred_batch_sizes=preferred, max_batch_size=8, max_queue_delay_ms=1)
+        chance = random.Random(f"{policy}{preferred}")
+        results: list[BatchResult] = []
+        sent: list[Frame] = []
+
+        def feed() -> bool:
+            """A burst of every size, with frames in it that the decoder refuses or that have their verdict."""
+            for _ in range(min(worker.room, chance.randrange(1, 13))):
+                item = numbered(len(sent), source_id=chance.choice("abc"))[0]
+                kind = chance.random()
+                if kind < 0.1:
+                    item = frame(len(sent), item.source_id, payload=b"not an image", at=time.monotonic())
+                elif kind < 0.15:
+                    item = frame(len(sent), item.source_id, payload=b"", verdict=REJECTED, at=time.monotonic())
+                sent.append(item)
+                worker.admit([item])
+            results.extend(worker.results(0.0 if worker.room else 0.05))
+            return len(sent) >= 1500
+
+        wait_until(feed, 30, "all frames in the worker", interval=0)
+        worker.drain(draining=True)
+        results += collect(worker, len(sent) - sum(sizes(results)))
+
+        done = [pair for item in results for pair in zip(item.batch.frames, item.outcomes, strict=True)]
+        assert sorted(f.receipt.offset for f, _ in done) == list(range(len(sent)))
+        for item, outcome in done:
+            expected: int | str = item.receipt.offset % NUMBERS
+            if item.verdict is not None:
+                expected = "damaged"
+            elif item.payload == b"not an image":
+                expected = "unsupported_format"
+            assert seen(outcome) == expected
+        for source_id in "abc":
+            order = [f.receipt.offset for f, _ in done if f.source_id == source_id]
+            assert order == sorted(order)
+        assert worker.in_flight == 0
+        assert worker._assembly._ring.free == BUFFERS
+
+    def test_a_batch_of_rejected_frames_never_reaches_the_engine(self, start: Start, detector: FakeDetector) -> None:
+        worker = start()
+        stale = Skipped("stale", 1.0)
+        worker.admit([frame(0, payload=b"?"), frame(1, payload=b"", verdict=REJECTED), frame(2, verdict=stale)])
+        outcomes = [outcome for item in collect(worker, 3) for outcome in item.outcomes]
+        assert [seen(outcome) for outcome in outcomes] == ["unsupported_format", "damaged", "stale"]
+        assert detector.calls == []
+
+    def test_a_frame_that_the_engine_refuses_is_rejected_alone(self, start: Start, detector: FakeDetector) -> None:
+        """Catches failing the neighbours in the worker after the policy had isolated the frame."""
+
+        def judge(numbers: list[int]) -> None:
+            if 2 in numbers:
+                raise RuntimeError("no")
+
+        detector.judge = judge
+        worker = start(policy="static")
+        worker.admit([*numbered(0, 2), frame(9, payload=b"?"), numbered(2)[0]])
+        (done,) = collect(worker, 4)
+        assert [seen(outcome) for outcome in done.outcomes] == [0, 1, "unsupported_format", "engine"]
+
+
+class TestBatching:
+    def test_an_idle_engine_takes_one_frame_at_once(self, start: Start) -> None:
+        """Catches waiting for company: the delay here is a minute."""
+        worker = start(max_queue_delay_ms=60_000)
+        worker.admit(numbered(0))
+        (done,) = collect(worker, 1)
+        assert done.batch.closed_by == "idle_engine"
+
+    def test_a_busy_engine_lets_the_next_batch_grow(self, start: Start, detector: FakeDetector) -> None:
+        """Catches handing over small batches that queue up behind the engine."""
+        detector.hold()
+        worker = start(max_batch_size=8)
+        worker.admit(numbered(0))
+        wait_until(lambda: detector.calls, 10, "the engine to take the first frame")
+        for n in range(1, 8):
+            worker.admit(numbered(n))
+        detector.let_go()
+        assert sizes(collect(worker, 8)) == [1, 7]
+
+    def test_the_next_batch_is_decoded_while_one_is_in_the_engine(self, start: Start, detector: FakeDetector) -> None:
+        """Catches decoding on the inference thread, or only once the batch was taken."""
+        detector.hold()
+        worker = start(max_batch_size=1)
+        worker.admit(numbered(7))
+        wait_until(lambda: detector.calls, 10, "the engine to take the first frame")
+        worker.admit(numbered(1234))
+        wait_until(
+            lambda: 1234 in [number_of(slot) for buffer in detector.memory for slot in buffer], 10, "the second decoded"
+        )
+        assert detector.calls == [[7]]
+
+    def test_frames_wait_without_a_buffer_and_go_on_in_order(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a lost wake-up, or frames dropped, when the ring was empty."""
+        detector.hold()
+        worker = start(max_batch_size=2)
+        count = (BUFFERS + WAITING_BATCHES) * 2
+        worker.admit(numbered(0, count))
+        assert worker.room == 0
+        detector.let_go()
+        done = collect(worker, count)
+        assert [offset for item in done for offset in offsets(item.batch.frames)] == list(range(count))
+        assert worker._assembly._ring.free == BUFFERS
+
+    def test_a_backlog_is_decoded_in_long_jobs_and_a_few_frames_by_all_threads(
+        self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches threads that idle while one decodes, and jobs of a few frames where there are hundreds."""
+        detector.hold()
+        worker = start(max_batch_size=8, policy="static")
+        assert worker._pool is not None
+        submit, jobs = worker._pool.submit, []
+
+        def counted(frames: Sequence[Frame], *rest: Any) -> Any:
+            jobs.append(len(frames))
+            return submit(frames, *rest)
+
+        monkeypatch.setattr(worker._pool, "submit", counted)
+        worker.admit(numbered(0, 16))
+        assert jobs == [4, 4, 4, 4]  # the engine waits for the first, and nothing waits behind the second
+        wait_until(lambda: detector.calls, 10, "the engine to take the first batch")
+        worker.admit(numbered(16, 24))
+        assert jobs[4:] == [8, 8]  # and no buffer is left for the last
+        detector.let_go()
+        assert sum(sizes(collect(worker, 40))) == 40
+
+    def test_static_waits_for_a_full_batch(self, start: Start) -> None:
+        worker = start(policy="static", max_queue_delay_ms=0)
+        worker.admit(numbered(0, 3))
+        assert worker.results(0.05) == []
+        worker.admit(numbered(3))
+        assert sizes(collect(worker, 4)) == [4]
+
+    def test_window_closes_after_the_delay(self, start: Start) -> None:
+        worker = start(policy="window", max_queue_delay_ms=30)
+        worker.admit(numbered(0, 3))
+        (done,) = collect(worker, 3)
+        assert done.batch.closed_by == "delay"
+        assert done.taken_at - done.batch.frames[0].received_at >= 0.03
+
+    def test_draining_waits_for_nobody(self, start: Start) -> None:
+        """Catches a shutdown that waits for frames that will not come."""
+        worker = start(policy="static")
+        worker.admit(numbered(0, 3))
+        assert worker.results(0.05) == []  # the engine waits: it must be woken
+        worker.drain(draining=True)
+        (done,) = collect(worker, 3)
+        assert done.batch.closed_by == "drain"
+        worker.drain(draining=False)
+        worker.admit(numbered(3, 3))
+        assert worker.results(0.05) == []
+
+    def test_batches_are_as_small_as_the_model_needs(self, start: Start, detector: FakeDetector) -> None:
+        detector.max_batch_size = 3
+        worker = start(policy="static", max_batch_size=8, preferred_batch_sizes=[2, 8])
+        worker.admit(numbered(0, 6))
+        worker.drain(draining=True)
+        assert max(sizes(collect(worker, 6))) <= 3
+        assert detector.warmed_up_at == 3
+
+
+class TestMeasuring:
+    def test_decoding_is_counted_once_where_two_batches_share_a_job(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a decode share above what the threads can do: a job of eight frames that two batches wait for."""
+        detector.hold()
+        worker = start(max_batch_size=8, preferred_batch_sizes=[4, 8])
+        spent = []
+        assert worker._pool is not None
+        decode = worker._pool._decode
+
+        def timed(*job: Any) -> float:
+            spent.append(decode(*job))
+            return spent[-1]
+
+        worker._pool._decode = timed  # type: ignore[method-assign]
+        worker.admit(numbered(0, 4))
+        wait_until(lambda: detector.calls, 10, "the first batch in the engine")
+        worker.admit(numbered(4, 6))
+        worker.drain(draining=True)
+        detector.let_go()
+        counted = sum(item.timings.decode_ms for item in collect(worker, 10))
+        assert counted == pytest.approx(1000 * sum(spent))
+
+    def test_the_memory_of_the_device_is_known_from_the_start(self, start: Start, detector: FakeDetector) -> None:
+        detector.used = DeviceMemory(3, 10)
+        assert start().device_memory == (3, 10)
+
+
+class TestDiscard:
+    def test_drops_what_was_not_submitted_and_finishes_the_rest(self, start: Start, detector: FakeDetector) -> None:
+        """Catches pulling frames out of a buffer that is in use, and a count that never returns to 0."""
+        detector.hold()
+        worker = start(max_batch_size=1)
+        worker.admit(numbered(0, 5))
+        worker.admit(numbered(5, 3, "cam-2", partition=P1))
+        assert worker.in_flight == 8
+        dropped = worker.discard([P0], overtaken=True)
+        assert offsets(dropped) == [4]  # the others have a buffer
+        detector.let_go()
+        done = [offset for item in collect(worker, 7) for offset in offsets(item.batch.frames)]
+        assert sorted(done) == [0, 1, 2, 3, 5, 6, 7]
+        assert worker.in_flight == 0
