@@ -16,8 +16,9 @@ from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.metrics import Metrics
 from consumer.types import BatchResult
 from made_frames import P0, P1
+from pipeline_group import Log
 from pipeline_runs import NEVER, run, until
-from pipeline_world import BAD, UNPUBLISHABLE, Log
+from pipeline_world import BAD, UNPUBLISHABLE
 from transaction_world import FATES, ExactlyOnceWorld, Fate
 
 METRICS = Metrics()

@@ -10,7 +10,8 @@ from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, P2
-from pipeline_world import BAD, Chance, World
+from pipeline_group import Chance
+from pipeline_world import BAD, World
 
 PARTITIONS = [P0, P1, P2]
 DRAIN_S = 10.0

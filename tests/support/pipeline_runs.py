@@ -9,7 +9,8 @@ from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, VirtualClock
-from pipeline_world import Log, World
+from pipeline_group import Log
+from pipeline_world import World
 
 NEVER = 1e9
 

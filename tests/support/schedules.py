@@ -15,7 +15,8 @@ from unittest import mock
 from consumer.errors import DrainError, EngineError, KafkaError, PublishError
 from consumer.metrics import Metrics
 from pipeline_chaos import CONFIG, DRAIN_S, PARTITIONS, Chaos, Quiet
-from pipeline_world import Chance, Log, World
+from pipeline_group import Chance, Log
+from pipeline_world import World
 from transaction_world import FATES, ExactlyOnceWorld
 
 # How many `make test` runs, in each delivery; SLUICE_TEST_SCHEDULES=10000 for the long campaign.

@@ -17,7 +17,8 @@ from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.types import Acknowledged, Detected, Finished, Rejected
 from made_frames import VirtualClock
-from pipeline_world import UNPUBLISHABLE, FakeSource, Log, World
+from pipeline_group import FakeSource, Log
+from pipeline_world import UNPUBLISHABLE, World
 
 # What becomes of a transaction: it commits; it is rolled back, and we know it, perhaps because the group has put this
 # process out; it does not commit, or it does, but the

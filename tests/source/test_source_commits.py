@@ -1,0 +1,179 @@
+"""What the source commits, when, and how far behind it says that it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import confluent_kafka
+import pytest
+from structlog.testing import capture_logs
+
+from consumer.offsets import Committable
+from consumer.types import Lag
+from fake_kafka import FakeMessage, failed, group_metadata
+from made_frames import P0, P1
+from source_runs import Bench
+from waiting import wait_until
+
+_Code = confluent_kafka.KafkaError
+
+
+class TestCommit:
+    def test_a_refusal_is_no_error_since_the_frames_are_repeated(self, bench: Bench) -> None:
+        bench.client.refuse = failed(_Code.UNKNOWN_MEMBER_ID)
+        bench.source.store([Committable(P0, 3)])
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == [[(P0, 3)]]
+
+    @pytest.mark.parametrize("code", [_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH])
+    def test_that_a_rebalance_refuses_is_tried_until_it_is_taken(self, bench: Bench, code: int) -> None:
+        """Catches a rollout whose pods repeat frames, because each is stopped while the group still rebalances."""
+        refused = iter([failed(code), failed(code), None])
+        commit = bench.client.commit
+
+        def answer(**given: Any) -> None:
+            bench.client.refuse = next(refused)
+            commit(**given)
+
+        bench.client.commit = answer  # type: ignore[method-assign]
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == [[(P0, 3)]] * 3
+
+    def test_that_a_rebalance_goes_on_refusing_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 1.0)
+        bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
+        with capture_logs() as lines:
+            bench.source.commit([Committable(P0, 3)])
+        assert [line["event"] for line in lines] == ["commit refused; these frames will be repeated"]
+        assert len(bench.client.called("commit")) > 2
+        assert bench.commits == [None], "one refusal, however often it was asked"
+
+    def test_behind_which_the_client_is_closed(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a client that is closed while its last commit is still in it, and used after that."""
+        back, order = threading.Event(), []
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        monkeypatch.setattr(bench.client, "commit", lambda **_: (back.wait(30), order.append("commit")))
+        monkeypatch.setattr(bench.client, "close", lambda: order.append("close"))
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.source.close(0.05) is False
+        assert order == []
+        back.set()
+        wait_until(lambda: order == ["commit", "close"], 5, "the client to be closed")
+
+    def test_of_a_process_that_is_no_member_is_not_sent(self, bench: Bench) -> None:
+        """Catches a commit that an empty group takes from anyone, behind those of a successor that has left."""
+        bench.client.metadata = group_metadata(-1, "")
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("commit") == []
+
+    def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""
+        hung = threading.Event()
+        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        monkeypatch.setattr(bench.client, "commit", lambda **_: hung.wait(30))
+        before = time.monotonic()
+        bench.source.commit([Committable(P0, 3)])
+        assert time.monotonic() - before < 10
+        hung.set()
+
+    def test_is_timed_from_the_first_offset_that_it_covers(self, bench: Bench) -> None:
+        """Catches a time since the last store, which is always short, and one that counts while nothing is stored."""
+        report = bench.client.settings["on_commit"]
+        bench.source.store([Committable(P0, 3)])
+        bench.clock.advance(0.25)
+        bench.source.store([Committable(P0, 4)])
+        bench.clock.advance(0.25)
+        report(failed(_Code.REQUEST_TIMED_OUT), [])
+        report(None, [])
+        report(None, [])  # what librdkafka commits without a new offset of ours says nothing
+        bench.clock.advance(100)
+        report(failed(_Code._NO_OFFSET), [])
+        bench.source.store([Committable(P0, 5)])
+        bench.clock.advance(1)
+        bench.source.commit([Committable(P0, 5)])
+        assert bench.commits == [None, 0.5, 1.0]
+
+    def test_goes_out_in_the_background_once_an_interval(self) -> None:
+        bench = Bench(commit_interval_ms=500)
+        bench.source.store([Committable(P0, 3)])
+        bench.play()
+        assert not bench.client.called("commit")
+        bench.clock.advance(0.5)
+        bench.play()
+        bench.answer_commit()
+        bench.play()
+        bench.clock.advance(9)
+        bench.play()
+        assert len(bench.client.called("commit")) == 1, "the second one would commit nothing new"
+
+    def test_is_never_sent_while_another_one_is_unanswered(self) -> None:
+        """Catches commits that overtake each other: librdkafka tries them again in no certain order.
+
+        On Apache Kafka, after its coordinator had been away, offset 630 of a partition was committed after 1476.
+        """
+        bench = Bench(commit_interval_ms=500)
+        for offset in range(3, 9):
+            bench.source.store([Committable(P0, offset)])
+            bench.clock.advance(0.5)
+            bench.play()
+        assert len(bench.client.called("commit")) == 1
+        bench.answer_commit()  # what was stored while it was under way is for the next one
+        bench.play()
+        assert len(bench.client.called("commit")) == 2
+
+    def test_that_failed_is_sent_again_though_nothing_new_is_stored(self) -> None:
+        """Catches a quiet topic whose last frames are repeated by the next owner."""
+        bench = Bench(commit_interval_ms=500)
+        bench.source.store([Committable(P0, 3)])
+        for _ in range(3):
+            bench.clock.advance(0.5)
+            bench.play()
+            bench.answer_commit(failed(_Code.REQUEST_TIMED_OUT))
+        assert len(bench.client.called("commit")) == 3
+
+    def test_whose_answer_never_comes_does_not_stop_the_commits_for_good(self) -> None:
+        bench = Bench(commit_interval_ms=500)
+        bench.source.store([Committable(P0, 3)])
+        for _ in range(2):
+            bench.clock.advance(121)
+            bench.play()
+        assert len(bench.client.called("commit")) == 2
+
+    def test_nothing_is_not_sent(self, bench: Bench) -> None:
+        """Catches commit(offsets=[]), which commits the current positions."""
+        bench.source.store([])
+        bench.source.commit([])
+        assert not bench.client.called("commit")
+        assert not bench.client.called("store")
+
+
+class TestLag:
+    def test_counts_from_the_last_frame_read(self, bench: Bench) -> None:
+        bench.play(FakeMessage(P0, 89, timestamp_ms=bench.clock.unix_ms() - 2500), FakeMessage(P1, 99, timestamp_ms=0))
+        assert bench.source.lag() == [Lag(P0, 10, 2.5), Lag(P1, 0, 0.0)]
+        bench.play(bench.client.rebalance("revoke", P0))
+        assert bench.source.lag() == [Lag(P1, 0, 0.0)]
+
+    def test_counts_a_partition_of_which_nothing_was_read_from_where_it_begins(self) -> None:
+        """Catches a backlog that no metric shows, because its first frame does not come."""
+        bench = Bench()
+        bench.client.group[P0] = 70
+        bench.client.watermarks = (20, 100)
+        bench.assign(P0, P1)
+        assert bench.source.lag() == [Lag(P0, 30, None), Lag(P1, 80, None)]
+        bench.client.group[P0] = 100
+        assert bench.source.rewind()
+        assert bench.source.lag() == [Lag(P0, 0, 0.0), Lag(P1, 80, None)]
+
+    def test_is_unknown_where_the_client_chooses_the_beginning(self) -> None:
+        """Catches a whole topic as lag although `auto.offset.reset: latest` skips it."""
+        bench = Bench(consumer={"auto.offset.reset": "latest"})
+        bench.assign(P0)
+        assert bench.source.lag() == []
+
+    def test_of_a_partition_that_was_never_fetched_from_is_unknown(self, bench: Bench) -> None:
+        """Catches a 0 while its broker is away."""
+        bench.client.watermarks = (confluent_kafka.OFFSET_INVALID, confluent_kafka.OFFSET_INVALID)
+        assert bench.source.lag() == []
