@@ -67,10 +67,10 @@ class Batcher:
         line.append(frame)
         self._waiting += 1
 
-    def open(self, slots: int) -> None:
-        """Begin a batch that has room for `slots` frames. The one before must have been taken whole."""
-        if self._open:
-            raise ValueError(f"a batch of {len(self._open)} frames is open")
+    def reserve(self, slots: int) -> None:
+        """Let the open batch hold `slots` frames. Each one begins with none. Raises ValueError where it holds more."""
+        if slots < len(self._open):
+            raise ValueError(f"{len(self._open)} frames are in the open batch already: {slots} slots are too few")
         self._capacity = min(slots, self._config.max_batch_size)
 
     def admit(self) -> list[Frame]:
@@ -99,8 +99,11 @@ class Batcher:
             admitted.append(frame)
         return admitted
 
-    def due(self, *, idle: bool, draining: bool = False) -> Due | None:
-        """Whether to close now. `idle`: the engine waits for work. `draining`: nothing more will come."""
+    def due(self, *, idle: bool, draining: bool = False, decoded: int | None = None) -> Due | None:
+        """Whether to close now. `idle`: the engine waits for work. `draining`: nothing more will come.
+
+        decoded: how many frames at the front may go without the others, which are being decoded. None: all go together.
+        """
         ready = len(self._open)
         if not ready:
             return None
@@ -109,9 +112,12 @@ class Batcher:
         if draining:
             return Due(ready, "drain")
         if self._config.policy == "dynamic" and idle:
-            size = self._preferred_size(ready)
-            if not self._preferred or size in self._preferred:
-                return Due(size, "idle_engine")
+            most = self._preferred_size(ready)
+            soon = most if decoded is None else self._preferred_size(decoded)
+            # Each moment that the engine waits for the last few is one for all: they go with the next batch instead.
+            for size in (soon, most):
+                if size * 3 >= most * 2 and (not self._preferred or size in self._preferred):
+                    return Due(size, "idle_engine")
         if (
             self._config.policy != "static"
             and (idle or self._config.policy == "window")
@@ -127,10 +133,13 @@ class Batcher:
         return max(0.0, self._delay_s - self._age_s())
 
     def take(self, due: Due) -> Batch:
-        """Close the open batch with its first `due.size` frames. The others stay open, in order, in their slots."""
+        """Close the open batch with its first `due.size` frames. The others stay open, in order, in their slots.
+
+        With those it is full until more is reserved for it.
+        """
         batch = Batch(tuple(self._open[: due.size]), due.closed_by)
         del self._open[: due.size]
-        self._capacity -= due.size
+        self._capacity = len(self._open)
         self._open_bytes = sum(len(frame.payload) for frame in self._open)
         # What stays behind can take the frame that did not fit, or it goes next.
         self._bytes_full = False

@@ -15,14 +15,14 @@ DELAY_S = 1 / 64  # exact in binary, so that a clock can stand at the very momen
 
 
 class Bench:
-    """A batcher with its clock; `offer` also admits, as the worker does while a buffer is free."""
+    """A batcher with its clock; `offer` also admits, as the worker does while slots are free."""
 
     def __init__(self, slots: int = 64, **options: Any) -> None:
         self.clock = VirtualClock()
         self.config = BatchingConfig(**{"max_batch_size": 8, "max_queue_delay_ms": DELAY_S * 1000, **options})
         self.batcher = Batcher(self.config, clock=self.clock, wall_clock_ms=self.clock.unix_ms)
         self.slots = slots
-        self.batcher.open(slots)
+        self.batcher.reserve(slots)
         self.next_offset = 0
 
     def offer(self, count: int = 1, source_id: str = "cam-1", **fields: Any) -> list[Frame]:
@@ -31,15 +31,14 @@ class Bench:
             self.next_offset += 1
         return self.batcher.admit()
 
-    def due(self, *, idle: bool = True, draining: bool = False) -> Due | None:
-        return self.batcher.due(idle=idle, draining=draining)
+    def due(self, *, idle: bool = True, draining: bool = False, decoded: int | None = None) -> Due | None:
+        return self.batcher.due(idle=idle, draining=draining, decoded=decoded)
 
     def take(self, *, idle: bool = True, draining: bool = False) -> Batch:
         due = self.due(idle=idle, draining=draining)
         assert due is not None
         batch = self.batcher.take(due)
-        if not self.batcher.open_size:
-            self.batcher.open(self.slots)
+        self.batcher.reserve(self.slots)
         self.batcher.admit()
         return batch
 
@@ -59,6 +58,22 @@ class TestDynamic:
         assert bench.due(idle=False) is None
         bench.offer(5)
         assert bench.due(idle=False) == Due(8, "size")
+
+    @pytest.mark.parametrize(("decoded", "taken"), [(9, 9), (7, 7), (6, 6), (5, 9), (0, 9)])
+    def test_an_idle_engine_takes_what_is_decoded_where_that_is_most(self, decoded: int, taken: int) -> None:
+        """Catches an engine that idles for the last frames, and one that runs for the first alone."""
+        bench = Bench(max_batch_size=32)
+        bench.offer(9)
+        assert bench.due(decoded=decoded) == Due(taken, "idle_engine")
+        assert bench.due(decoded=decoded, idle=False) is None
+
+    def test_what_has_to_go_goes_decoded_or_not(self) -> None:
+        """Catches a full batch, or the end of a drain, in parts."""
+        bench = Bench(max_batch_size=8)
+        bench.offer(7)
+        assert bench.due(draining=True, decoded=5) == Due(7, "drain")
+        bench.offer(1)
+        assert bench.due(decoded=5) == Due(8, "size")
 
     def test_nothing_is_due_where_nothing_is_open(self) -> None:
         assert Bench().due(draining=True) is None
@@ -87,18 +102,28 @@ class TestPreferredSizes:
         assert bench.batcher.wake_in_s() == 0
         assert bench.due() == Due(3, "delay")
 
+    @pytest.mark.parametrize(
+        ("preferred", "offered", "decoded", "taken"),
+        [
+            ([6, 8], 9, 7, 6),  # most of eight
+            ([8], 9, 7, 8),  # seven is no size
+            ([1, 8], 8, 7, 8),  # and one is not most of them
+            ([4, 16], 20, 15, 16),
+            ([1, 8], 7, 6, 1),  # what it would be with all of them too
+        ],
+    )
+    def test_of_what_is_decoded_a_preferred_size_goes_where_that_is_most_of_the_one_of_all(
+        self, preferred: list[int], offered: int, decoded: int, taken: int
+    ) -> None:
+        """Catches a size that is not preferred, and a run for one frame where one more makes the size of eight."""
+        bench = Bench(max_batch_size=32, preferred_batch_sizes=preferred)
+        bench.offer(offered)
+        assert bench.due(decoded=decoded) == Due(taken, "idle_engine")
+
     def test_a_full_batch_closes_at_a_preferred_size_too(self) -> None:
         bench = Bench(max_batch_size=10, preferred_batch_sizes=[4])
         bench.offer(10)
         assert bench.due(idle=False) == Due(4, "size")
-
-    def test_the_rest_keeps_to_the_slots_that_are_left(self) -> None:
-        """Catches a second batch that writes over the end of its buffer."""
-        bench = Bench(slots=10, max_batch_size=10, preferred_batch_sizes=[4])
-        bench.offer(20)
-        bench.batcher.take(Due(4, "size"))
-        assert bench.batcher.open_size == 6
-        assert bench.batcher.admit() == []
 
 
 class TestWindow:
@@ -231,7 +256,7 @@ class TestFreshness:
         bench.offer(2, captured_at_ms=now)
         bench.clock.advance(2)
         bench.batcher.take(Due(1, "size"))
-        bench.batcher.open(1)
+        bench.batcher.reserve(1)
         (late,) = bench.batcher.admit()
         assert late.verdict == Skipped("stale", 2000.0)
 
@@ -248,7 +273,7 @@ class TestFreshness:
 
 class TestDiscard:
     def test_drops_only_waiting_frames_of_these_partitions(self) -> None:
-        """Catches pulling a frame out of a buffer that is being decoded into, or out of a partition we keep."""
+        """Catches pulling a frame out of a slot that is being decoded into, or out of a partition we keep."""
         bench = Bench(slots=2, max_batch_size=2)
         bench.offer(2, "open", partition=P0)
         bench.offer(2, "gone", partition=P0)
@@ -279,9 +304,22 @@ class TestDiscard:
         assert bench.batcher.room == WAITING_BATCHES
 
 
-def test_a_batch_cannot_be_opened_over_another() -> None:
-    """Catches two batches in the slots of one buffer."""
+def test_frames_keep_their_slots() -> None:
+    """Catches a frame of the open batch whose slot goes to another batch."""
     bench = Bench()
-    bench.offer()
-    with pytest.raises(ValueError, match="is open"):
-        bench.batcher.open(8)
+    bench.offer(3)
+    with pytest.raises(ValueError, match="2 slots are too few"):
+        bench.batcher.reserve(2)
+    bench.batcher.reserve(3)
+    assert bench.due(idle=False) == Due(3, "size")
+
+
+def test_what_is_left_over_admits_nothing_until_slots_are_reserved_behind_it() -> None:
+    """Catches a frame that is decoded into the slots of an older batch."""
+    bench = Bench(max_batch_size=8)
+    bench.offer(5)
+    bench.batcher.take(Due(3, "idle_engine"))
+    assert bench.offer(4) == []
+    assert bench.due(idle=False) == Due(2, "size")
+    bench.batcher.reserve(4)
+    assert offsets(bench.batcher.admit()) == [5, 6]

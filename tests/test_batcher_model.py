@@ -16,7 +16,7 @@ SOURCES = ["a", "b", "c", "d"]
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """`slots` follows the worker: what is left of a buffer goes to what is left of its batch."""
+    """`slots`: what the open batch has, as it is reserved for what is left of it too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def admit(self) -> None:
         if not self.open and not self.slots:
             self.slots = self.config.max_batch_size
-            self.batcher.open(self.slots)
+            self.batcher.reserve(self.slots)
         waiting_sources = {f.source_id for f in self.waiting}
         admitted = self.batcher.admit()
         for position, item in enumerate(admitted):
@@ -85,14 +85,33 @@ class BatcherMachine(RuleBasedStateMachine):
         if self.slots and not self.open:
             assert not self.waiting, "an empty batch takes at least one frame"
 
-    @rule(idle=st.booleans(), draining=st.booleans(), after=st.sampled_from([0.0, 0.02, 5.0]))
-    def take(self, idle: bool, draining: bool, after: float) -> None:
+    @rule(more=st.integers(0, 9))
+    def reserve(self, more: int) -> None:
+        if self.open:
+            self.slots = min(len(self.open) + more, self.config.max_batch_size)
+            self.batcher.reserve(len(self.open) + more)
+
+    @rule(
+        idle=st.booleans(),
+        draining=st.booleans(),
+        after=st.sampled_from([0.0, 0.02, 5.0]),
+        decoded=st.none() | st.integers(0, 9),
+    )
+    def take(self, idle: bool, draining: bool, after: float, decoded: int | None) -> None:
         self.clock.advance(after)
-        due = self.batcher.due(idle=idle, draining=draining)
+        decoded = None if decoded is None else min(decoded, len(self.open))
+        due = self.batcher.due(idle=idle, draining=draining, decoded=decoded)
+        whole = self.batcher.due(idle=idle, draining=draining)
+        assert (due is None) == (whole is None), "whether a batch is due does not depend on what is decoded"
+        if due is not None and whole is not None and due != whole:
+            assert (due.closed_by, whole.closed_by) == ("idle_engine", "idle_engine")
+            assert decoded is not None
+            assert due.size <= decoded
+            assert due.size * 3 >= whole.size * 2
         if self.open and draining:
             assert due is not None, "a drain waits for nobody"
         if due is None:
-            assert len(self.open) < self.config.max_batch_size
+            assert len(self.open) < max(1, self.slots)
             return
         assert 1 <= due.size <= len(self.open)
         batch = self.batcher.take(due)
@@ -100,7 +119,7 @@ class BatcherMachine(RuleBasedStateMachine):
         encoded = sum(len(f.payload) for f in batch.frames)
         assert len(batch.frames) == 1 or encoded <= self.config.max_batch_bytes
         del self.open[: due.size]
-        self.slots = self.slots - due.size if self.open else 0
+        self.slots = len(self.open)
         self.left += batch.frames
 
     @rule(partitions=st.sets(st.sampled_from(PARTITIONS), min_size=1))

@@ -1,4 +1,4 @@
-"""The ring of batch buffers: bounded, allocated once, and no buffer with two holders."""
+"""The ring of slots: bounded, allocated once, and no slot with two batches."""
 
 from __future__ import annotations
 
@@ -6,81 +6,129 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from consumer.ring import Buffer, Ring
-
-
-def ring(buffers: int = 3) -> Ring:
-    return Ring(np.zeros((buffers, 4, 12), np.uint8))
+from consumer.ring import Ring
 
 
-def test_buffers_lie_in_the_memory_that_was_given() -> None:
-    """Catches a ring that copies or allocates: the memory is page-locked, and decoding processes write to it."""
-    memory = np.zeros((3, 4, 12), np.uint8)
-    tested = Ring(memory)
-    for _ in range(10):
-        buffer = tested.take()
-        assert buffer is not None
-        buffer.slots[...] += 1
-        tested.give_back(buffer)
-    assert int(memory.sum()) == 10 * 4 * 12
-    assert tested.nbytes == memory.nbytes
+def ring(batches: int = 3, batch_size: int = 4) -> Ring:
+    return Ring(np.zeros((batches * batch_size, 12), np.uint8), batch_size)
 
 
-def test_buffers_share_no_memory() -> None:
-    """Catches overlapping views: one batch would write over another."""
-    tested = ring()
-    taken = [tested.take() for _ in range(3)]
-    for number, buffer in enumerate(taken):
-        assert buffer is not None
-        assert buffer.slots.shape == (4, 12)
-        buffer.slots[...] = number
-    assert [np.unique(b.slots).tolist() for b in taken if b] == [[0], [1], [2]]
-
-
-def test_take_says_none_when_all_are_taken_until_one_comes_back() -> None:
-    """Catches a ring that waits or raises: the loop must go on polling under backpressure."""
-    tested = ring(2)
-    first, second = tested.take(), tested.take()
+def hold(tested: Ring, count: int) -> tuple[int, int]:
+    """A batch of so many frames, at the place that the ring names."""
+    first = tested.begin()
     assert first is not None
-    assert second is not None
-    assert first is not second
-    assert (tested.take(), tested.free) == (None, 0)
-    tested.give_back(first)
-    assert tested.free == 1
-    assert tested.take() is first
+    tested.hold(first, first + count)
+    return first, first + count
 
 
-def test_a_buffer_given_back_twice_is_refused() -> None:
-    """Catches a free list that trusts its caller: the same buffer would serve two batches at once."""
-    tested = ring()
-    buffer = tested.take()
-    assert buffer is not None
-    tested.give_back(buffer)
-    with pytest.raises(ValueError, match="twice"):
-        tested.give_back(buffer)
-    assert tested.free == 3
+def test_slots_are_the_memory_that_was_given() -> None:
+    """Catches a ring that copies or allocates: the memory is page-locked, and decoding processes write to it."""
+    memory = np.zeros((12, 12), np.uint8)
+    assert Ring(memory, 4).slots is memory
 
 
-@pytest.mark.parametrize("index", [0, -1, 3])
-def test_a_buffer_of_another_ring_is_refused(index: int) -> None:
-    """Catches identification by index alone: foreign, perhaps unpinned memory would enter the ring."""
-    tested = ring()
-    assert tested.take() is not None
-    with pytest.raises(ValueError, match="not of this ring"):
-        tested.give_back(Buffer(index, np.zeros((4, 12), np.uint8)))
+@given(st.integers(1, 5), st.integers(1, 4), st.data())
+def test_no_slot_ever_has_two_batches_and_a_full_one_has_room_where_it_begins(
+    batch_size: int, batches: int, data: st.DataObject
+) -> None:
+    """Catches one batch that is decoded over another, and slots that are lost at the end of the memory."""
+    tested = Ring(np.zeros((batches * batch_size, 1), np.uint8), batch_size)
+    held: list[tuple[int, int]] = []
+    for _ in range(30):
+        taken = {slot for span in held for slot in range(*span)}
+        for slot in range(len(tested.slots)):
+            assert taken.isdisjoint(range(slot, slot + tested.room(slot)))
+        first = tested.begin()
+        if first is None:
+            assert held, "nothing is held, and nothing may begin"
+        elif data.draw(st.booleans()):
+            stop = first + data.draw(st.integers(1, batch_size))
+            assert stop <= len(tested.slots)
+            assert tested.room(first) == batch_size
+            tested.hold(first, stop)
+            held.append((first, stop))
+            assert len(held) <= batches
+            continue
+        if held:
+            tested.give_back(*held.pop(0))
+    assert tested.free == batches - len(held)
+
+
+def test_full_batches_fill_all_of_it_and_another_may_begin_when_the_oldest_is_back() -> None:
+    """Catches a ring that waits or raises, since the loop must go on polling; and one that wastes a batch of it."""
+    tested = ring(3)
+    first, *others = [hold(tested, 4) for _ in range(3)]
+    assert [first, *others] == [(0, 4), (4, 8), (8, 12)]
+    assert (tested.begin(), tested.free) == (None, 0)
+    tested.give_back(*first)
+    assert (tested.begin(), tested.free) == (0, 1)
+
+
+def test_small_batches_follow_each_other_and_are_no_more_than_full_ones() -> None:
+    """Catches slots that a small batch has for nothing; and a drain that takes as many batches as there are slots."""
+    tested = ring(3)
+    assert [hold(tested, 1) for _ in range(3)] == [(0, 1), (1, 2), (2, 3)]
+    assert tested.begin() is None
+
+
+def test_a_batch_that_would_run_over_the_end_begins_at_the_first_slot() -> None:
+    tested = ring(3)
+    spans = [hold(tested, 3) for _ in range(3)]
+    assert spans[-1] == (6, 9)
+    tested.give_back(*spans[0])
+    assert tested.begin() is None  # three slots are left at the end, and three in front
+    tested.give_back(*spans[1])
+    assert tested.begin() == 0
+    assert tested.room(9) == 3
+
+
+def test_the_next_batch_is_in_the_first_slots_where_none_is_held() -> None:
+    """Catches a single camera whose frames go through all of the memory: cold in the cache, each of them."""
+    tested = ring(3)
+    for _ in range(10):
+        span = hold(tested, 1)
+        assert span == (0, 1)
+        tested.give_back(*span)
+
+
+def test_slots_that_another_batch_has_are_refused() -> None:
+    """Catches a ring that trusts its caller: both batches would be decoded into them."""
+    tested = ring(3)
+    hold(tested, 2)
+    for first, stop in [(0, 1), (1, 3), (2, 2), (2, 7), (11, 13)]:
+        with pytest.raises(ValueError, match="not free"):
+            tested.hold(first, stop)
+    tested.hold(2, 6)
+
+
+def test_what_is_not_the_oldest_batch_is_not_taken_back() -> None:
+    """Catches slots that are used again while a batch has them, and a batch that is given back twice."""
+    tested = ring(3)
+    oldest, next_one = hold(tested, 2), hold(tested, 2)
+    for wrong in (next_one, (0, 1)):
+        with pytest.raises(ValueError, match="not the oldest"):
+            tested.give_back(*wrong)
+    tested.give_back(*oldest)
+    with pytest.raises(ValueError, match="not the oldest"):
+        tested.give_back(*oldest)
+    assert tested.free == 2
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [np.zeros((4, 12), np.uint8), np.zeros((3, 4, 12), np.float32), np.zeros((3, 4, 24), np.uint8)[..., ::2]],
+    [np.zeros((2, 4, 12), np.uint8), np.zeros((8, 12), np.float32), np.zeros((8, 24), np.uint8)[..., ::2]],
 )
 def test_memory_of_another_layout_is_refused(wrong: Any) -> None:
     """Catches what would show as wrong pixels, much later."""
     with pytest.raises(ValueError, match="expected contiguous uint8"):
-        Ring(wrong)
+        Ring(wrong, 4)
 
 
-def test_a_ring_without_buffers_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected contiguous uint8"):
-        ring(0)
+@pytest.mark.parametrize(("slots", "batch_size"), [(3, 4), (4, 0)])
+def test_memory_without_room_for_a_batch_is_refused(slots: int, batch_size: int) -> None:
+    """Catches a consumer that waits for ever for room."""
+    with pytest.raises(ValueError, match="no room for a batch"):
+        Ring(np.zeros((slots, 12), np.uint8), batch_size)

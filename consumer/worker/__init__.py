@@ -1,10 +1,10 @@
 """Infer: the inference thread and the decode pool. Frames go in, batch results come out, in order.
 
-`worker` is the thread and what the main thread may ask of it; `assembly` knows which frame lies in which slot of
-which buffer; `decoding` is the pool that fills the slots.
+`worker` is the thread and what the main thread may ask of it; `assembly` knows which frame lies in which slot;
+`decoding` is the pool that fills the slots.
 """
 
-from consumer.worker.assembly import BUFFERS
+from consumer.worker.assembly import BATCHES
 from consumer.worker.worker import Worker
 
-__all__ = ["BUFFERS", "Worker"]
+__all__ = ["BATCHES", "Worker"]

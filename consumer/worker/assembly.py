@@ -1,7 +1,7 @@
-"""Which frame lies in which slot of which buffer, from admission until its batch is through the engine.
+"""Which frame lies in which slot, from admission until its batch is through the engine.
 
-Not thread-safe: every call is made under the worker's lock. Frames are decoded at admission, straight into the open
-batch's buffer, so that batch k+1 is decoded while batch k is in the engine.
+Not thread-safe: every call is made under the worker's lock. Frames are decoded at admission, straight into the slots of
+the open batch, so that batch k+1 is decoded while batch k is in the engine.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from consumer.batcher import Batcher, Due
-from consumer.ring import Buffer, Ring
+from consumer.ring import Ring
 from consumer.types import Batch, Frame, TopicPartition
 from consumer.worker.decoding import DecodePool, Verdict
 
-# One in the engine, two that are decoded for it, and one that the main thread has yet to give back, or to admit to.
-BUFFERS = 4
+# Batches that the ring has room for: one in the engine, two that are decoded for it, and one that the main thread has
+# yet to give back, or to admit to.
+BATCHES = 4
 # Frames per decoding job at most. Under load jobs are as long as all threads allow, because each costs CPU; of a few
 # frames that come together each thread gets a part, because then it is their latency that counts.
 CHUNK = 32
@@ -26,31 +27,23 @@ CHUNK = 32
 _AT_ONCE = 2
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
-    """A ring buffer while batches use it. A batch has a contiguous range of slots; two batches may share a buffer."""
-
-    buffer: Buffer
-    verdicts: list[Verdict | None]  # per slot, written by the decode pool
-    used: int = 0  # slots assigned
-    unfinished: int = 0  # of those, slots whose batch is not through the engine
-    filling: bool = True  # the open batch may still assign slots
-
-
 class Chunk(NamedTuple):
-    """A decoding job, and the slots that it writes to: [first, stop). It returns the seconds that it took."""
+    """A decoding job, and the slots that it writes to: [first, stop). It returns the seconds that it took.
+
+    `since`: the first slot of all frames that came together with these.
+    """
 
     first: int
     stop: int
     job: Future[float]
+    since: int
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A closed batch: its frames lie in slots [start, start + len(frames)) of the lease's buffer."""
+    """A closed batch: its frames lie in the slots [start, stop)."""
 
     batch: Batch
-    lease: Lease
     start: int
     decoding: Sequence[Chunk]
 
@@ -59,23 +52,33 @@ class Work:
         """The slot behind its last frame."""
         return self.start + len(self.batch.frames)
 
+    @property
+    def places(self) -> slice:
+        """Its part of `Assembly.slots` and `verdicts`."""
+        return slice(self.start, self.stop)
+
 
 @dataclass(slots=True)
 class _Open:
-    """Where the open batch lies. `decoding`: jobs that may still write to its slots."""
+    """Where the open batch lies: [start, used). `decoding`: jobs that may still write to its slots."""
 
-    lease: Lease
-    start: int = 0
+    start: int
+    used: int
     decoding: list[Chunk] = field(default_factory=list)
 
 
 class Assembly:
-    """Puts frames into batches and batches into buffers. `draining`: what is open goes without waiting for more."""
+    """Puts frames into batches and batches into slots. `draining`: what is open goes without waiting for more.
+
+    `verdicts`: per slot, of the frame that has it; written by the decode pool, None until then.
+    """
 
     def __init__(self, batcher: Batcher, ring: Ring, pool: DecodePool) -> None:
         self._batcher = batcher
         self._ring = ring
         self._pool = pool
+        self.slots = ring.slots
+        self.verdicts: list[Verdict | None] = [None] * len(ring.slots)
         self._closed: deque[Work] = deque()
         self._open: _Open | None = None
         self.draining = False
@@ -96,7 +99,7 @@ class Assembly:
         return self._batcher.wake_in_s()
 
     def admit(self, frames: Sequence[Frame]) -> None:
-        """Take frames in; their decoding starts now where a buffer is free."""
+        """Take frames in; their decoding starts now where slots are free."""
         for frame in frames:
             self._batcher.offer(frame)
         self._fill()
@@ -106,7 +109,7 @@ class Assembly:
         if self._closed:
             return self._closed.popleft()
         if self._open is not None:
-            due = self._batcher.due(idle=True, draining=self.draining)
+            due = self._batcher.due(idle=True, draining=self.draining, decoded=self._may_go(self._open))
             if due is not None:
                 work = self._close_batch(self._open, due)
                 self._fill()
@@ -114,12 +117,9 @@ class Assembly:
         return None
 
     def release(self, work: Work) -> None:
-        """The batch is through the engine, and nobody reads its slots any more."""
-        lease = work.lease
-        lease.unfinished -= len(work.batch.frames)
-        if not lease.unfinished and not lease.filling:
-            self._ring.give_back(lease.buffer)
-            self._fill()
+        """The batch is through the engine, and nobody reads its slots any more. In the order in which they came."""
+        self._ring.give_back(work.start, work.stop)
+        self._fill()
 
     def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
         """Drop the waiting frames of these partitions and return them; see `Batcher.discard`."""
@@ -129,12 +129,13 @@ class Assembly:
         """Admit waiting frames while there are slots; close batches that are full."""
         while self._batcher.waiting:
             if self._open is None:
-                buffer = self._ring.take()
-                if buffer is None:
+                start = self._ring.begin()
+                if start is None:
                     return
-                size = len(buffer.slots)
-                self._open = _Open(Lease(buffer, [None] * size))
-                self._batcher.open(size)
+                self._open = _Open(start, start)
+            elif self._ring.free <= 0:  # what was left over of the last batch waits too
+                return
+            self._batcher.reserve(self._ring.room(self._open.start))
             due = self._batcher.due(idle=False)  # a window may have passed since the last frame came
             if due is None:
                 self._start_decoding(self._open, self._batcher.admit())
@@ -144,26 +145,38 @@ class Assembly:
             self._closed.append(self._close_batch(self._open, due))
 
     def _start_decoding(self, into: _Open, frames: Sequence[Frame]) -> None:
-        lease = into.lease
         at_once = _AT_ONCE if self._closed and self._batcher.waiting >= len(frames) else 1
         size = min(CHUNK, -(-len(frames) * at_once // self._pool.threads))
+        since = into.used
         for i in range(0, len(frames), size or 1):
             chunk = frames[i : i + size]
-            first, stop = lease.used, lease.used + len(chunk)
-            job = self._pool.submit(chunk, lease.buffer.slots, lease.verdicts, first)
-            into.decoding.append(Chunk(first, stop, job))
-            lease.used = stop
-            lease.unfinished += len(chunk)
+            first, stop = into.used, into.used + len(chunk)
+            self.verdicts[first:stop] = [None] * len(chunk)
+            job = self._pool.submit(chunk, self.slots, self.verdicts, first)
+            into.decoding.append(Chunk(first, stop, job, since))
+            into.used = stop
+
+    def _may_go(self, opened: _Open) -> int | None:
+        """How many frames at the front of the open batch are decoded, without any that came with one that is not.
+
+        Those that came together go together: of a burst each thread has a part, and none of them is the later one.
+        None where all must go: the others stay in their slots, and could not become a full batch there.
+        """
+        for chunk in opened.decoding:
+            if not chunk.job.done():
+                whole = self._ring.free > 1 and self._ring.room(chunk.since) == self._ring.batch_size
+                return max(0, chunk.since - opened.start) if whole else None
+        return None
 
     def _close_batch(self, opened: _Open, due: Due) -> Work:
         batch = self._batcher.take(due)
         stop = opened.start + due.size
-        awaited = [chunk for chunk in opened.decoding if chunk.first < stop]
-        work = Work(batch, opened.lease, opened.start, awaited)
+        self._ring.hold(opened.start, stop)
+        work = Work(batch, opened.start, [chunk for chunk in opened.decoding if chunk.first < stop])
         opened.start = stop
         opened.decoding = [chunk for chunk in opened.decoding if chunk.stop > stop]
-        if not self._batcher.open_size:
-            # The rest of this buffer would make a smaller batch than a fresh one can hold.
-            opened.lease.filling = False
+        if self._batcher.open_size:
+            self._batcher.reserve(self._ring.room(stop))
+        else:
             self._open = None
         return work

@@ -68,7 +68,7 @@ def make_decoder(
 
 
 class DecodePool:
-    """Threads that decode straight into the slots of the batch buffers, several chunks at once."""
+    """Threads that decode straight into the slots of the ring, several chunks at once."""
 
     def __init__(self, decoder: SlotDecoder, threads: int, *, clock: Clock) -> None:
         self._decoder = decoder

@@ -2,7 +2,7 @@
 
 Two threads touch the open batch: the main thread admits frames to it, and the inference thread, when idle, takes what
 it holds. `_changed` is the one lock around the assembly of batches. Between two batches the inference thread does as
-little as it can: buffers are given back, and outcomes put together, by the main thread when it takes the results.
+little as it can: slots are given back, and outcomes put together, by the main thread when it takes the results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from consumer.types import (
     StageTimings,
     TopicPartition,
 )
-from consumer.worker.assembly import BUFFERS, Assembly, Chunk, Work
+from consumer.worker.assembly import BATCHES, Assembly, Chunk, Work
 from consumer.worker.decoding import DecodePool, Verdict, make_decoder
 
 _log = structlog.get_logger(__name__)
@@ -172,7 +172,7 @@ class Worker:
         return self._busy_since
 
     def admit(self, frames: Sequence[Frame]) -> None:
-        """Take frames in; their decoding starts now where a buffer is free. Does not block."""
+        """Take frames in; their decoding starts now where slots are free. Does not block."""
         with self._changed:
             self._in_flight += len(frames)
             self._assembly.admit(frames)
@@ -196,7 +196,7 @@ class Worker:
                     self._failure = item
                 else:
                     until = until or self._clock() + gather_s
-                    results.append(self._take_out(item))  # its buffer serves the next batch while others are awaited
+                    results.append(self._take_out(item))  # its slots serve the next batch while others are awaited
         except queue.Empty:
             pass
         if self._failure is not None and not results:
@@ -223,7 +223,7 @@ class Worker:
 
     def _take_out(self, finished: _Inferred) -> BatchResult:
         work = finished.work
-        verdicts = work.lease.verdicts[work.start : work.stop]
+        verdicts = self._assembly.verdicts[work.places]
         with self._changed:
             self._assembly.release(work)
             self._changed.notify()
@@ -265,13 +265,13 @@ class Worker:
             _log.warning("batches are smaller than configured: the model takes no more", max_batch_size=limit)
             preferred = [size for size in batching.preferred_batch_sizes if size <= limit]
             batching = batching.model_copy(update={"max_batch_size": limit, "preferred_batch_sizes": preferred})
-        shape = (BUFFERS, batching.max_batch_size, detector.policy.slot_bytes)
+        shape = (BATCHES * batching.max_batch_size, detector.policy.slot_bytes)
         decoder, memory = make_decoder(
             self._decode_config, detector.policy, shape, on_replaced=self._on_decoder_replaced
         )
         batcher = Batcher(batching, clock=self._clock, wall_clock_ms=self._wall_clock_ms)
         self._pool = DecodePool(decoder, self._decode_config.thread_count, clock=self._clock)
-        self._assembly = Assembly(batcher, Ring(memory), self._pool)
+        self._assembly = Assembly(batcher, Ring(memory, batching.max_batch_size), self._pool)
         self._detector = ResilientDetector(detector, self._on_retry)
         detector.pin(memory)
         self._detector.warm_up(batching.max_batch_size)
@@ -292,11 +292,11 @@ class Worker:
         taken_at = self._clock()
         decode_s = 0.0
         for chunk in work.decoding:
-            spent_s = self._await(chunk, work.lease.verdicts)
+            spent_s = self._await(chunk)
             if chunk.stop <= work.stop:  # else its last frames belong to the next batch, which counts all of it
                 decode_s += spent_s
         self._busy_since = decoded_at = self._clock()
-        boxes = [verdict for verdict in work.lease.verdicts[work.start : work.stop] if isinstance(verdict, Letterbox)]
+        boxes = [verdict for verdict in self._assembly.verdicts[work.places] if isinstance(verdict, Letterbox)]
         looked_at = self._detector.detect(self._canvases(work, len(boxes)), boxes) if boxes else []
         done_at = self._clock()
         if done_at - self._looked_at >= _MEMORY_EVERY_S:
@@ -304,7 +304,7 @@ class Worker:
         timings = StageTimings((decoded_at - taken_at) * 1000, (done_at - decoded_at) * 1000, decode_s * 1000)
         return _Inferred(work, looked_at, timings, taken_at)
 
-    def _await(self, chunk: Chunk, verdicts: Sequence[Verdict | None]) -> float:
+    def _await(self, chunk: Chunk) -> float:
         """The seconds that its decoding took. A batch of pictures that cost seconds each takes minutes: no hang."""
         decided = 0
         while True:
@@ -313,16 +313,16 @@ class Worker:
             except TimeoutError:
                 if chunk.job.done():
                     return chunk.job.result()  # it ended just now, or this was its own
-            before, decided = decided, sum(verdict is not None for verdict in verdicts[chunk.first : chunk.stop])
+            verdicts = self._assembly.verdicts[chunk.first : chunk.stop]
+            before, decided = decided, sum(verdict is not None for verdict in verdicts)
             if decided > before:
                 self._busy_since = self._clock()
 
-    @staticmethod
-    def _canvases(work: Work, decoded: int) -> NDArray[np.uint8]:
+    def _canvases(self, work: Work, decoded: int) -> NDArray[np.uint8]:
         """The slots of the frames that were decoded, moved together in place: a GPU copies from this memory alone."""
-        slots = work.lease.buffer.slots[work.start : work.stop]
+        slots = self._assembly.slots[work.places]
         if decoded < len(slots):
-            verdicts = work.lease.verdicts[work.start : work.stop]
+            verdicts = self._assembly.verdicts[work.places]
             rows = (row for row, verdict in enumerate(verdicts) if isinstance(verdict, Letterbox))
             for place, row in enumerate(rows):
                 if place < row:

@@ -35,7 +35,7 @@ SESSION_S = 3.0
 RECOVERY_LIMIT_S = 60.0
 COMMIT_INTERVAL_MS = 200
 BATCH = 16
-# What one unclean end may leave acknowledged and not committed: four buffers of a batch, and what the engine can do
+# What one unclean end may leave acknowledged and not committed: the ring's four batches, and what the engine can do
 # (800 frames/s) in two commit intervals; two, because the machine of the tests is slow and shared.
 REPEATS_PER_DEATH = 4 * BATCH + int(800 * 2 * COMMIT_INTERVAL_MS / 1000)
 # What the rig's clusters are started with: quick to notice a death, as far as production's order of things allows.

@@ -54,7 +54,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(shared: Open, ring: SharedMemory) -> None:
-    """Catches a canvas in another frame's slot or buffer, one that runs over its end, and an answer that is cut."""
+    """Catches a canvas in another frame's slot, one that runs over its end, and an answer that is cut."""
     friendly = [images.progressive_jpeg(), images.cmyk_jpeg(), images.webp(640, 480), images.exif_rotated_jpeg(6)]
     hostile = [payload for payload, _ in images.hostile().values()]
     decoder = shared(max_pixels=8_000_000)

@@ -146,7 +146,7 @@ def test_sigkill_in_mid_stream_loses_nothing_and_keeps_order(apache_broker: Brok
     """Ten kills over 5,000 frames. Catches: a commit ahead of an acknowledgement, a watermark over a gap.
 
     Repeats are bounded by what a kill can leave acknowledged and not committed: one commit interval at the engine's
-    rate, and what was in flight (four buffers of a batch).
+    rate, and what was in flight (the ring's four batches).
     """
     seed = random.randrange(2**32)
     chance = random.Random(seed)

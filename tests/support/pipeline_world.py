@@ -103,8 +103,7 @@ class FakeWorker:
         self.draining = draining
 
     def _take(self) -> None:
-        if not self.batcher.open_size:
-            self.batcher.open(self.size)
+        self.batcher.reserve(self.size)
         self.batcher.admit()
         due = self.batcher.due(idle=True, draining=self.draining) if self.busy is None else None
         if due is not None:

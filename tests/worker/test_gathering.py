@@ -51,10 +51,10 @@ class Stepwise:
 class TestGathering:
     """Outcomes of several batches are written together, where others are on their way."""
 
-    def test_up_to_four_batches_are_waited_for_and_each_gives_its_buffer_back_as_it_comes(
+    def test_up_to_four_batches_are_waited_for_and_each_gives_its_slots_back_as_it_comes(
         self, start: Start, detector: FakeDetector
     ) -> None:
-        """Catches outcomes that are written batch by batch, and an engine that waits for the buffers of these."""
+        """Catches outcomes that are written batch by batch, and an engine that waits for the slots of these."""
         made = Stepwise(start, detector)
         made.last_to_follow = 3
         made.worker.admit(numbered(0, 6))

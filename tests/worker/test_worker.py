@@ -1,4 +1,4 @@
-"""The worker: batches in, results out, in order, each frame with its own outcome, and every buffer comes back.
+"""The worker: batches in, results out, in order, each frame with its own outcome, and every slot comes back.
 
 The engine is a fake that reads a number back from the pixels, so that a slot given to the wrong frame shows.
 """
@@ -6,6 +6,7 @@ The engine is a fake that reads a number back from the pixels, so that a slot gi
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,8 @@ import pytest
 
 from consumer.batcher import WAITING_BATCHES
 from consumer.types import BatchResult, DeviceMemory, Frame, Skipped
-from consumer.worker import BUFFERS
-from fake_detector import NUMBERS, FakeDetector, number_of
+from consumer.worker import BATCHES
+from fake_detector import NUMBERS, FakeDetector, number_of, numbered_jpeg
 from made_frames import P0, P1, REJECTED, frame, offsets
 from waiting import wait_until
 from worker_runs import Start, collect, numbered, seen, sizes
@@ -28,7 +29,7 @@ class TestAlignment:
     def test_each_frame_gets_what_was_seen_in_its_own_pixels(
         self, start: Start, policy: str, preferred: list[int]
     ) -> None:
-        """Catches a slot off by one after a rejected frame, a split buffer, or a buffer used too early; and leaks."""
+        """Catches a slot off by one after a rejected frame, parted batches, slots used too early; leaks."""
         worker = start(policy=policy, preferred_batch_sizes=preferred, max_batch_size=8, max_queue_delay_ms=1)
         chance = random.Random(f"{policy}{preferred}")
         results: list[BatchResult] = []
@@ -65,7 +66,7 @@ class TestAlignment:
             order = [f.receipt.offset for f, _ in done if f.source_id == source_id]
             assert order == sorted(order)
         assert worker.in_flight == 0
-        assert worker._assembly._ring.free == BUFFERS
+        assert worker._assembly._ring.free == BATCHES
 
     def test_a_batch_of_rejected_frames_never_reaches_the_engine(self, start: Start, detector: FakeDetector) -> None:
         worker = start()
@@ -115,22 +116,46 @@ class TestBatching:
         worker.admit(numbered(7))
         wait_until(lambda: detector.calls, 10, "the engine to take the first frame")
         worker.admit(numbered(1234))
-        wait_until(
-            lambda: 1234 in [number_of(slot) for buffer in detector.memory for slot in buffer], 10, "the second decoded"
-        )
+        wait_until(lambda: 1234 in map(number_of, detector.memory), 10, "the second decoded")
         assert detector.calls == [[7]]
 
-    def test_frames_wait_without_a_buffer_and_go_on_in_order(self, start: Start, detector: FakeDetector) -> None:
+    def test_a_slow_frame_does_not_hold_those_before_it(
+        self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches an engine that idles with three frames ready until a fourth is decoded."""
+        detector.hold()
+        worker = start(max_batch_size=8)
+        assert worker._pool is not None
+        decode, may = worker._pool._decoder.decode, threading.Event()
+
+        def slow(payload: bytes, slot: Any) -> Any:
+            assert payload != numbered_jpeg(4) or may.wait(30)
+            return decode(payload, slot)
+
+        monkeypatch.setattr(worker._pool._decoder, "decode", slow)
+        worker.admit(numbered(0))
+        wait_until(lambda: detector.calls, 10, "the engine to take the first frame")
+        worker.admit(numbered(1, 3))
+        opened = worker._assembly._open
+        assert opened is not None
+        wait_until(lambda: all(chunk.job.done() for chunk in opened.decoding), 10, "the three to be decoded")
+        worker.admit(numbered(4))
+        detector.let_go()
+        assert sizes(collect(worker, 4)) == [1, 3]
+        may.set()
+        assert sizes(collect(worker, 1)) == [1]
+
+    def test_frames_wait_without_slots_and_go_on_in_order(self, start: Start, detector: FakeDetector) -> None:
         """Catches a lost wake-up, or frames dropped, when the ring was empty."""
         detector.hold()
         worker = start(max_batch_size=2)
-        count = (BUFFERS + WAITING_BATCHES) * 2
+        count = (BATCHES + WAITING_BATCHES) * 2
         worker.admit(numbered(0, count))
         assert worker.room == 0
         detector.let_go()
         done = collect(worker, count)
         assert [offset for item in done for offset in offsets(item.batch.frames)] == list(range(count))
-        assert worker._assembly._ring.free == BUFFERS
+        assert worker._assembly._ring.free == BATCHES
 
     def test_a_backlog_is_decoded_in_long_jobs_and_a_few_frames_by_all_threads(
         self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
@@ -150,7 +175,7 @@ class TestBatching:
         assert jobs == [4, 4, 4, 4]  # the engine waits for the first, and nothing waits behind the second
         wait_until(lambda: detector.calls, 10, "the engine to take the first batch")
         worker.admit(numbered(16, 24))
-        assert jobs[4:] == [8, 8]  # and no buffer is left for the last
+        assert jobs[4:] == [8, 8]  # and no slots are left for the last
         detector.let_go()
         assert sum(sizes(collect(worker, 40))) == 40
 
@@ -218,14 +243,14 @@ class TestMeasuring:
 
 class TestDiscard:
     def test_drops_what_was_not_submitted_and_finishes_the_rest(self, start: Start, detector: FakeDetector) -> None:
-        """Catches pulling frames out of a buffer that is in use, and a count that never returns to 0."""
+        """Catches pulling frames out of slots that are in use, and a count that never returns to 0."""
         detector.hold()
         worker = start(max_batch_size=1)
         worker.admit(numbered(0, 5))
         worker.admit(numbered(5, 3, "cam-2", partition=P1))
         assert worker.in_flight == 8
         dropped = worker.discard([P0], overtaken=True)
-        assert offsets(dropped) == [4]  # the others have a buffer
+        assert offsets(dropped) == [4]  # the others have slots
         detector.let_go()
         done = [offset for item in collect(worker, 7) for offset in offsets(item.batch.frames)]
         assert sorted(done) == [0, 1, 2, 3, 5, 6, 7]

@@ -108,7 +108,7 @@ class TestEngineTrouble:
         may.release()
         alive_at = wait_until(lambda: (worker.busy_since or 0) > taken_at and worker.busy_since, 10, "a sign of life")
         worker.admit(numbered(1234, 1))
-        wait_until(lambda: 1234 in [number_of(slot) for part in detector.memory for slot in part], 10, "its decoding")
+        wait_until(lambda: 1234 in map(number_of, detector.memory), 10, "its decoding")
         assert worker.results(0.1) == []
         assert worker.busy_since == alive_at
         may.release()

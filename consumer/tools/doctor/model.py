@@ -12,7 +12,7 @@ from consumer.config import Config
 from consumer.errors import EngineError, ModelError
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.types import Letterbox, ModelInfo
-from consumer.worker import BUFFERS
+from consumer.worker import BATCHES
 
 _TRIALS = 2
 
@@ -93,7 +93,7 @@ def engine(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
     batch_s, limits = tried.batch_s, config.limits
     rate = f"{tried.batch / batch_s:.0f} frames/s" if batch_s > 0 else "no limit"
     told = f"{batch_s * 1000:.1f} ms for a batch of {tried.batch} on {tried.device} ({rate})"
-    drain = BUFFERS * batch_s
+    drain = BATCHES * batch_s
     if batch_s >= limits.stall_timeout_s:
         yield report.problem(
             f"{told}: longer than limits.stall_timeout_s ({limits.stall_timeout_s:g} s), so any batch ends the program",
@@ -101,7 +101,7 @@ def engine(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
         )
     elif drain > limits.drain_timeout_s / 2:
         yield report.warning(
-            f"{told}: {BUFFERS} batches may be in flight, {drain:.1f} s, and a rebalance waits for "
+            f"{told}: {BATCHES} batches may be in flight, {drain:.1f} s, and a rebalance waits for "
             f"{limits.drain_timeout_s / 2:g} s at most (half of limits.drain_timeout_s); what is left is repeated",
             "lower batching.max_batch_size, or raise limits.drain_timeout_s and the grace period",
         )
