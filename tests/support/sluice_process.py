@@ -38,6 +38,9 @@ class Topics:
         return cls(*(broker.new_topic(partitions) for _ in range(3)))
 
 
+_LOGS = tempfile.TemporaryDirectory(prefix="sluice-logs-")  # gone with this process
+
+
 @dataclass
 class Sluice:
     """`sluice run` with its configuration in the environment, as a pod has it. Restartable; one group over restarts."""
@@ -51,7 +54,7 @@ class Sluice:
     entry: Sequence[str] = ("-m", "consumer")  # what Python runs
     variables: Mapping[str, str] = field(default_factory=dict)  # more of the environment
     _process: subprocess.Popen[bytes] | None = None
-    _log: Path = field(default_factory=lambda: Path(tempfile.mkstemp(prefix="sluice-", suffix=".log")[1]))
+    _log: Path = field(default_factory=lambda: Path(tempfile.mkstemp(".log", dir=_LOGS.name)[1]))
 
     def environment(self) -> dict[str, str]:
         settings = {
