@@ -89,12 +89,22 @@ def test_an_idle_engine_takes_what_is_decoded_and_the_rest_keeps_its_slots() -> 
 
 def test_a_burst_goes_together() -> None:
     """Catches cameras that send at the same moment, where the last few wait for a whole batch of the engine."""
-    made = Made(max_batch_size=SIZE)
-    made.admit(1)
-    made.admit(6)  # three for each thread
-    made.pool.end(0)
-    made.pool.end(0)
+    made = Made()
+    made.admit(3)  # jobs of two frames and one
+    made.admit(4)  # and two of two
+    for _ in range(3):
+        made.pool.end(0)
     assert made.next() == list(range(7))
+
+
+def test_a_burst_stays_behind_together() -> None:
+    made = Made()
+    made.admit(5)  # jobs of three frames and two
+    made.admit(2)  # and two of one
+    for _ in range(3):
+        made.pool.end(0)
+    assert made.next() == list(range(5))
+    assert made.next() == [5, 6]
 
 
 def test_a_frame_that_was_decoded_behind_one_that_was_not_waits_with_it() -> None:
