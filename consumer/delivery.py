@@ -7,7 +7,7 @@ outcomes until every earlier offset of their partition has one, then writes them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -16,12 +16,14 @@ from consumer.held import HeldOutcomes
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.sparing import SparingLog
-from consumer.types import Acknowledged, Clock, Finished, Frame, Lag, Outcome, TopicPartition
+from consumer.types import Acknowledged, Clock, Finished, Frame, Lag, Outcome, Receipt, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
 # How long it is tried to begin anew after a failed transaction, before the process ends.
 RECOVERY_S = 120.0
+# Offsets that rise without an outcome (behind transaction markers) wait so long for a transaction that has outcomes.
+OFFSETS_ONLY_S: Final = 1.0
 # From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
 TRANSACTION_S: Final = 10.0
 
@@ -34,11 +36,13 @@ class SourceLike(Protocol):
 
     def subscribe(self) -> None: ...
     def poll(self, room: int, timeout_s: float, max_bytes: float = ...) -> list[Frame]: ...
+    def ends(self) -> list[Receipt]: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def store(self, offsets: Iterable[Committable]) -> None: ...
     def commit(self, offsets: Sequence[Committable]) -> None: ...
     def membership(self) -> object | None: ...
+    def commit_positions(self, offsets: Iterable[Committable]) -> list[Any]: ...
     def transacted(self, offsets: Iterable[Committable]) -> None: ...
     def rewind(self) -> Mapping[TopicPartition, int] | None: ...
     def lag(self) -> list[Lag]: ...
@@ -57,7 +61,9 @@ class PublisherLike(Protocol):
 class TransactionsLike(Protocol):
     """What `ExactlyOnce` asks of `publisher.TransactionalPublisher`."""
 
-    def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]: ...
+    def transact(
+        self, finished: Sequence[Finished], positions: Sequence[Any], membership: object, within_s: float
+    ) -> list[Acknowledged]: ...
     def renew(self) -> None: ...
     def rest(self, timeout_s: float) -> None: ...
 
@@ -179,6 +185,11 @@ class ExactlyOnce:
         self._metrics = metrics
         self._clock = clock
         self._held = HeldOutcomes()
+        # Watermarks of the current epochs: those that transactions have committed, and those that rose beyond them
+        # without an outcome.
+        self._committed: dict[TopicPartition, int] = {}
+        self._due: dict[TopicPartition, int] = {}
+        self._due_since = 0.0
         self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
         self._failed_since: float | None = None  # the first failure of a row that no success has ended
         self._failed_at = 0.0  # the last one
@@ -201,37 +212,42 @@ class ExactlyOnce:
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         self._refused = False
         ready = [] if self.broken else self._held.take(self._offsets)
-        if not ready:
+        quiet = not self.broken and bool(self._due) and self._clock() - self._due_since >= OFFSETS_ONLY_S
+        if not ready and not quiet:
             if wait_s:
                 self._publisher.rest(wait_s)
             return []
-        began = self._clock()
-        try:
-            done = self._publisher.transact(ready, self._membership(), min(within_s, TRANSACTION_S))
-        except TransactionError as error:
-            self._failed(ready, error)
+        done = self._transact(ready, within_s)
+        if done is None:
             if wait_s:
                 self._publisher.rest(wait_s)
             return []
-        self._failed_since = None
-        self._metrics.transactions.labels("committed").inc()
-        self._metrics.transaction.observe(self._clock() - began)
         for item in done:
             self._judge(item.frame, item.outcome)
         return done
 
     def commit(self, risen: Sequence[Committable]) -> None:
-        """The transaction did; a rewind must not go below it."""
-        self._source.transacted(risen)
+        """The transactions did, except for what rose without an outcome: the next one does, or one of its own."""
+        for partition, next_offset in risen:
+            if next_offset > self._committed.get(partition, -1):
+                if not self._due:
+                    self._due_since = self._clock()
+                self._due[partition] = next_offset
 
     def hand_over(self, watermarks: Sequence[Committable]) -> None:
-        """The transactions did."""
+        """The transactions did, except for what rose without an outcome."""
+        self._commit_rest(watermarks)
 
     def finish(self, watermarks: Sequence[Committable]) -> None:
-        """The transactions did."""
+        """The transactions did, except for what rose without an outcome."""
+        self._commit_rest(watermarks)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
-        return [item.frame for item in self._held.forget(partitions)]
+        ended = list(partitions)
+        for partition in ended:
+            self._committed.pop(partition, None)
+            self._due.pop(partition, None)
+        return [item.frame for item in self._held.forget(ended)]
 
     def recover(self) -> None:
         try:
@@ -244,6 +260,35 @@ class ExactlyOnce:
             for partition, epoch in epochs.items():
                 self._offsets.assign(partition, epoch)
             self.broken = False
+
+    def _transact(self, ready: Sequence[Finished], within_s: float) -> list[Acknowledged] | None:
+        """One transaction with these outcomes and all offsets that they or earlier ones allow. None: it failed."""
+        last = {item.frame.receipt.partition: item.frame.receipt.offset for item in ready}
+        risen = {**self._due, **dict(self._offsets.watermarks_after(last))}
+        offsets = [Committable(*item) for item in risen.items()]
+        began = self._clock()
+        try:
+            done = self._publisher.transact(
+                ready, self._source.commit_positions(offsets), self._membership(), min(within_s, TRANSACTION_S)
+            )
+        except TransactionError as error:
+            self._failed(ready, error)
+            return None
+        # At once, not when the watermarks are reported: a rewind must not go below them, whatever comes first.
+        self._source.transacted(offsets)
+        self._committed.update(risen)
+        self._due.clear()
+        self._failed_since = None
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.transaction.observe(self._clock() - began)
+        return done
+
+    def _commit_rest(self, watermarks: Sequence[Committable]) -> None:
+        """Best effort: if it fails, the next owner of the partition reads to the same end again and commits it."""
+        self.commit(watermarks)
+        wanted = {partition for partition, _ in watermarks}
+        if not self.broken and wanted & self._due.keys():
+            self._transact([], OFFSETS_ONLY_S)
 
     def _membership(self) -> object:
         membership = self._source.membership()

@@ -44,6 +44,14 @@ class RefusedError(KafkaError):
     retriable = False
 
 
+class TopicReplacedError(KafkaError):
+    """An input topic was created again, or its log was cut, while it was read. Nothing is committed on the way out."""
+
+
+class OffsetsLostError(RefusedError):
+    """The next offset is not in the log. Nothing is committed on the way out; a person chooses where to read on."""
+
+
 class PublishError(KafkaError):
     """An outcome could not be written within `delivery.timeout.ms`. Nothing after it was committed."""
 

@@ -3,12 +3,16 @@
 A partition's watermark is the offset after the last frame up to which every frame has an acknowledged outcome.
 Outcomes of one partition can end out of order (its sources are batched fairly, not in offset order), and offsets can
 have gaps (compaction, transaction markers), so the watermark follows the order of receipt, not the numbers.
+
+A partition can also end with offsets that no consumer receives: transaction markers and aborted records. If nothing is
+pending, the watermark is the offset that the consumer reads next, behind them. A watermark that stays below them falls
+out of the log when retention removes the records, although every frame has its outcome.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from consumer.types import Receipt, TopicPartition
@@ -24,14 +28,14 @@ class Committable(NamedTuple):
 class _Assignment:
     """One partition during one epoch."""
 
-    __slots__ = ("abandoned", "epoch", "finished", "last_received", "pending", "reported", "watermark")
+    __slots__ = ("abandoned", "epoch", "finished", "pending", "read_to", "reported", "watermark")
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.pending: deque[int] = deque()  # received and not below the watermark, in order of receipt
         self.finished: set[int] = set()  # of those, the ones that ended before an earlier one did
         self.abandoned = 0  # of those, the ones that will never end here: dropped before they were looked at
-        self.last_received = -1
+        self.read_to = 0  # the consumer has handed out every frame below this offset
         self.watermark: int | None = None
         self.reported: int | None = None
 
@@ -63,10 +67,25 @@ class OffsetTracker:
         assignment = self._current(receipt)
         if assignment is None:
             raise ValueError(f"{receipt.partition} offset {receipt.offset}: epoch {receipt.epoch} is not assigned")
-        if receipt.offset <= assignment.last_received:
-            raise ValueError(f"{receipt.partition}: offset {receipt.offset} received after {assignment.last_received}")
-        assignment.last_received = receipt.offset
+        if receipt.offset < assignment.read_to:
+            raise ValueError(
+                f"{receipt.partition}: offset {receipt.offset} received after {assignment.read_to - 1} was read"
+            )
+        assignment.read_to = receipt.offset + 1
         assignment.pending.append(receipt.offset)
+
+    def read_to(self, receipt: Receipt) -> None:
+        """The consumer has handed out every frame below `receipt.offset`, and each of them was `received` here.
+
+        If nothing of the partition is pending, this offset is its watermark; otherwise it is once all of it is done.
+        Ignored if the epoch has ended, or if nothing below the offset is new.
+        """
+        assignment = self._current(receipt)
+        if assignment is None or receipt.offset <= assignment.read_to:
+            return
+        assignment.read_to = receipt.offset
+        if not assignment.pending:
+            assignment.watermark = receipt.offset
 
     def done(self, receipt: Receipt) -> bool:
         """The frame's outcome was acknowledged. False where its epoch has ended, and nothing changes.
@@ -86,6 +105,8 @@ class OffsetTracker:
         while pending and pending[0] in finished:
             finished.discard(pending[0])
             assignment.watermark = pending.popleft() + 1
+        if not pending:
+            assignment.watermark = assignment.read_to
         return True
 
     def abandon(self, receipt: Receipt) -> None:
@@ -110,6 +131,15 @@ class OffsetTracker:
             for partition in partitions
             if (assignment := self._assigned.get(partition)) is not None and assignment.watermark is not None
         ]
+
+    def watermarks_after(self, last: Mapping[TopicPartition, int]) -> list[Committable]:
+        """The watermarks once all frames up to and including the offset `last[partition]` are done."""
+        after = []
+        for partition, offset in last.items():
+            assignment = self._assigned.get(partition)
+            all_done = assignment is not None and (not assignment.pending or assignment.pending[-1] <= offset)
+            after.append(Committable(partition, assignment.read_to if assignment and all_done else offset + 1))
+        return after
 
     def in_line(self, partition: TopicPartition) -> Iterator[int]:
         """Offsets received and not below the watermark, in order of receipt. Do not mark any `done` meanwhile."""

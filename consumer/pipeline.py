@@ -183,6 +183,9 @@ class Pipeline(RebalanceListener):
         for frame in ours:
             self._offsets.received(frame.receipt)
             self._held_bytes += frame.record.size_bytes
+        # After the frames: the end of a partition says that all of them were received.
+        for end in self._source.ends():
+            self._offsets.read_to(end)
         if ours:
             self._metrics.received.inc(len(ours))
             self._worker.admit(ours)
@@ -279,6 +282,7 @@ class Pipeline(RebalanceListener):
                 waiting = bool(self._worker.in_flight)
                 self._publish(self._worker.results(min(FULL_S, deadline.left_s) if waiting else 0.0))
                 self._acknowledge(self._delivery.deliver(0.0 if waiting else ACKNOWLEDGE_S, deadline.left_s))
+                self._commit(self._offsets.committable())
                 if self._delivery.expelled:
                     return self._offsets.outstanding(partitions)
         finally:

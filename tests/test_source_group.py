@@ -14,7 +14,7 @@ from consumer.errors import KafkaError
 from consumer.offsets import Committable
 from consumer.source import Source, consumer_settings, group
 from consumer.types import Frame
-from fake_kafka import FakeConsumer, FakeMessage, group_metadata
+from fake_kafka import FakeConsumer, FakeMessage, FakeTopicIds, group_metadata
 from made_frames import P0, P1, VirtualClock, offsets
 
 
@@ -22,7 +22,7 @@ class Bench:
     def __init__(self, **kafka: Any) -> None:
         clock = VirtualClock()
         config = Config(delivery="exactly_once", kafka=kafka)  # type: ignore[arg-type]
-        self.source = Source(config, mock.Mock(), clock=clock, wall_clock_ms=clock.unix_ms)
+        self.source = Source(config, mock.Mock(), clock=clock, wall_clock_ms=clock.unix_ms, topic_ids=FakeTopicIds())  # type: ignore[arg-type]
         self.client: FakeConsumer = self.source._client  # type: ignore[assignment]
         self.source.subscribe()
 

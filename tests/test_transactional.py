@@ -34,6 +34,12 @@ def finished(offset: int, partition: Any = P0, outcome: Outcome | None = None, p
     return Finished(item, outcome, result([item], [outcome]))
 
 
+def positions(*items: Finished) -> list[confluent_kafka.TopicPartition]:
+    """As the delivery has them of `Source.commit_positions`."""
+    after = {item.frame.receipt.partition: item.frame.receipt.offset + 1 for item in items}
+    return [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in after.items()]
+
+
 class Bench:
     def __init__(self, clock: VirtualClock, stop: Stop | None = None) -> None:
         self.clock = clock
@@ -43,7 +49,7 @@ class Bench:
         self.started = self.publisher.start(stop or Stop(clock))
 
     def transact(self, *items: Finished) -> list[int]:
-        done = self.publisher.transact(items or [finished(7)], METADATA, WITHIN_S)
+        done = self.publisher.transact(items or [finished(7)], positions(*items or [finished(7)]), METADATA, WITHIN_S)
         return [item.frame.receipt.offset for item in done]
 
     def fails(self, call: str, *errors: confluent_kafka.KafkaError) -> None:
@@ -129,7 +135,7 @@ class TestAFailure:
         call = "send_offsets_to_transaction"
         back = FakeTransactionalProducer.hangs[call] = threading.Event()
         with pytest.raises(TransactionError, match="did not come back") as caught:
-            bench.publisher.transact([finished(7)], METADATA, 0.6)
+            bench.publisher.transact([finished(7)], positions(finished(7)), METADATA, 0.6)
         assert caught.value.rolled_back
         old = bench.client
         bench.publisher.renew()
@@ -191,7 +197,7 @@ class TestAFailure:
         """Catches transactions that are begun and aborted in turn until the end of a drain, the last left open."""
         before = list(bench.client.calls)
         with pytest.raises(TransactionError, match="no time was left") as caught:
-            bench.publisher.transact([finished(7)], METADATA, 0.4)
+            bench.publisher.transact([finished(7)], positions(finished(7)), METADATA, 0.4)
         assert caught.value.rolled_back
         assert bench.client.calls == before
         assert bench.transact() == [7]

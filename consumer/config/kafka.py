@@ -23,7 +23,7 @@ OWN_SETTINGS: Final[dict[str, str]] = {
     "enable.auto.commit": "Sluice commits what was acknowledged; set kafka.commit_interval_ms",
     "auto.commit.interval.ms": "set kafka.commit_interval_ms",
     "enable.auto.offset.store": "Sluice stores an offset only after its result was acknowledged",
-    "enable.partition.eof": "Sluice does not stop at the end of a partition",
+    "enable.partition.eof": "Sluice needs it to commit the end of a partition",
     "enable.idempotence": "Sluice needs the idempotent producer to keep results in order",
     "acks": "Sluice needs acks=all to keep results",
     "request.required.acks": "Sluice needs acks=all to keep results",

@@ -104,10 +104,17 @@ class TransactionalPublisher:
             return False
         return True
 
-    def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]:
-        """Write these outcomes and commit the offset after the last one of each partition: all of it, or nothing.
+    def transact(
+        self,
+        finished: Sequence[Finished],
+        positions: Sequence[confluent_kafka.TopicPartition],
+        membership: object,
+        within_s: float,
+    ) -> list[Acknowledged]:
+        """Write these outcomes and commit these positions: all of it, or nothing.
 
-        `finished`: in offset order within each partition. `membership`: of `Source.membership`, from this turn.
+        `finished`: in offset order within each partition; may be empty. `positions`: of `Source.commit_positions`,
+        with those after the last outcome of each partition. `membership`: of `Source.membership`, from this turn.
         Blocks for `within_s` and a second at most. Raises TransactionError where it failed, or may have: unless it was
         rolled back, look up what is committed. KafkaError and PublishError where no repetition helps.
         """
@@ -123,7 +130,7 @@ class TransactionalPublisher:
             errors = publisher.errors
             publisher.client.begin_transaction()
             publisher.publish(finished)
-            send_offsets = partial(publisher.client.send_offsets_to_transaction, _positions(finished), membership)
+            send_offsets = partial(publisher.client.send_offsets_to_transaction, list(positions), membership)
             calm = self._call(partial(self._on_time, send_offsets), deadline)
             self._check_time(deadline)
             committing = True
@@ -265,11 +272,6 @@ class TransactionalPublisher:
                 f"another process writes with the transactional ID {self._id!r}: it has taken it over twice within "
                 f"{FENCED_AGAIN_S:.0f} s. Give each process its own kafka.transactional_id"
             ) from failure
-
-
-def _positions(finished: Sequence[Finished]) -> list[confluent_kafka.TopicPartition]:
-    after = {item.frame.receipt.partition: item.frame.receipt.offset + 1 for item in finished}
-    return [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in after.items()]
 
 
 def _timed_out(text: str) -> KafkaException:

@@ -1,9 +1,7 @@
-"""Poll: the sole owner of `confluent_kafka.Consumer`, of the assignment's epochs, and of pause and resume.
+"""Poll: the sole owner of `confluent_kafka.Consumer`, of pause and resume, and of what is assigned.
 
 All calls and callbacks happen on the thread that called `subscribe`, but for the last two, which may hang: the commit
-of a stop, and closing. librdkafka runs rebalance callbacks inside `poll`, on the thread that polls. Each assignment and
-each rewind gives a partition a new epoch, which is stamped on each frame, because a consumer that has lost its
-partitions does not know it until its next poll.
+of a stop, and closing. librdkafka runs rebalance callbacks inside `poll`, on the thread that polls.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,16 +19,16 @@ from confluent_kafka import KafkaException
 
 from consumer.caller import Caller
 from consumer.config import Config
-from consumer.errors import KafkaError, OwnershipError, RefusedError
+from consumer.errors import KafkaError, OffsetsLostError, OwnershipError, RefusedError, TopicReplacedError
 from consumer.offsets import Committable
 from consumer.source import group
+from consumer.source.assignment import Assignment, start_offsets
 from consumer.source.commits import Commits
-from consumer.source.errors import verdict
+from consumer.source.errors import offset_reset, topic_replaced, verdict
 from consumer.source.listener import RebalanceListener
-from consumer.source.position import Position
 from consumer.source.settings import consumer_settings
+from consumer.source.topics import ANSWER_S, Replaced, TopicIds, from_metadata
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
-from consumer.wire import parse_frame, read_record
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +49,7 @@ class Source:
         clock: Clock,
         wall_clock_ms: Callable[[], int],
         on_committed: Callable[[float | None], None] = lambda _: None,
+        topic_ids: TopicIds | None = None,
     ) -> None:
         self._topics = config.input.topics
         self._verdict = partial(verdict, topics=config.input.topics, group=config.kafka.group_id)
@@ -62,10 +61,10 @@ class Source:
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
             settings["partition.assignment.strategy"]
         )
-        self._look_up_offsets = settings["auto.offset.reset"] == "error"
-        self._positions: dict[TopicPartition, Position] = {}
-        self._known: dict[tuple[str, int], TopicPartition] = {}  # one object a partition, not one a frame
-        self._last_epoch = 0
+        # A first start skips nothing, unless the user has chosen a reset policy: then the client library applies it.
+        chosen = settings["auto.offset.reset"] != "error"
+        self._without_commit = confluent_kafka.OFFSET_INVALID if chosen else confluent_kafka.OFFSET_BEGINNING
+        self._assigned = Assignment()
         self._paused = False
         self._last = Caller("consumer-close")  # for what blocks at the end: the last commit, and closing
         self._closing = False
@@ -79,6 +78,7 @@ class Source:
             )
         except (KafkaException, ValueError, TypeError) as error:
             raise RefusedError(f"kafka.consumer: {group.text_of(error)}") from error
+        self._topic_ids = topic_ids or TopicIds(config)
 
     def subscribe(self) -> None:
         """Join the group. From now on this thread must `poll` at least every `max.poll.interval.ms`."""
@@ -100,39 +100,55 @@ class Source:
         poll, most = self._client.poll, min(room, BURST)
         message = poll(timeout_s)
         while message is not None and self._failure is None:
-            if (error := message.error()) is not None:
-                # After a stop nobody looked up where to start, and the client found nothing either.
-                if not (self._gave_up and error.code() == _Code._AUTO_OFFSET_RESET):  # noqa: SLF001
-                    self._verdict(error)
+            if message.error() is not None:
+                self._event(message)
             else:
-                frames.append(frame := self._frame(message))
+                try:
+                    frame = self._assigned.frame(message, self._clock())
+                except TopicReplacedError as error:
+                    self._fail(error)
+                    break
+                frames.append(frame)
                 max_bytes -= frame.record.size_bytes
                 if len(frames) >= most or max_bytes < 0:
                     break
             message = poll(0)
+        if (replaced := self._topic_ids.replaced) is not None:
+            self._fail(topic_replaced(replaced))  # what was read just now may be of the new topic already
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if isinstance(failure, TopicReplacedError | OffsetsLostError):
+                self._commits.withhold(self._client, self._assigned.partitions)
             raise failure
         return frames
+
+    def ends(self) -> list[Receipt]:
+        """Where polls have reached the end of a partition since the last call, and records before it are no frames.
+
+        The offset of each receipt is the one that is read next. Everything below it was handed out by `poll`, so call
+        this after those frames were taken in.
+        """
+        self._check_owner()
+        return self._assigned.take_ends()
 
     def pause(self) -> None:
         """Stop fetching; `poll` goes on. librdkafka drops what it had prefetched and reads it again on resume."""
         self._check_owner()
         if not self._paused:
             self._paused = True
-            self._client.pause(self._assignment())
+            self._client.pause(self._assigned.partitions)
 
     def resume(self) -> None:
         """Fetch again."""
         self._check_owner()
         if self._paused:
             self._paused = False
-            self._client.resume(self._assignment())
+            self._client.resume(self._assigned.partitions)
 
     def store(self, offsets: Iterable[Committable]) -> None:
         """Hand these offsets to the next commit: `poll` sends one every `commit_interval_ms`."""
         self._check_owner()
-        self._commits.store(self._client, [_topic_partition(item.partition, item.next_offset) for item in offsets])
+        self._commits.store(self._client, self.commit_positions(offsets))
 
     def commit(self, offsets: Sequence[Committable]) -> None:
         """Commit these offsets and wait for the answer, for a few seconds at most.
@@ -143,8 +159,7 @@ class Source:
         partitions are unassigned.
         """
         self._check_owner()
-        listed = [_topic_partition(item.partition, item.next_offset) for item in offsets]
-        self._commits.commit_now(self._client, listed, self._last)
+        self._commits.commit_now(self._client, self.commit_positions(offsets), self._last)
 
     def membership(self) -> object | None:
         """What a transaction proves with that it may commit our offsets; for this turn alone. None: not a member."""
@@ -152,15 +167,18 @@ class Source:
         metadata = self._client.consumer_group_metadata()
         return metadata if group.is_member(metadata) else None
 
+    def commit_positions(self, offsets: Iterable[Committable]) -> list[confluent_kafka.TopicPartition]:
+        """These offsets as a commit carries them: with topic ID and leader epoch, see `Position.commit_of`."""
+        self._check_owner()
+        return self._assigned.commit_positions(offsets)
+
     def transacted(self, offsets: Iterable[Committable]) -> None:
         """These offsets were committed by a transaction. `rewind` never goes below them.
 
         A coordinator that has just taken over was seen to answer with older offsets than its predecessor had.
         """
         self._check_owner()
-        for item in offsets:
-            if (position := self._positions.get(item.partition)) is not None:
-                position.floor = max(position.floor, item.next_offset)
+        self._assigned.committed(offsets)
 
     def rewind(self) -> dict[TopicPartition, int] | None:
         """Go back to what the group has committed, and fetch again. For a time when no transaction is open.
@@ -169,18 +187,17 @@ class Source:
         """
         self._check_owner()
         try:
-            found = self._committed(self._assignment(), tries=2) if self._positions else []
+            found = self._committed(self._assigned.partitions, tries=2) if self._assigned else []
             self.resume()  # before the seek: it would go on at the position of the pause
             for item in found:
-                self._seek(item)
+                self._assigned.rewound(item, self._client.seek)
         except RefusedError:
             raise
         except (KafkaException, KafkaError) as error:
             _log.warning("cannot go back to the committed offsets yet", error=group.text_of(error))
             return None
         _log.info("rewound", offsets={f"{item.topic}[{item.partition}]": item.offset for item in found})
-        positions = list(self._positions.items())
-        return {partition: self._begin_epoch(partition, position) for partition, position in positions}
+        return self._assigned.renew()
 
     def lag(self) -> list[Lag]:
         """How far each assigned partition is behind, from what the last fetches said. Asks nobody.
@@ -189,17 +206,7 @@ class Source:
         as while its broker is away, is left out: a 0 would be a guess.
         """
         self._check_owner()
-        behind = []
-        for partition, position in self._positions.items():
-            low, high = self._client.get_watermark_offsets(_topic_partition(partition), cached=True)
-            at = position.start if position.next_offset is None else position.next_offset
-            if at == confluent_kafka.OFFSET_BEGINNING:
-                at = low
-            if min(at, high) < 0:  # librdkafka does not know them yet
-                continue
-            records = max(0, high - at)
-            behind.append(Lag(partition, records, position.age_s(self._wall_clock_ms()) if records else 0.0))
-        return behind
+        return self._assigned.lag(partial(self._client.get_watermark_offsets, cached=True), self._wall_clock_ms())
 
     def close(self, timeout_s: float) -> bool:
         """Leave the group. False where the client did not close in time: it can hang while brokers are away.
@@ -208,6 +215,7 @@ class Source:
         """
         self._check_owner()
         self._closing = True
+        self._topic_ids.close()
         try:
             self._last.call(self._client.close, timeout_s)  # behind a last commit that is not answered
         except TimeoutError:
@@ -217,56 +225,43 @@ class Source:
         self._last.end()
         return True
 
-    # Frames
+    # What a poll brings that is no frame
 
-    def _frame(self, message: Any) -> Frame:  # Any: the stubs make every part of a message optional
-        partition = self._known[message.topic(), message.partition()]
-        position = self._positions[partition]
-        offset, record = message.offset(), read_record(message)
-        if position.next_offset is not None and offset < position.next_offset:
-            raise KafkaError(
-                f"the offsets of {partition} went back from {position.next_offset} to {offset}: the topic was made "
-                "anew or cut. Restart this process to read it from there"
-            )
-        if position.first_offset is None:
-            position.first_offset = offset
-        position.next_offset = offset + 1
-        position.timestamp_ms = record.timestamp_ms
-        return parse_frame(record, Receipt(partition, offset, position.epoch), self._clock())
+    def _event(self, message: Any) -> None:
+        error, code = message.error(), message.error().code()
+        partition = TopicPartition(message.topic() or "", message.partition() or 0)
+        if code == _Code._PARTITION_EOF:  # noqa: SLF001 - the library's own name
+            self._assigned.reached(partition, message.offset())
+        elif code != _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
+            self._verdict(error)
+        elif not self._gave_up:  # after a stop nobody looked up where to start, and the client found nothing either
+            self._fail(self._explain_reset(partition, message.offset(), error.str()))
 
-    def _begin_epoch(self, partition: TopicPartition, before: Position | None = None) -> int:
-        self._last_epoch += 1
-        position = self._positions[partition] = Position(self._last_epoch)
-        if before is not None:
-            position.start, position.first_offset, position.floor = before.start, before.first_offset, before.floor
-        return self._last_epoch
-
-    def _seek(self, committed: confluent_kafka.TopicPartition) -> None:
-        position = self._positions[TopicPartition(committed.topic, committed.partition)]
-        committed.offset = max(committed.offset, position.floor)
-        if committed.offset < 0:  # nothing was committed yet: back to where this assignment began
-            if position.first_offset is None:
-                return
-            committed.offset = position.first_offset
-        self._client.seek(committed)
-        position.start = committed.offset
-        position.next_offset = None  # it may go back now, even if the seek of another partition fails
+    def _explain_reset(self, partition: TopicPartition, offset: int, text: str) -> KafkaError:
+        """The offset to read from is not in the log. Asks the brokers why; blocks for seconds."""
+        before, now = self._assigned.topic_id(partition), ""
+        log: tuple[int, int] | None = None
+        try:
+            now = self._topic_ids.look_up([partition.topic]).get(partition.topic, "")
+            log = self._client.get_watermark_offsets(confluent_kafka.TopicPartition(*partition), timeout=ANSWER_S)
+        except KafkaException as error:
+            _log.warning("cannot ask why the offset is not in the log", error=group.text_of(error))
+        if before and now and before != now:
+            return topic_replaced(Replaced(partition.topic, before, now))
+        return offset_reset(partition, offset, log, text)
 
     # Callbacks: they run inside poll, on its thread, and never raise
 
     def _on_assign(self, _client: confluent_kafka.Consumer, assigned: list[confluent_kafka.TopicPartition]) -> None:
         try:
-            starts = self._start_offsets(assigned)
+            starts, ids = self._start_offsets(assigned)
             if self._incremental:
                 self._client.incremental_assign(starts)
             else:
                 self._client.assign(starts)
-            epochs = {}
-            for item in starts:
-                partition = TopicPartition(item.topic, item.partition)
-                self._known[partition] = partition
-                epochs[partition] = self._begin_epoch(partition)
-                self._positions[partition].start = item.offset
+            self._check_same_topics(ids)
+            epochs = dict(self._assigned.begin(item, ids.get(item.topic, "")) for item in starts)
+            self._topic_ids.watch(self._assigned.topic_ids)
             # A pause can survive revoke and re-assign, so both states are set, not only one.
             (self._client.pause if self._paused else self._client.resume)(assigned)
             _log.info("assigned", partitions=[str(partition) for partition in epochs])
@@ -294,28 +289,47 @@ class Source:
         except BaseException as error:  # noqa: BLE001 - raised again by poll
             self._fail(error)
         finally:
-            for partition in partitions:
-                self._positions.pop(partition, None)
+            self._assigned.end(partitions)
+            self._topic_ids.watch(self._assigned.topic_ids)
             if self._incremental:
                 self._client.incremental_unassign(ended)
             else:
                 self._client.unassign()
 
-    def _start_offsets(self, assigned: list[confluent_kafka.TopicPartition]) -> list[confluent_kafka.TopicPartition]:
-        """A partition without a committed offset starts at its beginning: nothing is skipped on a first start."""
-        if not self._look_up_offsets:
-            return assigned
+    def _start_offsets(
+        self, assigned: list[confluent_kafka.TopicPartition]
+    ) -> tuple[list[confluent_kafka.TopicPartition], dict[str, str]]:
+        """Where reading begins, and the topic IDs of these partitions."""
         try:
-            starts = self._committed(assigned)
+            committed = self._committed(assigned)
+            # In this order: a topic that is created again in between has another ID than its commits.
+            ids = self._look_up_ids({item.topic for item in assigned})
         except KafkaError:
             if self._listener.waiting():
                 raise
             self._gave_up = True
-            return assigned  # nothing is read of them any more
-        for item in starts:
-            if item.offset < 0:
-                item.offset = confluent_kafka.OFFSET_BEGINNING
-        return starts
+            return assigned, {}  # nothing is read of them any more
+        # A topic that is not there now is watched for with the ID that its commits name.
+        for item in committed:
+            if item.topic not in ids and (known := from_metadata(item.metadata)):
+                ids[item.topic] = known
+        return start_offsets(committed, ids, without_commit=self._without_commit), ids
+
+    def _look_up_ids(self, topics: Collection[str]) -> dict[str, str]:
+        for _ in range(group.LOOKUP_TRIES):
+            try:
+                return self._topic_ids.look_up(topics)
+            except KafkaException as error:
+                failure = error
+                if not self._listener.waiting():
+                    break
+        raise KafkaError(f"cannot look up the topic IDs of {', '.join(topics)}: {group.text_of(failure)}") from failure
+
+    def _check_same_topics(self, ids: Mapping[str, str]) -> None:
+        """Partitions that are held already must be of the same topics, not of others with the same names."""
+        for topic, before in self._assigned.topic_ids.items():
+            if (now := ids.get(topic, before)) != before:
+                self._fail(topic_replaced(Replaced(topic, before, now)))
 
     def _committed(
         self, partitions: Sequence[confluent_kafka.TopicPartition], tries: int = group.LOOKUP_TRIES
@@ -332,15 +346,6 @@ class Source:
         """What `poll` raises: the first failure; later ones may follow from it."""
         self._failure = self._failure or error
 
-    def _assignment(self) -> list[confluent_kafka.TopicPartition]:
-        return [_topic_partition(partition) for partition in self._positions]
-
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:
             raise OwnershipError("Source belongs to the thread that subscribed; call it there")
-
-
-def _topic_partition(partition: TopicPartition, offset: int | None = None) -> confluent_kafka.TopicPartition:
-    if offset is None:
-        return confluent_kafka.TopicPartition(partition.topic, partition.partition)
-    return confluent_kafka.TopicPartition(partition.topic, partition.partition, offset)

@@ -39,10 +39,22 @@ class Commits:
         self._uncommitted = False  # something was stored since the last commit was sent, or that one has failed
         self._sent_at = clock()
         self._is_answered = True
+        self._withheld = False
+
+    def withhold(self, client: confluent_kafka.Consumer, partitions: Sequence[TopicPartition]) -> None:
+        """Commit nothing more, neither now nor when the client is closed: what is stored may be of another log."""
+        self._withheld = True
+        self._uncommitted = False
+        forgotten = [TopicPartition(item.topic, item.partition, confluent_kafka.OFFSET_INVALID) for item in partitions]
+        for item in forgotten:  # one by one: one that is not assigned any more does not keep the others stored
+            try:
+                client.store_offsets(offsets=[item])
+            except KafkaException as error:
+                _log.debug("nothing stored", partition=f"{item.topic}[{item.partition}]", error=group.text_of(error))
 
     def store(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> None:
         """Hand these to the next commit."""
-        if not offsets:
+        if not offsets or self._withheld:
             return
         try:
             client.store_offsets(offsets=list(offsets))
@@ -59,7 +71,7 @@ class Commits:
         Never two at a time: librdkafka tries each again by itself while the coordinator is away, in no certain order,
         and an old one that arrives last takes the group back.
         """
-        if self._is_answered and not self._uncommitted:
+        if self._withheld or (self._is_answered and not self._uncommitted):
             return
         waited_s = self._clock() - self._sent_at
         if waited_s < (self._every_s if self._is_answered else _UNANSWERED_S):
@@ -73,7 +85,7 @@ class Commits:
 
     def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition], caller: Caller) -> None:
         """Commit these and wait for the answer, for `LAST_COMMIT_S` at most. `caller` makes the call."""
-        if not offsets:
+        if not offsets or self._withheld:
             return
         try:
             refusal = caller.call(partial(_insist, client, list(offsets)), LAST_COMMIT_S)

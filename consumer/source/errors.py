@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import confluent_kafka
 import structlog
 
-from consumer.errors import KafkaError, RefusedError
+from consumer.errors import KafkaError, OffsetsLostError, RefusedError, TopicReplacedError
+from consumer.source.topics import Replaced
+from consumer.types import TopicPartition
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
@@ -32,11 +34,6 @@ _UNTRUSTED = "certificate verify failed"
 def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: str) -> None:
     """Log an error that passes by itself. Raises KafkaError for any other, with what to do."""
     code = error.code()
-    if code == _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
-        raise RefusedError(
-            f"the committed offset is no longer in the topic: {error.str()}. Frames were deleted before they were "
-            "read. To go on with the oldest that is left, reset the offsets: docs/operations.md, Offsets expired"
-        )
     if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
         # Why it died is only in the text.
         cause = next((cause for cause in _FATAL if _Code(cause).str() in error.str()), code)
@@ -51,6 +48,33 @@ def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: 
         kind = RefusedError if code in _FATAL else KafkaError
         raise kind(f"{error.name()}: {error.str()}; {_advice(code, topics, group)}")
     _log.warning("kafka", error=error.name(), text=error.str())
+
+
+def topic_replaced(replaced: Replaced) -> TopicReplacedError:
+    """A topic was deleted and created again while its frames were read."""
+    return TopicReplacedError(
+        f"the input topic {replaced.topic} was deleted and created again: its topic ID was {replaced.before} and is "
+        f"{replaced.now}. Nothing more is committed for the old topic. A restart reads the new one from its beginning"
+    )
+
+
+def offset_reset(partition: TopicPartition, offset: int, log: tuple[int, int] | None, text: str) -> OffsetsLostError:
+    """The next offset to read is not in the log. `log`: its first offset and the one behind its end, if known."""
+    if log is not None and offset > log[1]:
+        said = (
+            f"offset {offset} of {partition} is beyond the end of the log, {log[1]}: the log was cut, or the offset "
+            "was set by hand"
+        )
+    elif log is not None and offset < log[0]:
+        said = (
+            f"records {offset} to {log[0] - 1} of {partition} were deleted before this group committed them. They were "
+            "frames, or only transaction markers"
+        )
+    else:
+        said = f"the next offset of {partition}, {offset}, is not in the log: {text}"
+    return OffsetsLostError(
+        f"{said}. Choose where to read on and reset the offsets of the group: docs/operations.md, Offsets out of range"
+    )
 
 
 def _advice(code: int, topics: Sequence[str], group: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import confluent_kafka
+
+from consumer.source.topics import to_metadata
+from consumer.types import TopicPartition
 
 
 @dataclass(slots=True)
@@ -14,10 +17,44 @@ class Position:
     epoch: int
     start: int = confluent_kafka.OFFSET_INVALID  # where reading begins; invalid: where the client chooses
     first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
-    next_offset: int | None = None
+    next_offset: int | None = None  # behind the last frame, or behind the end that the client reported
     timestamp_ms: int | None = None
     floor: int = -1  # what our transactions have committed since the assignment; a rewind keeps it
+    topic_id: str = ""  # of the topic that was assigned; a rewind keeps it
+    # (offset, leader epoch) of the records at which the epoch changed, rising. What commits have passed is dropped.
+    leader_epochs: list[tuple[int, int]] = field(default_factory=list)
 
     def age_s(self, now_ms: int) -> float | None:
         """Seconds since the timestamp of the last record. None: it had none, or there was no record yet."""
         return None if self.timestamp_ms is None else max(0.0, (now_ms - self.timestamp_ms) / 1000)
+
+    def read(self, offset: int, timestamp_ms: int | None, leader_epoch: int | None) -> None:
+        """A record was handed out."""
+        if self.first_offset is None:
+            self.first_offset = offset
+        self.next_offset = offset + 1
+        self.timestamp_ms = timestamp_ms
+        epochs = self.leader_epochs
+        if leader_epoch is not None and (not epochs or epochs[-1][1] != leader_epoch):
+            epochs.append((offset, leader_epoch))
+
+    def reached(self, end: int) -> bool:
+        """The client has read up to `end`. Whether that is news: markers or aborted records lie before it."""
+        at = self.start if self.next_offset is None else self.next_offset
+        if end <= max(at, 0):
+            return False
+        self.next_offset = end
+        return True
+
+    def commit_of(self, partition: TopicPartition, next_offset: int) -> confluent_kafka.TopicPartition:
+        """`next_offset` as a commit carries it: with the topic ID, and the leader epoch of the record before it.
+
+        The epoch lets the next owner notice that the log was cut below its start (KIP-320).
+        """
+        epochs = self.leader_epochs
+        while len(epochs) > 1 and epochs[1][0] < next_offset:
+            epochs.pop(0)
+        known = bool(epochs) and epochs[0][0] < next_offset
+        return confluent_kafka.TopicPartition(
+            *partition, next_offset, to_metadata(self.topic_id), epochs[0][1] if known else -1
+        )

@@ -97,6 +97,7 @@ class TestCommit:
 
     def test_goes_out_in_the_background_once_an_interval(self) -> None:
         bench = Bench(commit_interval_ms=500)
+        bench.assign(P0)
         bench.source.store([Committable(P0, 3)])
         bench.play()
         assert not bench.client.called("commit")
@@ -114,6 +115,7 @@ class TestCommit:
         On Apache Kafka, after its coordinator had been away, offset 630 of a partition was committed after 1476.
         """
         bench = Bench(commit_interval_ms=500)
+        bench.assign(P0)
         for offset in range(3, 9):
             bench.source.store([Committable(P0, offset)])
             bench.clock.advance(0.5)
@@ -126,6 +128,7 @@ class TestCommit:
     def test_that_failed_is_sent_again_though_nothing_new_is_stored(self) -> None:
         """Catches a quiet topic whose last frames are repeated by the next owner."""
         bench = Bench(commit_interval_ms=500)
+        bench.assign(P0)
         bench.source.store([Committable(P0, 3)])
         for _ in range(3):
             bench.clock.advance(0.5)
@@ -135,6 +138,7 @@ class TestCommit:
 
     def test_whose_answer_never_comes_does_not_stop_the_commits_for_good(self) -> None:
         bench = Bench(commit_interval_ms=500)
+        bench.assign(P0)
         bench.source.store([Committable(P0, 3)])
         for _ in range(2):
             bench.clock.advance(121)

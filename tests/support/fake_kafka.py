@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from consumer.source.topics import Replaced
 from consumer.types import TopicPartition as Ours
 
 _INVALID = -1001  # librdkafka: no offset
@@ -26,9 +27,14 @@ class FakeMessage:
         *,
         timestamp_ms: int | None = None,
         error: KafkaError | None = None,
+        leader_epoch: int | None = None,
     ) -> None:
         self._at, self._offset, self._value, self._key, self._error = partition, offset, value, key, error
         self._timestamp_ms = timestamp_ms
+        self._leader_epoch = leader_epoch
+
+    def leader_epoch(self) -> int | None:
+        return self._leader_epoch
 
     def error(self) -> KafkaError | None:
         return self._error
@@ -75,6 +81,7 @@ class FakeConsumer:
         self.script: deque[FakeMessage | Callable[[], object] | None] = deque()
         self.calls: list[tuple[str, Any]] = []
         self.group: dict[Ours, int] = {}  # committed
+        self.group_metadata: dict[Ours, str] = {}  # ... with this
         self.lookup_failures = 0
         self.seek_failures = 0
         self.metadata = group_metadata(3, "member-1")
@@ -106,12 +113,14 @@ class FakeConsumer:
             self.lookup_failures -= 1
             raise KafkaException(failed(KafkaError._TIMED_OUT))
         return [
-            TopicPartition(p.topic, p.partition, self.group.get(Ours(p.topic, p.partition), _INVALID))
-            for p in partitions
+            TopicPartition(*each, self.group.get(each, _INVALID), self.group_metadata.get(each, ""))
+            for each in (Ours(p.topic, p.partition) for p in partitions)
         ]
 
-    def get_watermark_offsets(self, partition: TopicPartition, *, cached: bool) -> tuple[int, int]:
-        assert cached, "it asks the brokers in the loop"
+    def get_watermark_offsets(
+        self, partition: TopicPartition, *, cached: bool = False, timeout: float = 0.0
+    ) -> tuple[int, int]:
+        assert cached or timeout, "it asks the brokers in the loop, without an end"
         return self.watermarks
 
     def consumer_group_metadata(self) -> bytes:
@@ -146,6 +155,29 @@ class FakeConsumer:
         self.calls.append((call, [(Ours(p.topic, p.partition), p.offset) for p in offsets]))
         if self.refuse is not None:
             raise KafkaException(self.refuse)
+
+
+class FakeTopicIds:
+    """As `TopicIds`. `ids` are those of today; `expected` is what the source watches."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, str] = {}
+        self.expected: dict[str, str] = {}
+        self.replaced: Replaced | None = None
+        self.failures = 0
+        self.closed = False
+
+    def look_up(self, topics: Collection[str]) -> dict[str, str]:
+        if self.failures:
+            self.failures -= 1
+            raise KafkaException(failed(KafkaError._TIMED_OUT))
+        return {topic: self.ids[topic] for topic in topics if topic in self.ids}
+
+    def watch(self, ids: Mapping[str, str]) -> None:
+        self.expected = dict(ids)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeProducer:

@@ -59,11 +59,14 @@ class Chaos(Stop):
         world, chance, source = self.world, self.chance, self.world.source
         partition = chance.pick(PARTITIONS)
         at = chance.pick([0, 1, 3, 40])
-        match chance.pick(["produce", "rebalance", "big", "lose", "commit", "time", "elsewhere", "fail", "break"]):
+        kinds = ["produce", "rebalance", "big", "lose", "commit", "time", "elsewhere", "fail", "break", "mark"]
+        match chance.pick(kinds):
             case "produce":
                 for _ in range(chance.pick([1, 5, 20])):
                     kind = chance.pick([b"good", BAD])
                     world.log.append(partition, f"{partition.partition}-{chance.of(3)}", kind, chance.pick([0, 2]))
+            case "mark":
+                world.log.mark(partition, chance.pick([1, 3]))
             case "big":
                 world.log.append(partition, "big", bytes(chance.pick([2**18, 2**21])))
             case "rebalance":

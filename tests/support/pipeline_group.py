@@ -17,6 +17,7 @@ from consumer.source import BURST, RebalanceListener
 from consumer.types import (
     Frame,
     Lag,
+    Receipt,
     TopicPartition,
 )
 from made_frames import VirtualClock, frame
@@ -46,6 +47,9 @@ class Log:
     acknowledged: set[tuple[TopicPartition, int]] = field(default_factory=set)
     committed: dict[TopicPartition, int] = field(default_factory=dict)
     resolve: Callable[[], None] = lambda: None  # what is in an open transaction becomes committed, or not
+    markers: dict[TopicPartition, int] = field(
+        default_factory=dict
+    )  # offsets behind the last record that are no frames
     _last: dict[tuple[TopicPartition, str], int] = field(default_factory=dict)  # the last offset first seen, by source
     _seen_in: dict[tuple[TopicPartition, int], set[int]] = field(default_factory=dict)  # offsets, by epoch
 
@@ -68,8 +72,18 @@ class Log:
             assert not repeated, f"{partition}: a clean end at {committed} leaves {repeated} to be repeated"
 
     def append(self, partition: TopicPartition, source_id: str, payload: bytes, gap: int = 0) -> None:
+        offset = self.end(partition) + gap
+        self.markers.pop(partition, None)
+        self.records[partition].append((offset, source_id, payload))
+
+    def mark(self, partition: TopicPartition, count: int) -> None:
+        """The markers of transactions, and what was aborted: offsets that no consumer ever receives."""
+        self.markers[partition] = self.markers.get(partition, 0) + count
+
+    def end(self, partition: TopicPartition) -> int:
+        """The offset of what comes next."""
         line = self.records[partition]
-        line.append((line[-1][0] + 1 + gap if line else gap, source_id, payload))
+        return (line[-1][0] + 1 if line else 0) + self.markers.get(partition, 0)
 
     def check_commit(self, partition: TopicPartition, next_offset: int) -> None:
         ahead = [
@@ -80,8 +94,8 @@ class Log:
 
     @property
     def finished(self) -> bool:
-        """Every record has its outcome, and is committed."""
-        return all(not line or self.committed.get(p, 0) == line[-1][0] + 1 for p, line in self.records.items())
+        """Every record has its outcome, and the group has committed the end of each partition."""
+        return all(self.committed.get(partition, 0) == self.end(partition) for partition in self.records)
 
     def check_complete(self) -> None:
         lost = [(p, o) for p, line in self.records.items() for o, _, _ in line if (p, o) not in self.acknowledged]
@@ -106,6 +120,7 @@ class FakeSource:
         self.patience_s = 0.0  # a revocation that took less was not cut short
         self.handed_over: set[tuple[TopicPartition, int]] = set()  # epochs that ended so
         self._epoch = 0
+        self._ends: list[Receipt] = []
         self._failure: BaseException | None = None
 
     def subscribe(self) -> None:
@@ -133,6 +148,10 @@ class FakeSource:
             self.clock.advance(timeout_s)
         return frames
 
+    def ends(self) -> list[Receipt]:
+        ends, self._ends = self._ends, []
+        return ends
+
     def pause(self) -> None:
         self.paused = True
 
@@ -149,6 +168,9 @@ class FakeSource:
         for partition in self.owned:
             self._begin_epoch(partition)
         return dict(self.owned)
+
+    def commit_positions(self, offsets: Iterable[Committable]) -> list[Committable]:
+        return list(offsets)
 
     def transacted(self, offsets: Iterable[Committable]) -> None:
         for partition, _ in offsets:
@@ -228,4 +250,7 @@ class FakeSource:
                     # The next poll looks at another partition first.
                     self.owned[partition] = self.owned.pop(partition)
                     return frame(offset, source_id, partition, epoch, payload=payload, at=self.clock.now)
+            if (end := self.log.end(partition)) > self.positions[partition]:
+                self.positions[partition] = end
+                self._ends.append(Receipt(partition, end, epoch))
         return None

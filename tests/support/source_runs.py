@@ -10,7 +10,7 @@ import confluent_kafka
 from consumer.config import Config
 from consumer.source import Source
 from consumer.types import Frame, TopicPartition
-from fake_kafka import FakeConsumer, FakeMessage
+from fake_kafka import FakeConsumer, FakeMessage, FakeTopicIds
 from made_frames import P0, VirtualClock
 
 
@@ -45,6 +45,7 @@ class Bench:
     def __init__(self, **kafka: Any) -> None:
         self.listener = Listener()
         self.clock = VirtualClock()
+        self.topic_ids = FakeTopicIds()
         self.commits: list[float | None] = []
         self.source = Source(
             Config(kafka=kafka),
@@ -52,6 +53,7 @@ class Bench:
             clock=self.clock,
             wall_clock_ms=self.clock.unix_ms,  # type: ignore[arg-type]
             on_committed=self.commits.append,
+            topic_ids=self.topic_ids,  # type: ignore[arg-type]
         )
         self.client: FakeConsumer = self.source._client  # type: ignore[assignment]
         self.source.subscribe()

@@ -15,7 +15,7 @@ from consumer.delivery import Delivery, ExactlyOnce, Judge, SourceLike
 from consumer.errors import KafkaError, TransactionError
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
-from consumer.types import Acknowledged, Detected, Finished, Rejected
+from consumer.types import Acknowledged, Detected, Finished, Rejected, TopicPartition
 from made_frames import VirtualClock
 from pipeline_group import FakeSource, Log
 from pipeline_world import UNPUBLISHABLE, World
@@ -37,12 +37,14 @@ class FakeTransactions:
         self.renewal_fails: Callable[[], bool] = lambda: False
         self.fail = False
         self.transactions: list[int] = []  # outcomes in each that committed
-        self._unresolved: list[Finished] | None = None
+        self._unresolved: tuple[list[Finished], list[Committable]] | None = None
         self._suspect = False
         log.resolve()  # what an earlier process has left open
         log.resolve = self._resolve
 
-    def transact(self, finished: Sequence[Finished], membership: object, within_s: float) -> list[Acknowledged]:
+    def transact(
+        self, finished: Sequence[Finished], positions: Sequence[Committable], membership: object, within_s: float
+    ) -> list[Acknowledged]:
         assert membership is not None, "a transaction without a proof of membership"
         assert not self._suspect, "the next transaction came before the recovery"
         takes_s, fate = self.takes_s(), self.fate()
@@ -52,13 +54,13 @@ class FakeTransactions:
         if takes_s > within_s:
             fate = {"commits": "answer lost"}.get(fate, fate)
         if fate in {"commits", "answer lost"}:
-            self._commit(finished)
+            self._commit(finished, positions)
         if fate == "commits":
             return [Acknowledged(item.frame, _written(item), self.clock.now) for item in finished]
         if fate in {"rolled back", "expelled"}:
             raise TransactionError(fate, rolled_back=True, expelled=fate == "expelled")
         self._suspect = True
-        self._unresolved = list(finished) if fate == "commits later" else None
+        self._unresolved = (list(finished), list(positions)) if fate == "commits later" else None
         raise TransactionError(fate, rolled_back=False)
 
     def renew(self) -> None:
@@ -77,21 +79,22 @@ class FakeTransactions:
     def _resolve(self) -> None:
         unresolved, self._unresolved = self._unresolved, None
         if unresolved is not None:
-            self._commit(unresolved)
+            self._commit(*unresolved)
 
-    def _commit(self, finished: Sequence[Finished]) -> None:
-        lines: dict[object, list[int]] = {}
+    def _commit(self, finished: Sequence[Finished], positions: Sequence[Committable]) -> None:
+        lines: dict[TopicPartition, list[int]] = {partition: [] for partition, _ in positions}
         for item in finished:
             partition, offset, epoch = item.frame.receipt
             owned = self.source.owned.get(partition)
             # A transaction that is resolved late may belong to an epoch before the one that owns the partition now.
             assert owned is not None or self._suspect, f"committed for {partition}, which is not ours"
             assert owned == epoch or self._suspect, f"committed for an epoch that has ended: {item.frame.receipt}"
-            lines.setdefault(partition, []).append(offset)
+            lines[partition].append(offset)
             assert (partition, offset) not in self.log.acknowledged, f"{partition}: {offset} is seen twice"
             self.log.acknowledge(partition, offset, epoch)
-        for partition, offsets in lines.items():
-            before, after = self.log.committed.get(partition, 0), offsets[-1] + 1
+        for partition, after in positions:
+            offsets, before = lines[partition], self.log.committed.get(partition, 0)
+            assert before <= after, f"{partition}: the commit went back from {before} to {after}"
             below = [offset for offset, _, _ in self.log.records[partition] if before <= offset < after]
             assert offsets == below, f"{partition}: {offsets} written, {before} to {after} committed"
             self.log.committed[partition] = after

@@ -1,0 +1,107 @@
+"""Which topic is behind a name: the IDs of the input topics (KIP-516), at each assignment and while frames are read.
+
+A topic that is deleted and created again keeps its name and gets another ID. Its offsets name other records. The client
+library does not tell. The brokers refuse its next fetch, which names the old ID, and `fetch.error.backoff.ms` (half a
+second) later it reads on in the new topic, at the offset of the old one. So each commit carries the ID of the topic
+that it is meant for, an assignment compares that ID, and a thread asks for the IDs several times in half a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Collection, Mapping
+from typing import Final, NamedTuple
+
+import confluent_kafka
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from consumer.config import Config
+
+_Code = confluent_kafka.KafkaError
+
+ANSWER_S: Final = 5.0
+_WATCH_EVERY_S: Final = 0.15
+_NO_ID: Final = "A" * 22  # 16 bytes of zeros: brokers before 2.8 have no topic IDs
+_PREFIX: Final = "topic-id:"
+# The topic is not there at the moment, or this user may not know: there is nothing to compare.
+_UNKNOWN: Final = {_Code.UNKNOWN_TOPIC_OR_PART, _Code.TOPIC_AUTHORIZATION_FAILED}
+
+
+class Replaced(NamedTuple):
+    """The topic has another ID than the one that its partitions were assigned with."""
+
+    topic: str
+    before: str
+    now: str
+
+
+class TopicIds:
+    """Asks the brokers for topic IDs. `look_up` blocks; `watch` asks in a thread of its own until `close`."""
+
+    def __init__(self, config: Config) -> None:
+        # As the consumer connects. Quiet: the consumer logs what is wrong with the brokers.
+        settings = {**config.kafka.shared, **config.kafka.consumer, "log_level": 0}
+        self._client = AdminClient(settings | {"bootstrap.servers": config.kafka.bootstrap_servers})
+        self._expected: Mapping[str, str] = {}  # replaced as a whole, never changed: two threads read it
+        self._replaced: Replaced | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="topic-ids", daemon=True)
+
+    @property
+    def replaced(self) -> Replaced | None:
+        """The first topic that was seen with another ID than expected."""
+        return self._replaced
+
+    def look_up(self, topics: Collection[str]) -> dict[str, str]:
+        """The IDs of these topics, without those that are not there or have none. Blocks for `ANSWER_S` at most.
+
+        Raises:
+            KafkaException: The brokers do not answer.
+        """
+        if not topics:
+            return {}
+        found: dict[str, str] = {}
+        asked = self._client.describe_topics(TopicCollection(sorted(topics)), request_timeout=ANSWER_S)
+        for topic, answer in asked.items():
+            try:
+                topic_id = str(answer.result(ANSWER_S + 1).topic_id)
+            except KafkaException as error:
+                if error.args[0].code() not in _UNKNOWN:
+                    raise
+            except TimeoutError as error:
+                raise KafkaException(_Code(_Code._TIMED_OUT, "no answer")) from error  # noqa: SLF001 - its own name
+            else:
+                if topic_id != _NO_ID:
+                    found[topic] = topic_id
+        return found
+
+    def watch(self, ids: Mapping[str, str]) -> None:
+        """Expect these IDs from now on, and say in `replaced` if a topic has another one."""
+        self._expected = dict(ids)
+        if ids and self._thread.ident is None:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching. Does not wait for an answer that is on its way."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_WATCH_EVERY_S):
+            expected = self._expected
+            with contextlib.suppress(KafkaException):  # the brokers are away: no frames come either
+                found = self.look_up(expected)
+                if expected is self._expected:  # else the assignment has changed meanwhile
+                    other = [Replaced(topic, expected[topic], now) for topic, now in found.items()]
+                    self._replaced = self._replaced or next((each for each in other if each.before != each.now), None)
+
+
+def to_metadata(topic_id: str) -> str:
+    """What a commit carries beside its offset: the topic that the offset is meant for."""
+    return _PREFIX + topic_id if topic_id else ""
+
+
+def from_metadata(metadata: str | None) -> str:
+    """The topic ID in the metadata of a commit; "" if it is not one of ours or has none."""
+    return metadata.removeprefix(_PREFIX) if metadata and metadata.startswith(_PREFIX) else ""
