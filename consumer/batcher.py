@@ -151,19 +151,23 @@ class Batcher:
         Without `overtaken`, frames stay that a later offset of their partition has overtaken: finishing them lets the
         watermark rise over what was finished beyond them, which would be repeated otherwise.
         """
+        chosen = frozenset(partitions)  # thousands of frames wait, and the worker's lock is held
 
         def leaves(frame: Frame) -> bool:
             partition, offset, epoch = frame.receipt
-            if partition not in partitions:
+            if partition not in chosen:
                 return False
             return overtaken or (epoch, offset) > self._admitted.get(partition, (0, -1))
 
         dropped: list[Frame] = []
         for source_id, line in list(self._lines.items()):
-            kept = deque(frame for frame in line if not leaves(frame))
-            if len(kept) == len(line):
+            kept: deque[Frame] = deque()
+            leaving: list[Frame] = []
+            for frame in line:
+                (leaving if leaves(frame) else kept).append(frame)
+            if not leaving:
                 continue
-            dropped.extend(frame for frame in line if leaves(frame))
+            dropped += leaving
             if kept:
                 self._lines[source_id] = kept
             else:

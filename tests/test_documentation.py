@@ -34,7 +34,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def test_the_check_of_links_sees_them() -> None:
-    assert "offsets-expired" in anchors(ROOT / "docs/operations.md")
+    assert "offsets-out-of-range" in anchors(ROOT / "docs/operations.md")
     assert "exit-codes" in anchors(ROOT / "docs/reference.md")
 
 

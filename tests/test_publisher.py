@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from consumer.config import Config
-from consumer.errors import OwnershipError, PublishError, RejectRateError, UnwritableError
+from consumer.errors import OwnershipError, PublishError, RefusedError, RejectRateError, UnwritableError
 from consumer.publisher import Publisher
 from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Rejected, Skipped
 from consumer.wire import Message
@@ -23,10 +23,10 @@ TOO_LARGE = failed(_Code.MSG_SIZE_TOO_LARGE)
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, config: Config | None = None) -> None:
         self.clock = VirtualClock()
         self.publisher = Publisher(
-            Config(), ModelInfo("m.pt", "sha256:0"), clock=self.clock, wall_clock_ms=self.clock.unix_ms
+            config or Config(), ModelInfo("m.pt", "sha256:0"), clock=self.clock, wall_clock_ms=self.clock.unix_ms
         )
         self.client: FakeProducer = self.publisher._client  # type: ignore[assignment]
         self.client.on_poll = self.clock.advance
@@ -266,3 +266,52 @@ class TestOwnership:
         bench.publish(detected())
         assert bench.publisher.close(1) is True
         assert bench.client.purged
+
+
+class TestAnOutcomeThatTheBrokersDoNotTake:
+    """librdkafka's own time-out would let later results of the source pass: it is off, and ours ends the process."""
+
+    def bench(self, monkeypatch: pytest.MonkeyPatch, **producer: Any) -> Bench:
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        return Bench(Config(kafka={"producer": producer}))  # type: ignore[arg-type]
+
+    def test_ends_the_process_after_the_delivery_timeout_and_takes_back_what_waits_behind_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches results that arrive without an earlier one of their source."""
+        bench = self.bench(monkeypatch, **{"delivery.timeout.ms": 8000})
+        assert bench.client.settings["message.timeout.ms"] == 0
+        assert "delivery.timeout.ms" not in bench.client.settings
+        bench.publish(detected(), frame(7))
+        bench.client.holds = True
+        bench.clock.advance(6)
+        bench.publish(detected(), frame(8))
+        assert bench.publisher.poll() == []
+        bench.clock.advance(2.5)
+        with pytest.raises(
+            PublishError, match=r"frames/0/7 in detections within delivery\.timeout\.ms \(8 s\)"
+        ) as caught:
+            bench.publisher.poll()
+        assert caught.value.retriable
+        assert bench.client.purged
+
+    def test_is_timed_from_its_own_sending(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a clock that starts with the first message ever, or that an acknowledgement does not stop."""
+        bench = self.bench(monkeypatch, **{"message.timeout.ms": "8000"})
+        for number in range(5):
+            bench.publish(detected(), frame(number))
+            bench.clock.advance(6)
+            assert len(bench.publisher.poll()) == 1
+        bench.clock.advance(100)
+        assert bench.publisher.poll() == []
+
+    def test_may_wait_without_an_end_if_the_user_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench = self.bench(monkeypatch, **{"delivery.timeout.ms": 0})
+        bench.publish(detected(), frame(7))
+        bench.client.holds = True
+        bench.clock.advance(1e6)
+        assert bench.publisher.poll() == []
+
+    def test_has_a_limit_that_is_a_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(RefusedError, match=r"delivery\.timeout\.ms is 'soon'"):
+            self.bench(monkeypatch, **{"delivery.timeout.ms": "soon"})

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import confluent_kafka
 import pytest
 
+import images
 from brokers import APACHE, Broker
 from consumer.__main__ import serve
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import ModelError
 from consumer.tools.embedded import free_port
-from sluice_process import Topics, running
+from exactly_once import metric
+from sluice_process import Topics, produce, running
 from waiting import wait_until
 
 
@@ -30,6 +33,22 @@ def test_a_stop_is_heard_while_the_brokers_do_not_answer() -> None:
         assert time.monotonic() - began < 3
     events = [json.loads(line) for line in sluice.log.splitlines()]
     assert not [event for event in events if event["event"] == "drained" or event["level"] == "critical"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_drain_at_once_and_says_so(broker: Broker, number: signal.Signals) -> None:
+    """The first one waits for the engine. Catches a user who presses Ctrl-C again and again and waits 25 seconds."""
+    topics = Topics.on(broker, partitions=1)
+    with running(broker, topics, "simulated://30000ms@1,30000ms@32") as sluice:
+        produce(broker, topics.frames, [("cam-1", images.jpeg(64, 48))])
+        wait_until(lambda: metric(sluice, "in_flight_frames") == 1, 60, "the frame to be in the engine")
+        sluice.signal(number)
+        wait_until(lambda: metric(sluice, "state") == 2, 10, "the drain to begin")
+        began = time.monotonic()
+        sluice.signal(signal.SIGTERM)
+        assert sluice.wait(10) == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 3
+    assert "second signal: ended without draining" in sluice.log
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])

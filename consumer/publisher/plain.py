@@ -6,7 +6,9 @@ outcomes of one source, which share a partition, arrive in the order in which th
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,6 +41,9 @@ _REFUSALS = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSU
 _UNTRUSTED = "certificate verify failed"
 # Results that are encoded before they are sent: several batches, and little memory beside what librdkafka may hold.
 _TOGETHER = 256
+# librdkafka's own default, and its two names for the setting.
+_DELIVERY_TIMEOUT_MS = 300_000.0
+_DELIVERY_TIMEOUTS = ("delivery.timeout.ms", "message.timeout.ms")
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
@@ -58,6 +63,31 @@ Report = tuple[Pending, confluent_kafka.KafkaError | None]
 
 def _no_judge(_frame: Frame, _outcome: Outcome) -> None:
     """A transaction's outcomes are judged once it has committed."""
+
+
+def delivery_timeout_s(config: Config) -> float:
+    """How long an outcome may stay unacknowledged: `delivery.timeout.ms` or its alias, in seconds. 0 means no limit.
+
+    Raises:
+        RefusedError: The setting is not a number.
+    """
+    chosen = {**config.kafka.shared, **config.kafka.producer}
+    name = next((name for name in _DELIVERY_TIMEOUTS if name in chosen), "")
+    try:
+        timeout_ms = float(chosen[name]) if name else _DELIVERY_TIMEOUT_MS
+    except ValueError:
+        raise RefusedError(f"kafka.producer: {name} is {chosen[name]!r}, not a number of milliseconds") from None
+    return timeout_ms / 1000 or math.inf
+
+
+def plain_settings(config: Config) -> dict[str, Any]:
+    """As `producer_settings`, for a producer without transactions.
+
+    librdkafka never gives a message up by itself: it would send the messages behind it before we hear of that, and the
+    later results of a source would arrive without the earlier ones. `Publisher` watches the time instead.
+    """
+    settings = {name: value for name, value in producer_settings(config).items() if name not in _DELIVERY_TIMEOUTS}
+    return settings | {"message.timeout.ms": 0}
 
 
 def producer_settings(config: Config) -> dict[str, Any]:
@@ -89,7 +119,7 @@ class Publisher:
         wall_clock_ms: Callable[[], int],
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`settings`: of librdkafka; default: `producer_settings(config)`."""
+        """`settings`: of librdkafka, which then watches `delivery.timeout.ms` itself; default: `plain_settings`."""
         self.errors = 0  # calls of librdkafka's error callback
         self.refusal: confluent_kafka.KafkaError | None = None  # of those, the last that no retry mends
         self.cuts: dict[tuple[TopicPartition, int], int] = {}  # see `DEAD_LETTER_LIMITS`; of frames known to need one
@@ -100,11 +130,14 @@ class Publisher:
         self._encoder = ResultEncoder(format=config.output.format, model=model, source=self._source)
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
+        self._timeout_s = delivery_timeout_s(config) if settings is None else math.inf
         self._outstanding = 0
+        self._numbers = itertools.count()
+        self._unreported: dict[int, tuple[float, Pending]] = {}  # in the order in which they were sent
         self._reports: list[Report] = []
         try:
             self._client = confluent_kafka.Producer(
-                {**(settings or producer_settings(config)), "error_cb": self._on_error},
+                {**(plain_settings(config) if settings is None else settings), "error_cb": self._on_error},
                 logger=logging.getLogger("librdkafka.producer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
@@ -142,6 +175,7 @@ class Publisher:
         """
         self._check_owner()
         self._serve(timeout_s)
+        self._check_timeout()
         acknowledged: list[Acknowledged] = []
         for pending, error in self.reports():
             if error is None:
@@ -158,8 +192,7 @@ class Publisher:
 
     def refused(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
         """What to raise where the brokers do not take a message."""
-        dead = isinstance(pending.outcome, Rejected)
-        what, topic = ("dead letter", self._dead_letter_topic) if dead else ("result", self._topic)
+        what, topic = self._kind(pending)
         advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
         advice = advice.format(topic=topic)
         kind = UnwritableError if error.code() in ADVICE else PublishError
@@ -231,13 +264,14 @@ class Publisher:
 
     def _send(self, topic: str, message: Message, pending: Pending) -> None:
         full_since: float | None = None
+        number = next(self._numbers)
         while True:
             try:
                 self._client.produce(
                     topic,
                     message.value,
                     message.key,
-                    on_delivery=partial(self._on_delivery, pending),
+                    on_delivery=partial(self._on_delivery, number, pending),
                     timestamp=message.timestamp_ms or 0,
                     headers=message.headers,  # type: ignore[arg-type] # the stubs' list is invariant
                 )
@@ -250,6 +284,7 @@ class Publisher:
                 self._serve(0.05)
             else:
                 self._outstanding += 1
+                self._unreported[number] = self._clock(), pending
                 return
 
     def _serve(self, timeout_s: float) -> None:
@@ -259,6 +294,27 @@ class Publisher:
             raise PublishError(
                 f"the producer died: {_text(error)}; nothing unacknowledged was committed, a restart repeats it"
             ) from error
+
+    def _check_timeout(self) -> None:
+        """End before librdkafka could let later outcomes pass one that the brokers do not take."""
+        if not self._unreported:
+            return
+        sent_at, pending = next(iter(self._unreported.values()))
+        if self._clock() - sent_at <= self._timeout_s:
+            return
+        # Whatever waits behind it must not arrive: a restart repeats all of it in order.
+        self._client.purge()
+        what, topic = self._kind(pending)
+        raise PublishError(
+            f"the brokers have not acknowledged the {what} of {record_id(pending.frame.receipt)} in {topic} within "
+            f"delivery.timeout.ms ({self._timeout_s:g} s); nothing unacknowledged was committed, a restart repeats it"
+        )
+
+    def _kind(self, pending: Pending) -> tuple[str, str]:
+        """What a message is, and the topic that it goes to."""
+        if isinstance(pending.outcome, Rejected):
+            return "dead letter", self._dead_letter_topic
+        return "result", self._topic
 
     def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if isinstance(pending.outcome, Rejected):
@@ -271,8 +327,13 @@ class Publisher:
     # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
 
     def _on_delivery(
-        self, pending: Pending, error: confluent_kafka.KafkaError | None, _message: confluent_kafka.Message
+        self,
+        number: int,
+        pending: Pending,
+        error: confluent_kafka.KafkaError | None,
+        _message: confluent_kafka.Message,
     ) -> None:
+        self._unreported.pop(number, None)
         self._reports.append((pending, error))
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:

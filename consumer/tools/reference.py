@@ -78,6 +78,7 @@ def _exit_codes() -> Iterator[str]:
     yield "| code | restart helps | meaning |"
     yield "| --- | --- | --- |"
     yield "| 0 | - | Drained after SIGTERM or SIGINT: what was submitted is published, and committed if it was taken. |"
+    yield "| 130, 143 | yes | A second SIGINT or SIGTERM ended it at once: frames in flight are repeated. |"
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.SluiceError)]
     for error in sorted(found, key=lambda e: e.exit_code):
         meaning = (error.__doc__ or "").strip().splitlines()[0]

@@ -193,6 +193,7 @@ class FakeProducer:
         self.on_poll: Callable[[float], None] = lambda _: None
         self.died: KafkaError | None = None
         self.purged = False
+        self.holds = False  # the brokers answer nothing
 
     def produce(self, topic: str, value: bytes | None, key: bytes | None, **options: Any) -> None:
         if self.full_for:
@@ -208,7 +209,7 @@ class FakeProducer:
         self.on_poll(timeout)
         if self.died is not None:  # the real one raises; it does not call error_cb
             raise KafkaException(self.died)
-        for _ in range(len(self.queue)):
+        for _ in range(0 if self.holds else len(self.queue)):
             message = self.queue.popleft()
             message["on_delivery"](self.report(message), None)
         return 0

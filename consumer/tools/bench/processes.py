@@ -54,6 +54,7 @@ class Child:
             stdout=self._out,
             stderr=self._log,
             env=environment,
+            process_group=0,  # a Ctrl-C is for the bench, which then ends its children in order
         )
 
     @property
