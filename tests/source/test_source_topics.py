@@ -1,0 +1,177 @@
+"""Which log an offset is of: topic IDs and leader epochs in commits, ends behind markers, offsets that are gone."""
+
+from __future__ import annotations
+
+import confluent_kafka
+import pytest
+
+from consumer.errors import KafkaError, OffsetsLostError, TopicReplacedError
+from consumer.offsets import Committable
+from consumer.source.position import Position
+from consumer.source.topics import Replaced
+from consumer.types import Receipt
+from fake_kafka import FakeMessage, failed
+from made_frames import P0, P1
+from source_runs import Bench, messages
+
+_Code = confluent_kafka.KafkaError
+OLD, NEW = "AaIr3Pt8c/KE9eoG/he5Wg", "T8/mvkx5SbKl2SR3h9sW7w"
+
+
+def end_of(partition: object, offset: int) -> FakeMessage:
+    return FakeMessage(partition, offset, error=failed(_Code._PARTITION_EOF))  # type: ignore[arg-type]
+
+
+def out_of_range(offset: int) -> FakeMessage:
+    return FakeMessage(P0, offset, error=failed(_Code._AUTO_OFFSET_RESET, "Offset out of range"))
+
+
+class TestTheEndOfAPartition:
+    def test_is_news_only_if_it_lies_behind_the_last_frame(self, bench: Bench) -> None:
+        """Catches a commit at each end that the client reaches, which is one for nearly each frame of a slow camera."""
+        (frame,) = bench.play(FakeMessage(P0, 7), end_of(P0, 8))
+        assert bench.source.ends() == []
+        bench.play(end_of(P0, 10))
+        assert bench.source.ends() == [Receipt(P0, 10, frame.receipt.epoch)]
+        bench.play(end_of(P0, 10))
+        assert bench.source.ends() == []
+
+    def test_is_no_news_where_reading_begins_at_it(self) -> None:
+        bench = Bench()
+        bench.client.group = {P0: 10}
+        bench.assign(P0)
+        bench.play(end_of(P0, 10))
+        assert bench.source.ends() == []
+        bench.play(end_of(P0, 11))
+        assert [end.offset for end in bench.source.ends()] == [11]
+
+    def test_of_an_empty_partition_is_no_news(self, bench: Bench) -> None:
+        bench.play(end_of(P0, 0))
+        assert bench.source.ends() == []
+
+    def test_of_a_partition_that_is_not_ours_is_ignored(self, bench: Bench) -> None:
+        bench.play(bench.client.rebalance("revoke", P1), end_of(P1, 10))
+        assert bench.source.ends() == []
+
+    def test_counts_as_read_for_the_lag(self, bench: Bench) -> None:
+        """Catches a lag that never returns to zero behind a transaction."""
+        bench.client.watermarks = (0, 9)
+        bench.play(FakeMessage(P0, 7), end_of(P0, 9))
+        assert {lag.partition: lag.records for lag in bench.source.lag()}[P0] == 0
+
+
+class TestACommit:
+    def test_names_the_topic_and_the_leader_epoch_of_the_last_record(self) -> None:
+        bench = Bench()
+        bench.topic_ids.ids = {P0.topic: OLD}
+        bench.assign(P0)
+        bench.play(
+            FakeMessage(P0, 7, leader_epoch=3), FakeMessage(P0, 8, leader_epoch=3), FakeMessage(P0, 9, leader_epoch=5)
+        )
+        commits = [bench.source.commit_positions([Committable(P0, offset)])[0] for offset in (8, 9, 10)]
+        assert [(item.offset, item.leader_epoch) for item in commits] == [(8, 3), (9, 3), (10, 5)]
+        assert {item.metadata for item in commits} == {f"topic-id:{OLD}"}
+
+    def test_without_a_topic_id_or_an_epoch_is_plain(self, bench: Bench) -> None:
+        """Brokers before 2.8 have no topic IDs."""
+        bench.play(FakeMessage(P0, 7))
+        (item,) = bench.source.commit_positions([Committable(P0, 8)])
+        assert (item.offset, item.metadata, item.leader_epoch) == (8, "", None)
+
+    def test_keeps_the_epoch_that_the_last_owner_committed_until_a_record_has_another(self) -> None:
+        position = Position(1, start=40, leader_epochs=[(39, 2)])
+        assert position.commit_of(P0, 40).leader_epoch == 2
+        position.read(41, None, 6)
+        assert [position.commit_of(P0, offset).leader_epoch for offset in (41, 42)] == [2, 6]
+
+
+class TestATopicThatWasCreatedAgain:
+    def test_is_read_from_its_beginning_by_the_next_assignment(self) -> None:
+        """Catches an old offset that is taken for one of the new topic: the frames before it are lost."""
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300, P1: 40}, {P0: f"topic-id:{OLD}"}
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(P0, P1)
+        (assigned,) = bench.client.called("incremental_assign")
+        assert assigned == [(P0, confluent_kafka.OFFSET_BEGINNING), (P1, 40)]
+        assert bench.topic_ids.expected == {P0.topic: NEW}
+
+    def test_keeps_its_offset_if_the_ids_agree(self) -> None:
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{NEW}"}
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(P0)
+        assert bench.client.called("incremental_assign") == [[(P0, 300)]]
+
+    def test_is_noticed_when_it_appears_if_it_was_away_at_the_assignment(self) -> None:
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{OLD}"}
+        bench.assign(P0)
+        assert bench.client.called("incremental_assign") == [[(P0, 300)]]
+        assert bench.topic_ids.expected == {P0.topic: OLD}
+
+    def test_ends_the_process_without_a_commit_and_with_what_was_read_last(self, bench: Bench) -> None:
+        """What the poll has just read may be of the new topic. Catches a commit of the old offset at the close."""
+        bench.play(*messages(3))
+        bench.source.store([Committable(P0, 3)])
+        bench.topic_ids.replaced = Replaced(P0.topic, OLD, NEW)
+        with pytest.raises(TopicReplacedError, match="deleted and created again") as caught:
+            bench.play(*messages(2, first=3))
+        assert caught.value.retriable
+        nothing = confluent_kafka.OFFSET_INVALID
+        assert bench.client.called("store")[-2:] == [[(P0, nothing)], [(P1, nothing)]]
+        bench.source.store([Committable(P0, 3)])
+        bench.source.commit([Committable(P0, 3)])
+        assert bench.client.called("store")[-1] == [(P1, nothing)]
+        assert bench.client.called("commit") == []
+
+    def test_ends_the_process_if_a_rebalance_brings_partitions_of_the_new_one(self) -> None:
+        bench = Bench()
+        bench.topic_ids.ids = {P0.topic: OLD}
+        bench.assign(P0)
+        bench.topic_ids.ids = {P0.topic: NEW}
+        with pytest.raises(TopicReplacedError):
+            bench.play(bench.client.rebalance("assign", P1))
+
+    def test_is_looked_up_again_while_the_brokers_do_not_answer(self) -> None:
+        bench = Bench()
+        bench.topic_ids.ids, bench.topic_ids.failures = {P0.topic: OLD}, 2
+        bench.assign(P0)
+        assert bench.topic_ids.expected == {P0.topic: OLD}
+
+    def test_is_an_error_if_nobody_knows_its_id_in_time(self) -> None:
+        """Catches a start at a committed offset that nobody has compared."""
+        bench = Bench()
+        bench.topic_ids.failures = 1000
+        with pytest.raises(KafkaError, match="cannot look up the topic IDs of frames"):
+            bench.play(bench.client.rebalance("assign", P0))
+
+
+class TestAnOffsetThatIsNotInTheLog:
+    @pytest.mark.parametrize(
+        ("offset", "log", "text"),
+        [
+            (10, (11, 11), r"records 10 to 10 of frames\[0\] were deleted"),
+            (300, (0, 200), r"offset 300 of frames\[0\] is beyond the end of the log, 200"),
+            (50, (0, 200), "is not in the log: Offset out of range"),
+        ],
+    )
+    def test_needs_a_person_and_is_called_what_it_is(
+        self, bench: Bench, offset: int, log: tuple[int, int], text: str
+    ) -> None:
+        """Catches "frames were deleted before they were read", whatever has happened."""
+        bench.client.watermarks = log
+        bench.play(FakeMessage(P0, 7))
+        bench.source.store([Committable(P0, 8)])
+        with pytest.raises(OffsetsLostError, match=text) as caught:
+            bench.play(out_of_range(offset))
+        assert not caught.value.retriable
+        assert bench.client.called("store")[-1] == [(P1, confluent_kafka.OFFSET_INVALID)]
+
+    def test_of_a_topic_that_was_created_again_needs_only_a_restart(self) -> None:
+        bench = Bench()
+        bench.topic_ids.ids = {P0.topic: OLD}
+        bench.assign(P0)
+        bench.topic_ids.ids = {P0.topic: NEW}
+        with pytest.raises(TopicReplacedError):
+            bench.play(out_of_range(300))
