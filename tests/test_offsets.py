@@ -69,6 +69,54 @@ class TestTheWatermark:
         assert tracker.outstanding() == 0
 
 
+class TestTheEndBehindMarkers:
+    """A partition may end with offsets that no consumer receives: markers of transactions, aborted records."""
+
+    def test_is_the_watermark_once_nothing_is_pending(self, tracker: OffsetTracker) -> None:
+        """Catches a committed offset that retention passes although every frame has its outcome."""
+        receive(tracker, 0, 1)
+        tracker.read_to(receipt(4))
+        assert tracker.committable() == []
+        tracker.done(receipt(1))
+        assert tracker.committable() == []
+        tracker.done(receipt(0))
+        assert tracker.committable() == [(P0, 4)]
+        tracker.read_to(receipt(6))
+        assert tracker.committable() == [(P0, 6)]
+
+    def test_does_not_pass_a_frame_behind_it(self, tracker: OffsetTracker) -> None:
+        receive(tracker, 0)
+        tracker.read_to(receipt(4))
+        receive(tracker, 4)
+        tracker.done(receipt(0))
+        assert tracker.committable() == [(P0, 1)]
+
+    def test_never_goes_back_and_needs_its_epoch(self, tracker: OffsetTracker) -> None:
+        receive(tracker, 0, 9)
+        for ended in (receipt(4), receipt(20, epoch=7), receipt(20, P1)):
+            tracker.read_to(ended)
+        for offset in (0, 9):
+            tracker.done(receipt(offset))
+        assert tracker.committable() == [(P0, 10)]
+
+    def test_does_not_pass_a_frame_that_was_dropped(self, tracker: OffsetTracker) -> None:
+        receive(tracker, 0)
+        tracker.abandon(receipt(0))
+        tracker.read_to(receipt(4))
+        assert tracker.committable() == []
+
+    def test_refuses_a_frame_below_it(self, tracker: OffsetTracker) -> None:
+        tracker.read_to(receipt(4))
+        with pytest.raises(ValueError, match="frames"):
+            receive(tracker, 3)
+
+    def test_goes_with_the_last_outcomes_in_a_transaction(self, tracker: OffsetTracker) -> None:
+        receive(tracker, 0, 1, 2)
+        tracker.read_to(receipt(7))
+        assert tracker.watermarks_after({P0: 1}) == [(P0, 2)]
+        assert tracker.watermarks_after({P0: 2}) == [(P0, 7)]
+
+
 class TestEpochs:
     def test_a_completion_of_an_ended_epoch_changes_nothing(self, tracker: OffsetTracker) -> None:
         """Catches matching by (topic, partition): a late result would commit for a partition that came back."""
@@ -111,14 +159,17 @@ class _Model:
         self.epoch = epoch
         self.frames: dict[int, str] = {}
         self.next_offset = 0
+        self.reached = 0
 
     def watermark(self) -> int | None:
-        reached = None
+        """Asked after every step: it remembers where everything that had been read was done."""
         for offset, state in self.frames.items():
             if state != "done":
                 break
-            reached = offset + 1
-        return reached
+            self.reached = max(self.reached, offset + 1)
+        else:
+            self.reached = self.next_offset
+        return self.reached or None
 
 
 class TrackerMachine(RuleBasedStateMachine):
@@ -154,6 +205,12 @@ class TrackerMachine(RuleBasedStateMachine):
                 model.next_offset = offset + 1
                 model.frames[offset] = "open"
                 self.tracker.received(Receipt(partition, offset, model.epoch))
+
+    @rule(partition=st.sampled_from(PARTITIONS), count=st.integers(0, 3))
+    def reach_the_end(self, partition: TopicPartition, count: int) -> None:
+        if (model := self.model.get(partition)) is not None:
+            model.next_offset += count
+            self.tracker.read_to(Receipt(partition, model.next_offset, model.epoch))
 
     @rule(data=st.data(), verb=st.sampled_from(["done", "done", "done", "abandoned"]))
     def finish(self, data: st.DataObject, verb: str) -> None:
