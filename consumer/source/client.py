@@ -63,6 +63,7 @@ class Source:
             settings["partition.assignment.strategy"]
         )
         self._look_up_offsets = settings["auto.offset.reset"] == "error"
+        self._start_tries = group.start_tries(config)
         self._positions: dict[TopicPartition, Position] = {}
         self._known: dict[tuple[str, int], TopicPartition] = {}  # one object a partition, not one a frame
         self._last_epoch = 0
@@ -306,7 +307,7 @@ class Source:
         if not self._look_up_offsets:
             return assigned
         try:
-            starts = self._committed(assigned)
+            starts = self._committed(assigned, self._start_tries)
         except KafkaError:
             if self._listener.waiting():
                 raise
