@@ -54,13 +54,13 @@ def test_a_survivor_waits_for_the_transaction_of_a_dead_member(apache_cluster: C
             dead.kill()
             options |= {"kafka__group_id": dead.group, "kafka__transactional_id": unique_name("survivor")}
             with running(direct, topics, ENGINE, **options) as survivor:
-                wait_until(
-                    lambda: not survivor.running or "waiting for the committed offsets" in survivor.log,
-                    30,
-                    "the survivor to ask for the committed offsets",
-                )
-                damaged = sum(value == b"damaged" for _, value in sent)
-                results.read(len(sent) - damaged, OPEN_S + 25, alive=lambda: survivor.running)
+
+                def alive() -> bool:
+                    assert survivor.running, f"ended with {survivor.wait()}\n{survivor.log}"
+                    return True
+
+                results.read(sum(value != b"damaged" for _, value in sent), OPEN_S + 25, alive)
+                assert survivor.log.count("waiting for the committed offsets") == 1
                 assert survivor.terminate() == 0, survivor.log
         results.drain()
         letters.drain()
