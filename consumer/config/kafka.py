@@ -88,8 +88,8 @@ class KafkaConfig(Section):
             raise ValueError(
                 f"kafka.producer: transaction.timeout.ms ({timeout_ms:.0f}) is too long for max.poll.interval.ms "
                 f"({longest_ms:.0f}). If a member dies, its transaction can stay open for {timeout_ms:.0f} ms and "
-                f"{_ENDING_MS} ms more; a consumer that waits for its end longer than max.poll.interval.ms loses its "
-                f"partitions. Set transaction.timeout.ms to {max(TRANSACTION_TIMEOUT_MS, longest_ms - _ENDING_MS):.0f} "
+                f"{_ENDING_MS} ms more. A consumer that waits longer than max.poll.interval.ms for its end can lose "
+                f"its partitions. Set transaction.timeout.ms to {max(TRANSACTION_TIMEOUT_MS, longest_ms - _ENDING_MS):.0f} "
                 f"or less, or max.poll.interval.ms to {timeout_ms + _ENDING_MS:.0f} or more"
             )
 
