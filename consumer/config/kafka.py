@@ -85,12 +85,13 @@ class KafkaConfig(Section):
         timeout_ms = self._transaction_timeout_ms
         longest_ms = _milliseconds({**self.shared, **self.consumer}, "max.poll.interval.ms", _MAX_POLL_INTERVAL_MS)
         if timeout_ms > TRANSACTION_TIMEOUT_MS and longest_ms < timeout_ms + _ENDING_MS:
+            most_ms = max(TRANSACTION_TIMEOUT_MS, longest_ms - _ENDING_MS)
             raise ValueError(
                 f"kafka.producer: transaction.timeout.ms ({timeout_ms:.0f}) is too long for max.poll.interval.ms "
                 f"({longest_ms:.0f}). If a member dies, its transaction can stay open for {timeout_ms:.0f} ms and "
                 f"{_ENDING_MS} ms more. A consumer that waits longer than max.poll.interval.ms for its end can lose "
-                f"its partitions. Set transaction.timeout.ms to {max(TRANSACTION_TIMEOUT_MS, longest_ms - _ENDING_MS):.0f} "
-                f"or less, or max.poll.interval.ms to {timeout_ms + _ENDING_MS:.0f} or more"
+                f"its partitions. Set transaction.timeout.ms to {most_ms:.0f} or less, or "
+                f"max.poll.interval.ms to {timeout_ms + _ENDING_MS:.0f} or more"
             )
 
     @model_validator(mode="after")
