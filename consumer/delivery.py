@@ -256,10 +256,14 @@ class ExactlyOnce:
             self._check_patience(error)
             return
         epochs = self._source.rewind()
-        if epochs is not None:
-            for partition, epoch in epochs.items():
-                self._offsets.assign(partition, epoch)
-            self.broken = False
+        if epochs is None:  # the source has logged why
+            self._check_patience(
+                TransactionError("the consumer cannot go back to the committed offsets", rolled_back=True)
+            )
+            return
+        for partition, epoch in epochs.items():
+            self._offsets.assign(partition, epoch)
+        self.broken = False
 
     def _transact(self, ready: Sequence[Finished], within_s: float) -> list[Acknowledged] | None:
         """One transaction with these outcomes and all offsets that they or earlier ones allow. None: it failed."""

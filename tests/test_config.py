@@ -190,6 +190,42 @@ class TestMistakesAreNamed:
         """Catches a loop through the program's own output, and options that mean nothing."""
         assert words in refusal(**sections)
 
+    @pytest.mark.parametrize(
+        ("transaction_ms", "poll_ms"), [(285_001, None), ("285001", 300_000), (40_000, 50_000), (15_001, 30_000)]
+    )
+    def test_a_transaction_that_a_consumer_cannot_wait_for(
+        self, transaction_ms: int | str, poll_ms: int | None
+    ) -> None:
+        """Catches a pod that takes a dead one's partitions and loses them while it waits for its transaction to end."""
+        settings = {"transaction.timeout.ms": transaction_ms}
+        polls = {} if poll_ms is None else {"max.poll.interval.ms": poll_ms}
+        said = refusal(delivery="exactly_once", kafka={"producer": settings, "consumer": polls})
+        assert f"transaction.timeout.ms ({transaction_ms})" in said
+        assert f"max.poll.interval.ms ({poll_ms or 300_000})" in said
+        assert f"max.poll.interval.ms to {int(transaction_ms) + 15_000} or more" in said
+
+    @pytest.mark.parametrize(
+        ("delivery", "transaction_ms", "poll_ms"),
+        [
+            ("exactly_once", 285_000, None),
+            ("exactly_once", 40_000, "55000"),
+            ("exactly_once", None, 2_000),  # our own timeout; a wait that is cut short begins again
+            ("at_least_once", 900_000, None),
+        ],
+    )
+    def test_no_transaction_that_a_consumer_can_wait_for(
+        self, delivery: str, transaction_ms: int | None, poll_ms: int | str | None
+    ) -> None:
+        """Catches a refusal of settings that work."""
+        settings = {} if transaction_ms is None else {"transaction.timeout.ms": transaction_ms}
+        polls = {} if poll_ms is None else {"max.poll.interval.ms": poll_ms}
+        assert Config(delivery=delivery, kafka={"producer": settings, "consumer": polls})  # type: ignore[arg-type]
+
+    def test_a_timeout_that_is_no_number(self) -> None:
+        """Catches a traceback, and a message that does not name the setting."""
+        said = refusal(delivery="exactly_once", kafka={"producer": {"transaction.timeout.ms": "40 s"}})
+        assert "transaction.timeout.ms is '40 s'; expected a number of milliseconds" in said
+
     @pytest.mark.parametrize("name", OWN_SETTINGS)
     @pytest.mark.parametrize("section", ["client", "consumer", "producer"])
     def test_a_client_setting_on_which_a_promise_stands(self, name: str, section: str) -> None:

@@ -14,6 +14,7 @@ from consumer.deadline import Stop
 from consumer.delivery import RECOVERY_S
 from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.metrics import Metrics
+from consumer.source.group import LOOKUP_S
 from consumer.types import BatchResult
 from made_frames import P0, P1
 from pipeline_group import Log
@@ -96,6 +97,40 @@ class TestATransaction:
             made.steps(1000)
         assert made.clock.now - 1000 < RECOVERY_S + 30
         assert made.log.committed == {}
+
+    def test_that_failed_ends_the_process_if_the_way_back_stays_closed(self) -> None:
+        """The producer is renewed each time, and the committed offsets cannot be read: the coordinator is away.
+
+        Catches a recovery that counts only renewals that fail: it never ends, and the pod is never ready.
+        """
+        made = world(8)
+        fates = iter(["aborts"])
+        made.publisher.fate = lambda: next(fates, "commits")
+
+        def no_answer() -> bool:
+            made.clock.advance(2 * LOOKUP_S)
+            return True
+
+        made.source.rewind_fails = no_answer
+        began, turns_of_a_day = made.clock.now, 24 * 3600 // int(2 * LOOKUP_S)
+        with pytest.raises(KafkaError, match=r"no transaction succeeded for 120 s.*committed offsets"):
+            made.steps(turns_of_a_day)
+        assert RECOVERY_S < made.clock.now - began < RECOVERY_S + 30
+        assert made.log.committed == {}
+
+    def test_that_failed_gives_the_way_back_its_time(self) -> None:
+        """Catches a recovery that ends the process at the first look-up without an answer."""
+        made = world(8)
+        fates = iter(["aborts"])
+        made.publisher.fate = lambda: next(fates, "commits")
+        closed_until = made.clock.now + RECOVERY_S - 20
+
+        def no_answer() -> bool:
+            made.clock.advance(2 * LOOKUP_S)
+            return made.clock.now < closed_until
+
+        made.source.rewind_fails = no_answer
+        until(made, lambda: made.log.committed.get(P0) == 8)
 
     def test_that_fails_is_no_reason_to_end_the_process_for_one_that_failed_long_before(self) -> None:
         """Its answer was lost, though it had committed, and a quiet night followed. Catches adding the two up."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import confluent_kafka
 import pytest
+import structlog
 
 from consumer.config import Config
 from consumer.errors import KafkaError
@@ -129,6 +130,56 @@ class TestRewind:
         bench.play(bench.client.rebalance("revoke", P0, P1))
         bench.client.lookup_failures = 5
         assert bench.source.rewind() == {}
+
+
+class TestTheStart:
+    """The survivor of a group asks where the partitions of a dead member start."""
+
+    @pytest.mark.parametrize(
+        ("delivery", "timeout_ms", "tries"),
+        [
+            ("exactly_once", None, 6),
+            ("exactly_once", 5_000, 6),
+            ("exactly_once", "40000", 11),
+            ("exactly_once", 120_000, 27),
+            ("at_least_once", 120_000, 6),  # there is no transaction
+        ],
+    )
+    def test_is_asked_for_as_long_as_a_transaction_may_stay_open(
+        self, delivery: Literal["exactly_once", "at_least_once"], timeout_ms: int | str | None, tries: int
+    ) -> None:
+        """Catches a fixed 30 s: the brokers end the transaction after `transaction.timeout.ms` and up to 10 s more."""
+        producer: dict[str, Any] = {} if timeout_ms is None else {"transaction.timeout.ms": timeout_ms}
+        config = Config(delivery=delivery, kafka={"producer": producer})  # type: ignore[arg-type]
+        assert group.start_tries(config) == tries
+        if delivery == "exactly_once" and timeout_ms is not None:
+            asked_s, ended_s = tries * group.LOOKUP_S, float(timeout_ms) / 1000 + 10
+            assert asked_s >= ended_s
+
+    @pytest.mark.parametrize(("failures", "goes_on"), [(10, True), (11, False)])
+    def test_waits_for_the_transaction_of_a_dead_member(
+        self, monkeypatch: pytest.MonkeyPatch, failures: int, goes_on: bool
+    ) -> None:
+        """Catches a limit that the source does not use, and a wait without an end."""
+        monkeypatch.setattr(confluent_kafka, "Consumer", FakeConsumer)
+        made = Bench(producer={"transaction.timeout.ms": 40_000})
+        made.client.group, made.client.lookup_failures = {P0: 7}, failures
+        if not goes_on:
+            with pytest.raises(KafkaError, match="cannot read the committed offsets"):
+                made.play(made.client.rebalance("assign", P0))
+            return
+        made.play(made.client.rebalance("assign", P0))
+        assert made.client.called("assign") + made.client.called("incremental_assign") == [[(P0, 7)]]
+
+    def test_says_once_what_it_waits_for_and_how_long_at_most(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches half a minute of silence while a pod that is not broken reads nothing."""
+        monkeypatch.setattr(confluent_kafka, "Consumer", FakeConsumer)
+        made = Bench(producer={"transaction.timeout.ms": 40_000})
+        made.client.lookup_failures = 4
+        with structlog.testing.capture_logs() as logs:
+            made.play(made.client.rebalance("assign", P0))
+        told = [line for line in logs if line["event"].startswith("waiting for the committed offsets")]
+        assert [line["at_most_s"] for line in told] == [50]
 
 
 def test_nothing_is_committed_beside_the_transactions() -> None:

@@ -4,7 +4,7 @@ Only this package reads the environment. `options` declares every option once, `
 reads them, `showing` prints them.
 """
 
-from consumer.config.kafka import OWN_SETTINGS, KafkaConfig
+from consumer.config.kafka import OWN_SETTINGS, TRANSACTION_TIMEOUT_MS, KafkaConfig
 from consumer.config.loading import load_config
 from consumer.config.options import (
     BatchingConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "ENV_PREFIX",
     "MASK",
     "OWN_SETTINGS",
+    "TRANSACTION_TIMEOUT_MS",
     "BatchingConfig",
     "Config",
     "DeadLetterConfig",

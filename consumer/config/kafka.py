@@ -13,6 +13,12 @@ from consumer.config.section import Section, Text
 # librdkafka takes every setting as text; YAML gives numbers and booleans, which it spells `true` and `false`.
 Librdkafka = dict[str, str | int | float | bool]
 
+# Our default of transaction.timeout.ms: the transaction of a member that died stays open for so long.
+TRANSACTION_TIMEOUT_MS: Final = 15_000
+# The brokers look for transactions that are too old every 10 s (their default), and need some time to end them.
+_ENDING_MS: Final = 15_000
+_MAX_POLL_INTERVAL_MS: Final = 300_000  # librdkafka's default
+
 _SECRET_BYTES: Final = 64 * 1024  # a chain of certificates has a few thousand
 
 # librdkafka settings on which a promise stands, each with what to do instead.
@@ -62,6 +68,32 @@ class KafkaConfig(Section):
         """The settings of every client: `client`, and what the files of `secrets` hold."""
         return {**self.client, **self._from_files}
 
+    @property
+    def longest_transaction_s(self) -> float:
+        """Seconds until the brokers have ended the transaction of a member that died: they are asked for no longer.
+
+        Raises ValueError if `transaction.timeout.ms` is no number.
+        """
+        return (self._transaction_timeout_ms + _ENDING_MS) / 1000
+
+    @property
+    def _transaction_timeout_ms(self) -> float:
+        return _milliseconds({**self.shared, **self.producer}, "transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+
+    def check_transaction_timeout(self) -> None:
+        """For exactly_once. Raises ValueError if a consumer cannot wait for the longest transaction."""
+        timeout_ms = self._transaction_timeout_ms
+        longest_ms = _milliseconds({**self.shared, **self.consumer}, "max.poll.interval.ms", _MAX_POLL_INTERVAL_MS)
+        if timeout_ms > TRANSACTION_TIMEOUT_MS and longest_ms < timeout_ms + _ENDING_MS:
+            most_ms = max(TRANSACTION_TIMEOUT_MS, longest_ms - _ENDING_MS)
+            raise ValueError(
+                f"kafka.producer: transaction.timeout.ms ({timeout_ms:.0f}) is too long for max.poll.interval.ms "
+                f"({longest_ms:.0f}). If a member dies, its transaction can stay open for {timeout_ms:.0f} ms and "
+                f"{_ENDING_MS} ms more. A consumer that waits longer than max.poll.interval.ms for its end can lose "
+                f"its partitions. Set transaction.timeout.ms to {most_ms:.0f} or less, or "
+                f"max.poll.interval.ms to {timeout_ms + _ENDING_MS:.0f} or more"
+            )
+
     @model_validator(mode="after")
     def _read_secrets(self) -> KafkaConfig:
         for name, file in self.secrets.items():
@@ -81,6 +113,15 @@ class KafkaConfig(Section):
                 if name in OWN_SETTINGS:
                     raise ValueError(f"{section}: {name!r} is not free: {OWN_SETTINGS[name]}")
         return self
+
+
+def _milliseconds(settings: Librdkafka, name: str, default: int) -> float:
+    """The value of a librdkafka setting. Raises ValueError if it is no number."""
+    value = settings.get(name, default)
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"kafka: {name} is {value!r}; expected a number of milliseconds") from None
 
 
 def _read_secret(name: str, file: str) -> str:

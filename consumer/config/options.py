@@ -244,6 +244,7 @@ class Config(BaseSettings):
                 "kafka: isolation.level must be read_committed with delivery: exactly_once; a consumer that reads what "
                 "is not committed would start at offsets that may be taken back"
             )
+        self.kafka.check_transaction_timeout()
 
     @property
     def transactional_id(self) -> str:

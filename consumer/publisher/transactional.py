@@ -18,7 +18,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from consumer.caller import Caller, StoppedError
-from consumer.config import Config
+from consumer.config import TRANSACTION_TIMEOUT_MS, Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
 from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
@@ -65,7 +65,7 @@ def transactional_settings(config: Config) -> dict[str, Any]:
     ours = {
         # The transaction of a pod that died stays open for so long, and its readers stand still; a restarted pod with
         # the same ID ends it at once.
-        "transaction.timeout.ms": 15_000,
+        "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
         # A commit that takes longer may have been sent twice.
         "socket.timeout.ms": 5_000,
         # The brokers refuse a new transaction until the markers of the last one are written. The default of 100 ms

@@ -61,6 +61,7 @@ class Source:
         self._incremental = settings.get("group.protocol") == "consumer" or "cooperative" in str(
             settings["partition.assignment.strategy"]
         )
+        self._start_tries = group.start_tries(config)
         # A first start skips nothing, unless the user has chosen a reset policy: then the client library applies it.
         chosen = settings["auto.offset.reset"] != "error"
         self._without_commit = confluent_kafka.OFFSET_INVALID if chosen else confluent_kafka.OFFSET_BEGINNING
@@ -301,7 +302,7 @@ class Source:
     ) -> tuple[list[confluent_kafka.TopicPartition], dict[str, str]]:
         """Where reading begins, and the topic IDs of these partitions."""
         try:
-            committed = self._committed(assigned)
+            committed = self._committed(assigned, self._start_tries)
             # In this order: a topic that is created again in between has another ID than its commits.
             ids = self._look_up_ids({item.topic for item in assigned})
         except KafkaError:

@@ -8,16 +8,31 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import confluent_kafka
+import structlog
 from confluent_kafka import KafkaException
 
+from consumer.config import Config
 from consumer.errors import KafkaError, RefusedError
 
-# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator.
+_log = structlog.get_logger(__name__)
+
+# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator;
+# unless a transaction may stay open longer, see `start_tries`.
 LOOKUP_S, LOOKUP_TRIES = 5.0, 6
 # How librdkafka (2.0 to 2.16) writes the metadata of a member: this, the generation (int32, native), then strings that
 # end with a zero: group, member.
 _METADATA: Final = b"CGMDv2:"
 _GENERATION: Final = struct.Struct("=i")
+
+
+def start_tries(config: Config) -> int:
+    """How often the committed offsets of new partitions are asked for, `LOOKUP_S` each.
+
+    With exactly_once they are not known while a member that died has a transaction open.
+    """
+    if config.delivery != "exactly_once":
+        return LOOKUP_TRIES
+    return max(LOOKUP_TRIES, int(config.kafka.longest_transaction_s // LOOKUP_S))
 
 
 def committed(
@@ -34,6 +49,7 @@ def committed(
     answer. `go_on` is told of the first try and asked before another; it says no where nobody needs to know any more.
     """
     go_on()
+    waits_told = False
     while True:
         tries -= 1
         try:
@@ -42,6 +58,13 @@ def committed(
             verdict(error.args[0])
             if not tries or not go_on():
                 raise KafkaError(f"cannot read the committed offsets of the group: {text_of(error)}") from error
+            if not waits_told:
+                waits_told = True
+                _log.warning(
+                    "waiting for the committed offsets: the group's coordinator is away, or a member that died has a "
+                    "transaction open",
+                    at_most_s=tries * LOOKUP_S,
+                )
         else:
             break
     for item in found:

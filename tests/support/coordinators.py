@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin._metadata import PartitionMetadata
 
 from apache_kafka import ApacheKafka
 from brokers import APACHE, Broker, unique_name
@@ -33,17 +34,20 @@ class Divided:
     there: int
 
     def new_group(self) -> str:
-        return self._name("__consumer_offsets", self.there)
+        return name_at(self.cluster, "__consumer_offsets", lambda found: found.leader == self.there)
 
     def new_transactional_id(self) -> str:
-        return self._name("__transaction_state", self.here)
+        return name_at(self.cluster, "__transaction_state", lambda found: found.leader == self.here)
 
-    def _name(self, registry: Registry, node: int) -> str:
-        partitions = self.cluster.metadata().topics[registry].partitions
-        while True:
-            name = unique_name("name")
-            if partitions[_partition(name, len(partitions))].leader == node:
-                return name
+
+def name_at(cluster: ApacheKafka, registry: Registry, is_right: Callable[[PartitionMetadata], bool]) -> str:
+    """A name that the brokers keep in a partition of the registry that `is_right`. AssertionError if there is none."""
+    partitions = cluster.metadata().topics[registry].partitions
+    assert any(is_right(each) for each in partitions.values()), partitions
+    while True:
+        name = unique_name("name")
+        if is_right(partitions[_partition(name, len(partitions))]):
+            return name
 
 
 @contextmanager
@@ -59,7 +63,7 @@ def divided(cluster: ApacheKafka) -> Iterator[Divided]:
         def make_topic(name: str, partitions: int) -> None:
             cluster.create_topic(name, partitions, on=here)
 
-        _make_registries(cluster)
+        make_registries(cluster)
         told = ",".join(proxy.bootstrap_servers for proxy in proxies.values())
         yield Divided(
             broker=Broker("divided", told, {}, APACHE, make_topic),
@@ -71,7 +75,7 @@ def divided(cluster: ApacheKafka) -> Iterator[Divided]:
         )
 
 
-def _make_registries(cluster: ApacheKafka) -> None:
+def make_registries(cluster: ApacheKafka) -> None:
     """The brokers make these topics when the first group and the first transactional ID ask for their coordinator."""
     settings = {"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0}
     Producer({**settings, "transactional.id": unique_name("first")}).init_transactions(PATIENCE_S)
