@@ -182,7 +182,7 @@ class Pipeline(RebalanceListener):
         ours = [frame for frame in frames if self._offsets.is_current(frame.receipt)]
         for frame in ours:
             self._offsets.received(frame.receipt)
-            self._held_bytes += frame.record.size_bytes
+            self._held_bytes += frame.size_bytes
         if ours:
             self._metrics.received.inc(len(ours))
             self._worker.admit(ours)
@@ -195,11 +195,12 @@ class Pipeline(RebalanceListener):
         for result in results:
             self._metrics.batch(result)
             traced = result if self._traces is None else self._traces.begin(result)
+            summary = traced.summary
             for frame, outcome in zip(traced.batch.frames, traced.outcomes, strict=True):
                 if self._offsets.is_current(frame.receipt):
-                    finished.append(Finished(frame, outcome, traced))
+                    finished.append(Finished(frame, outcome, summary))
                 else:
-                    self._held_bytes -= frame.record.size_bytes
+                    self._held_bytes -= frame.size_bytes
                     self._metrics.stale_outcomes.inc()
         self._delivery.publish(finished)
         self._metrics.published(self._clock() - began)
@@ -207,7 +208,7 @@ class Pipeline(RebalanceListener):
     def _acknowledge(self, acknowledged: Sequence[Acknowledged]) -> None:
         for frame, _, _ in acknowledged:
             self._offsets.done(frame.receipt)
-            self._held_bytes -= frame.record.size_bytes
+            self._held_bytes -= frame.size_bytes
         if acknowledged:
             self._metrics.acknowledged(acknowledged, now_s=self._clock(), now_ms=self._wall_clock_ms())
             if self._traces is not None:
@@ -255,7 +256,7 @@ class Pipeline(RebalanceListener):
     def _discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> None:
         for frame in self._worker.discard(partitions, overtaken=overtaken):
             self._offsets.abandon(frame.receipt)
-            self._held_bytes -= frame.record.size_bytes
+            self._held_bytes -= frame.size_bytes
 
     def _drop(self, partitions: Sequence[TopicPartition]) -> None:
         self._discard(partitions, overtaken=True)
@@ -265,7 +266,7 @@ class Pipeline(RebalanceListener):
         for partition in partitions:
             self._offsets.revoke(partition)
         for frame in self._delivery.forget(partitions):
-            self._held_bytes -= frame.record.size_bytes
+            self._held_bytes -= frame.size_bytes
 
     def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
         """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time.

@@ -34,14 +34,14 @@ class Bench:
     def publish(self, outcome: Outcome, item: Frame | None = None) -> Outcome:
         item = item or frame(7)
         written: list[Outcome] = []
-        finished = Finished(item, outcome, result([item], [outcome]))
+        finished = Finished(item, outcome, result([item], [outcome]).summary)
         self.publisher.publish([finished], lambda _, what: written.append(what))
         return written[0]
 
     def finished(self, *outcomes: Outcome) -> list[Finished]:
         """A batch of so many frames."""
         frames = [frame(number, f"cam-{number % 2}") for number in range(len(outcomes))]
-        of = result(frames, outcomes)
+        of = result(frames, outcomes).summary
         return [Finished(item, outcome, of) for item, outcome in zip(frames, outcomes, strict=True)]
 
     @property

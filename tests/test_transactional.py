@@ -31,7 +31,7 @@ WITHIN_S = 10.0
 
 def finished(offset: int, partition: Any = P0, outcome: Outcome | None = None, payload: bytes = b"x") -> Finished:
     item, outcome = frame(offset, partition=partition, payload=payload), outcome or detected()
-    return Finished(item, outcome, result([item], [outcome]))
+    return Finished(item, outcome, result([item], [outcome]).summary)
 
 
 class Bench:

@@ -178,17 +178,17 @@ class Publisher:
 
     def _prepare(self, finished: Finished, at: float, at_ms: int) -> tuple[Pending, Message | None]:
         """What `_dispatch` takes. No message: a rejection."""
-        frame, outcome, result = finished
+        frame, outcome, batch = finished
         if isinstance(outcome, Rejected):
             return Pending(frame, outcome, at), None
         timings = {
-            "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
-            "decode_wait": result.timings.decode_wait_ms,
-            "infer": result.timings.infer_ms,
+            "queue": max(0.0, (batch.taken_at - frame.received_at) * 1000),
+            "decode_wait": batch.timings.decode_wait_ms,
+            "infer": batch.timings.infer_ms,
         }
         try:
             message = self._encoder.encode(
-                frame, outcome, batch_size=len(result.batch.frames), timings_ms=timings, published_at_ms=at_ms
+                frame, outcome, batch_size=batch.size, timings_ms=timings, published_at_ms=at_ms
             )
         except ValueError as error:
             return _unpublishable(frame, error, at), None

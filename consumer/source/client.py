@@ -106,7 +106,7 @@ class Source:
                     self._verdict(error)
             else:
                 frames.append(frame := self._frame(message))
-                max_bytes -= frame.record.size_bytes
+                max_bytes -= frame.size_bytes
                 if len(frames) >= most or max_bytes < 0:
                     break
             message = poll(0)
