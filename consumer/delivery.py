@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 import structlog
 
+from consumer.budget import TransactionBudget
 from consumer.errors import KafkaError, TransactionError
-from consumer.held import HeldOutcomes
+from consumer.held import HeldOutcomes, outcome_bytes
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.sparing import SparingLog
@@ -179,6 +180,7 @@ class ExactlyOnce:
         self._metrics = metrics
         self._clock = clock
         self._held = HeldOutcomes()
+        self._budget = TransactionBudget()
         self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
         self._failed_since: float | None = None  # the first failure of a row that no success has ended
         self._failed_at = 0.0  # the last one
@@ -200,7 +202,7 @@ class ExactlyOnce:
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         self._refused = False
-        ready = [] if self.broken else self._held.take(self._offsets)
+        ready = [] if self.broken else self._held.take(self._offsets, self._budget.bytes)
         if not ready:
             if wait_s:
                 self._publisher.rest(wait_s)
@@ -209,6 +211,7 @@ class ExactlyOnce:
         try:
             done = self._publisher.transact(ready, self._membership(), min(within_s, TRANSACTION_S))
         except TransactionError as error:
+            self._budget.failed(sum(map(outcome_bytes, ready)), self._clock() - began)
             self._failed(ready, error)
             if wait_s:
                 self._publisher.rest(wait_s)
@@ -216,6 +219,7 @@ class ExactlyOnce:
         self._failed_since = None
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction.observe(self._clock() - began)
+        self._budget.committed(sum(map(outcome_bytes, ready)), self._clock() - began, full=self._held.more)
         for item in done:
             self._judge(item.frame, item.outcome)
         return done

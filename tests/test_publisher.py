@@ -130,13 +130,13 @@ class TestAnOutcome:
 class TestABatch:
     def test_is_encoded_before_any_of_it_is_sent(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches outcomes that leave one by one, a request each, while the next is still encoded."""
-        encode, sent_by_then = bench.publisher._encoder.encode, []
+        encode, sent_by_then = bench.publisher._results.encoder.encode, []
 
         def watched(*args: Any, **options: Any) -> Message:
             sent_by_then.append(len(bench.client.produced))
             return encode(*args, **options)
 
-        monkeypatch.setattr(bench.publisher._encoder, "encode", watched)
+        monkeypatch.setattr(bench.publisher._results.encoder, "encode", watched)
         bench.publisher.publish(bench.finished(detected(), not_a_number(), Skipped("stale", 5.0), REJECTED, detected()))
         assert sent_by_then == [0, 0, 0, 0]
         assert bench.topics == ["detections", "frames-dead", "detections", "frames-dead", "detections"]

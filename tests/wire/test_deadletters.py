@@ -58,7 +58,7 @@ class TestDeadLetters:
 
     @pytest.mark.parametrize("at", [None, 5, 10**13])
     def test_a_dead_letter_has_the_time_of_rejection_whatever_the_time_of_its_record(self, at: int | None) -> None:
-        """Catches a dead letter that retention deletes at once, or that the broker refuses because it is of tomorrow."""
+        """Catches a dead letter that retention deletes at once, or that the broker refuses as one of tomorrow."""
         assert dead(parse(at=at)).timestamp_ms == 99
 
     def test_a_replayed_one_that_fails_again_keeps_its_first_timestamp(self) -> None:
