@@ -499,7 +499,7 @@ class TestWhatIsNotWrittenInTime:
                 assert bench.transact(letter) == [7]
             bench.publisher.renew()
         assert sizes[:2] == [4_000_000] * 2
-        assert 1_900_000 < sizes[2] < 2_100_000
+        assert 1_300_000 < sizes[2] < 1_400_000
 
 
 class TestADeadLetterThatIsTooLarge:

@@ -150,7 +150,7 @@ class TopicLimits:
 
     def too_slow(self, size: int) -> int:
         """A dead letter of `size` bytes does not pass in time. Returns what dead letters are cut to for a while."""
-        self._slow = max(LADDER[-1], size // 2), self._clock() + SLOW_S
+        self._slow = max(LADDER[-1], size // 3), self._clock() + SLOW_S
         return self._slow[0]
 
     def batch_bytes(self) -> int:
