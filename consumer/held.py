@@ -52,25 +52,28 @@ class HeldOutcomes:
     def take(self, offsets: OffsetTracker, max_bytes: float = math.inf) -> list[Finished]:
         """Remove and return what no unfinished frame precedes, in offset order within each partition.
 
-        At most `max_bytes` of messages, by `outcome_bytes`, or one outcome. What is left (`more`) has the first turn
-        next time, so that no partition waits behind another one for good.
+        At most `max_bytes` of messages, by `outcome_bytes`, or one outcome. `more` says that something was left. Then
+        partitions that had no turn are first next time, so that none waits behind another one for good.
         `offsets` knows what was received; it must hear of every frame returned here that it is `done`, or the
         partition must be revoked there, before the next call.
         """
         ready: list[Finished] = []
         room, self.more = max_bytes, False
         for partition in list(self._held):
-            line = self._held[partition]
+            line, before = self._held[partition], len(ready)
             for offset in offsets.in_line(partition):
                 item = line.get(offset)
                 if item is None:
                     break
                 room -= outcome_bytes(item)
-                if room < 0 and ready:
-                    self.more = True
-                    return ready
+                self.more = room < 0 and bool(ready)
+                if self.more:
+                    break
                 ready.append(line.pop(offset))
-            self._held[partition] = self._held.pop(partition)
+            if len(ready) > before:
+                self._held[partition] = self._held.pop(partition)
+            if self.more:
+                break
         return ready
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Finished]:
