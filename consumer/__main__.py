@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # the command line starts fast
 
 _log = structlog.get_logger(__name__)
 
+# How long the start waits for what the brokers say of the topics. Without an answer the program works, too.
+TOPIC_LIMITS_S = 5.0
+
 app = typer.Typer(
     name="sluice",
     help="A Kafka consumer group that turns camera frames into detections on a GPU.",
@@ -233,13 +236,15 @@ def _delivery(
     None where `stop` was set before the brokers let it begin.
     """
     from consumer.delivery import AtLeastOnce, ExactlyOnce
-    from consumer.publisher import Publisher, TransactionalPublisher
+    from consumer.publisher import Publisher, TransactionalPublisher, producer_settings, topic_limits
 
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
+    limits = topic_limits(config, producer_settings(config), clock)
+    limits.ask(TOPIC_LIMITS_S, stop)
     if config.delivery == "at_least_once":
-        plain = Publisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms)
+        plain = Publisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms, limits=limits)
         return plain, lambda source, _offsets, judge: AtLeastOnce(source, plain, judge)
-    transactions = TransactionalPublisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms)
+    transactions = TransactionalPublisher(config, model, clock=clock, wall_clock_ms=wall_clock_ms, limits=limits)
     if not transactions.start(stop):
         return None
     return transactions, lambda source, offsets, judge: ExactlyOnce(

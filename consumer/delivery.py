@@ -11,8 +11,9 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from consumer.budget import TransactionBudget
 from consumer.errors import KafkaError, TransactionError
-from consumer.held import HeldOutcomes
+from consumer.held import HeldOutcomes, outcome_bytes
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.sparing import SparingLog
@@ -54,6 +55,8 @@ class PublisherLike(Protocol):
 
     @property
     def outstanding(self) -> int: ...
+    @property
+    def buffered_bytes(self) -> int: ...
     def publish(self, finished: Sequence[Finished], judge: Judge) -> None: ...
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
 
@@ -77,6 +80,11 @@ class Delivery(Protocol):
     @property
     def outstanding(self) -> int:
         """Outcomes taken in that were not handed out as acknowledged."""
+        ...
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of messages that the client library holds between two calls, beside the frames themselves."""
         ...
 
     @property
@@ -136,6 +144,10 @@ class AtLeastOnce:
     def outstanding(self) -> int:
         return self._publisher.outstanding
 
+    @property
+    def buffered_bytes(self) -> int:
+        return self._publisher.buffered_bytes
+
     def publish(self, finished: Sequence[Finished]) -> None:
         self._publisher.publish(finished, self._judge)
 
@@ -190,6 +202,7 @@ class ExactlyOnce:
         self._committed: dict[TopicPartition, int] = {}
         self._due: dict[TopicPartition, int] = {}
         self._due_since = 0.0
+        self._budget = TransactionBudget()
         self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
         self._failed_since: float | None = None  # the first failure of a row that no success has ended
         self._failed_at = 0.0  # the last one
@@ -199,6 +212,10 @@ class ExactlyOnce:
     @property
     def outstanding(self) -> int:
         return len(self._held)
+
+    @property
+    def buffered_bytes(self) -> int:
+        return 0  # a transaction ends within the call that begins it, and its bytes are limited
 
     @property
     def expelled(self) -> bool:
@@ -211,7 +228,7 @@ class ExactlyOnce:
 
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         self._refused = False
-        ready = [] if self.broken else self._held.take(self._offsets)
+        ready = [] if self.broken else self._held.take(self._offsets, self._budget.bytes)
         quiet = not self.broken and bool(self._due) and self._clock() - self._due_since >= OFFSETS_ONLY_S
         if not ready and not quiet:
             if wait_s:
@@ -270,21 +287,24 @@ class ExactlyOnce:
         last = {item.frame.receipt.partition: item.frame.receipt.offset for item in ready}
         risen = {**self._due, **dict(self._offsets.watermarks_after(last))}
         offsets = [Committable(*item) for item in risen.items()]
-        began = self._clock()
+        began, size = self._clock(), sum(map(outcome_bytes, ready))
         try:
             done = self._publisher.transact(
                 ready, self._source.commit_positions(offsets), self._membership(), min(within_s, TRANSACTION_S)
             )
         except TransactionError as error:
+            self._budget.failed(size, self._clock() - began)
             self._failed(ready, error)
             return None
+        took_s = self._clock() - began
+        self._budget.committed(size, took_s, full=self._held.more)
         # At once, not when the watermarks are reported: a rewind must not go below them, whatever comes first.
         self._source.transacted(offsets)
         self._committed.update(risen)
         self._due.clear()
         self._failed_since = None
         self._metrics.transactions.labels("committed").inc()
-        self._metrics.transaction.observe(self._clock() - began)
+        self._metrics.transaction.observe(took_s)
         return done
 
     def _commit_rest(self, watermarks: Sequence[Committable]) -> None:

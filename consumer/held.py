@@ -7,10 +7,25 @@ would have it looked at and written again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Final
 
 from consumer.offsets import OffsetTracker
-from consumer.types import Finished, TopicPartition
+from consumer.types import Detected, Finished, Rejected, TopicPartition
+
+# What a result has around its detections, and for each of them, about.
+_RESULT_BYTES: Final = 1024
+_DETECTION_BYTES: Final = 128
+_LETTER_BYTES: Final = 2048
+
+
+def outcome_bytes(item: Finished) -> int:
+    """About how many bytes its message has. A dead letter holds the whole record."""
+    outcome = item.outcome
+    if isinstance(outcome, Rejected):
+        return item.frame.record.size_bytes + _LETTER_BYTES
+    return _RESULT_BYTES + (_DETECTION_BYTES * len(outcome.detections) if isinstance(outcome, Detected) else 0)
 
 
 class HeldOutcomes:
@@ -18,6 +33,7 @@ class HeldOutcomes:
 
     def __init__(self) -> None:
         self._held: dict[TopicPartition, dict[int, Finished]] = {}  # by offset
+        self.more = False  # the last `take` left what is ready, for want of room
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
@@ -33,19 +49,31 @@ class HeldOutcomes:
             raise ValueError(f"{partition}: offset {offset} has two outcomes")
         line[offset] = item
 
-    def take(self, offsets: OffsetTracker) -> list[Finished]:
+    def take(self, offsets: OffsetTracker, max_bytes: float = math.inf) -> list[Finished]:
         """Remove and return what no unfinished frame precedes, in offset order within each partition.
 
+        At most `max_bytes` of messages, by `outcome_bytes`, or one outcome. `more` says that something was left. Then
+        partitions that had no turn are first next time, so that none waits behind another one for good.
         `offsets` knows what was received; it must hear of every frame returned here that it is `done`, or the
         partition must be revoked there, before the next call.
         """
         ready: list[Finished] = []
-        for partition, line in self._held.items():
+        room, self.more = max_bytes, False
+        for partition in list(self._held):
+            line, before = self._held[partition], len(ready)
             for offset in offsets.in_line(partition):
-                item = line.pop(offset, None)
+                item = line.get(offset)
                 if item is None:
                     break
-                ready.append(item)
+                room -= outcome_bytes(item)
+                self.more = room < 0 and bool(ready)
+                if self.more:
+                    break
+                ready.append(line.pop(offset))
+            if len(ready) > before:
+                self._held[partition] = self._held.pop(partition)
+            if self.more:
+                break
         return ready
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Finished]:

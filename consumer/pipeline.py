@@ -170,7 +170,7 @@ class Pipeline(RebalanceListener):
         return 0 if full else room
 
     def _free_bytes(self, share: float = 1.0) -> float:
-        return self._limits.max_in_flight_bytes * share - self._held_bytes
+        return self._limits.max_in_flight_bytes * share - self._held_bytes - self._delivery.buffered_bytes
 
     def _poll_timeout_s(self) -> float:
         if self._worker.in_flight:
@@ -182,7 +182,7 @@ class Pipeline(RebalanceListener):
         ours = [frame for frame in frames if self._offsets.is_current(frame.receipt)]
         for frame in ours:
             self._offsets.received(frame.receipt)
-            self._held_bytes += frame.record.size_bytes
+            self._held_bytes += frame.size_bytes
         # After the frames: the end of a partition says that all of them were received.
         for end in self._source.ends():
             self._offsets.read_to(end)
@@ -198,11 +198,12 @@ class Pipeline(RebalanceListener):
         for result in results:
             self._metrics.batch(result)
             traced = result if self._traces is None else self._traces.begin(result)
+            summary = traced.summary
             for frame, outcome in zip(traced.batch.frames, traced.outcomes, strict=True):
                 if self._offsets.is_current(frame.receipt):
-                    finished.append(Finished(frame, outcome, traced))
+                    finished.append(Finished(frame, outcome, summary))
                 else:
-                    self._held_bytes -= frame.record.size_bytes
+                    self._held_bytes -= frame.size_bytes
                     self._metrics.stale_outcomes.inc()
         self._delivery.publish(finished)
         self._metrics.published(self._clock() - began)
@@ -210,7 +211,7 @@ class Pipeline(RebalanceListener):
     def _acknowledge(self, acknowledged: Sequence[Acknowledged]) -> None:
         for frame, _, _ in acknowledged:
             self._offsets.done(frame.receipt)
-            self._held_bytes -= frame.record.size_bytes
+            self._held_bytes -= frame.size_bytes
         if acknowledged:
             self._metrics.acknowledged(acknowledged, now_s=self._clock(), now_ms=self._wall_clock_ms())
             if self._traces is not None:
@@ -258,7 +259,7 @@ class Pipeline(RebalanceListener):
     def _discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> None:
         for frame in self._worker.discard(partitions, overtaken=overtaken):
             self._offsets.abandon(frame.receipt)
-            self._held_bytes -= frame.record.size_bytes
+            self._held_bytes -= frame.size_bytes
 
     def _drop(self, partitions: Sequence[TopicPartition]) -> None:
         self._discard(partitions, overtaken=True)
@@ -268,7 +269,7 @@ class Pipeline(RebalanceListener):
         for partition in partitions:
             self._offsets.revoke(partition)
         for frame in self._delivery.forget(partitions):
-            self._held_bytes -= frame.record.size_bytes
+            self._held_bytes -= frame.size_bytes
 
     def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
         """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time.
@@ -334,7 +335,7 @@ class Pipeline(RebalanceListener):
         if now >= self._observe_at:
             self._observe_at = now + OBSERVE_EVERY_S
             self._metrics.in_flight.set(self._offsets.outstanding())
-            self._metrics.in_flight_bytes.set(self._held_bytes)
+            self._metrics.in_flight_bytes.set(self._held_bytes + self._delivery.buffered_bytes)
             self._metrics.lag(self._source.lag())
             self._metrics.device(self._worker.device, self._worker.device_memory)
 

@@ -123,6 +123,12 @@ class Frame(NamedTuple):
     traceparent: str | None = None
     verdict: Rejected | Skipped | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """What the frame keeps in memory: its record, and the payload if that is a copy (of a part of an envelope)."""
+        copied = 0 if self.payload is self.record.value else len(self.payload)
+        return self.record.size_bytes + copied
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -265,13 +271,26 @@ class BatchResult:
         if len(self.outcomes) != len(self.batch.frames):
             raise ValueError(f"outcomes: expected {len(self.batch.frames)}, got {len(self.outcomes)}")
 
+    @property
+    def summary(self) -> BatchSummary:
+        """What is still needed of the batch once its outcomes are on their way."""
+        return BatchSummary(len(self.batch.frames), self.timings, self.taken_at)
+
+
+class BatchSummary(NamedTuple):
+    """What an outcome says of its batch. It refers to no frame, so a held outcome keeps no other frame in memory."""
+
+    size: int  # frames
+    timings: StageTimings
+    taken_at: float  # seconds on the injected clock, when the engine took the batch
+
 
 class Finished(NamedTuple):
-    """A frame of `result`, and its outcome, which is to be written."""
+    """A frame that is through the engine, and its outcome, which is to be written. `batch`: the one it was in."""
 
     frame: Frame
     outcome: Outcome
-    result: BatchResult
+    batch: BatchSummary
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import numpy as np
@@ -146,18 +146,24 @@ RESULTS: dict[str, tuple[Frame, Detected | Skipped]] = {
 }
 
 DEAD: dict[str, tuple[Frame, Rejected, int]] = {
-    "dead-letter-damaged": (frame(), Rejected("decode", "damaged", "the JPEG ends too early"), 1_000_000),
-    "dead-letter-truncated": (
+    "dead-letter-damaged-2": (frame(), Rejected("decode", "damaged", "the JPEG ends too early"), 1_000_000),
+    "dead-letter-truncated-2": (
         frame(record=Record(b"cam-1", IMAGE * 200, (("raw", b"\xff\x00"), ("unset", None)), None)),
         Rejected("publish", "unpublishable", "Broker: Message size too large"),
         4096,
     ),
-    "dead-letter-bad-source-id": (
+    "dead-letter-bad-source-id-2": (
         frame(source_id="", record=Record(None, IMAGE, (("ce_id", b"theirs"),), TIMESTAMP_MS)),
         Rejected("parse", "bad_source_id", "the frame has no source ID: set the record key or the header source-id"),
         1_000_000,
     ),
+    "dead-letter-keyless": (
+        frame(record=Record(None, IMAGE, (("source-id", b"cam-1"),), TIMESTAMP_MS)),
+        Rejected("decode", "damaged", "the JPEG ends too early"),
+        1_000_000,
+    ),
 }
+KEYED: Final = frozenset(("dead-letter-keyless",))  # written to a compacted topic
 
 
 def encode(name: str, format_: Any = "msgpack") -> wire.Message:
@@ -211,7 +217,9 @@ def vectors() -> Iterator[tuple[str, bytes]]:
         yield f"{name}.msgpack", value or b""
         yield f"{name}.json", _as_json(wire.decode_result(value or b""))
     for name, (about, rejected, limit) in DEAD.items():
-        message = wire.encode_dead_letter(about, rejected, source=SOURCE, max_bytes=limit, now_ms=TIMESTAMP_MS + 40)
+        message = wire.encode_dead_letter(
+            about, rejected, source=SOURCE, max_bytes=limit, now_ms=TIMESTAMP_MS + 40, keyed=name in KEYED
+        )
         yield f"{name}.json", _as_json(described(message))
 
 

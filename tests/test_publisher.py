@@ -34,14 +34,14 @@ class Bench:
     def publish(self, outcome: Outcome, item: Frame | None = None) -> Outcome:
         item = item or frame(7)
         written: list[Outcome] = []
-        finished = Finished(item, outcome, result([item], [outcome]))
+        finished = Finished(item, outcome, result([item], [outcome]).summary)
         self.publisher.publish([finished], lambda _, what: written.append(what))
         return written[0]
 
     def finished(self, *outcomes: Outcome) -> list[Finished]:
         """A batch of so many frames."""
         frames = [frame(number, f"cam-{number % 2}") for number in range(len(outcomes))]
-        of = result(frames, outcomes)
+        of = result(frames, outcomes).summary
         return [Finished(item, outcome, of) for item, outcome in zip(frames, outcomes, strict=True)]
 
     @property
@@ -130,13 +130,13 @@ class TestAnOutcome:
 class TestABatch:
     def test_is_encoded_before_any_of_it_is_sent(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches outcomes that leave one by one, a request each, while the next is still encoded."""
-        encode, sent_by_then = bench.publisher._encoder.encode, []
+        encode, sent_by_then = bench.publisher._results.encoder.encode, []
 
         def watched(*args: Any, **options: Any) -> Message:
             sent_by_then.append(len(bench.client.produced))
             return encode(*args, **options)
 
-        monkeypatch.setattr(bench.publisher._encoder, "encode", watched)
+        monkeypatch.setattr(bench.publisher._results.encoder, "encode", watched)
         bench.publisher.publish(bench.finished(detected(), not_a_number(), Skipped("stale", 5.0), REJECTED, detected()))
         assert sent_by_then == [0, 0, 0, 0]
         assert bench.topics == ["detections", "frames-dead", "detections", "frames-dead", "detections"]

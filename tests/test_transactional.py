@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import confluent_kafka
+import numpy as np
 import pytest
 
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, RefusedError, TransactionError, UnwritableError
-from consumer.publisher import TransactionalPublisher, transactional, transactional_settings
+from consumer.publisher import TopicLimits, TransactionalPublisher, transactional, transactional_settings
+from consumer.publisher.limits import Described
 from consumer.publisher.transactional import FENCED_AGAIN_S
-from consumer.types import Finished, ModelInfo, Outcome
+from consumer.types import Detected, Detections, Finished, ModelInfo, Outcome, Rejected
 from fake_kafka import FakeTransactionalProducer, failed
 from made_frames import P0, P1, REJECTED, VirtualClock, detected, frame, result
 from waiting import wait_until
@@ -23,15 +26,23 @@ from waiting import wait_until
 _Code = confluent_kafka.KafkaError
 FENCED = failed(_Code._FENCED, "fenced", fatal=True)
 ABORTABLE = confluent_kafka.KafkaError(_Code.ILLEGAL_GENERATION, "old generation", False, False, True)
+TOO_LARGE = failed(_Code.MSG_SIZE_TOO_LARGE)
 RETRIABLE = confluent_kafka.KafkaError(_Code._TIMED_OUT, "timed out", False, True, False)
 CALLS = ["init_transactions", "begin_transaction", "send_offsets_to_transaction", "commit_transaction"]
 METADATA = b"of this turn"
 WITHIN_S = 10.0
 
 
-def finished(offset: int, partition: Any = P0, outcome: Outcome | None = None, payload: bytes = b"x") -> Finished:
-    item, outcome = frame(offset, partition=partition, payload=payload), outcome or detected()
-    return Finished(item, outcome, result([item], [outcome]))
+def finished(
+    offset: int, partition: Any = P0, outcome: Outcome | None = None, payload: bytes = b"x", source_id: str = "cam-1"
+) -> Finished:
+    item, outcome = frame(offset, source_id, partition, payload=payload), outcome or detected()
+    return Finished(item, outcome, result([item], [outcome]).summary)
+
+
+def detected_crowd(count: int) -> Detected:
+    boxes, scores = np.ones((count, 4), np.float32), np.ones(count, np.float32)
+    return Detected(Detections(boxes, scores, np.zeros(count, np.int32)), 64, 48)
 
 
 def positions(*items: Finished) -> list[confluent_kafka.TopicPartition]:
@@ -41,10 +52,10 @@ def positions(*items: Finished) -> list[confluent_kafka.TopicPartition]:
 
 
 class Bench:
-    def __init__(self, clock: VirtualClock, stop: Stop | None = None) -> None:
+    def __init__(self, clock: VirtualClock, stop: Stop | None = None, limits: TopicLimits | None = None) -> None:
         self.clock = clock
         self.publisher = TransactionalPublisher(
-            Config(), ModelInfo("m.pt", "sha256:0"), clock=clock, wall_clock_ms=clock.unix_ms
+            Config(), ModelInfo("m.pt", "sha256:0"), clock=clock, wall_clock_ms=clock.unix_ms, limits=limits
         )
         self.started = self.publisher.start(stop or Stop(clock))
 
@@ -70,7 +81,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
     for name, value in {"made": [], "fails": {}, "takes": {}, "hangs": {}, "advance": clock.advance}.items():
         monkeypatch.setattr(FakeTransactionalProducer, name, value, raising=False)
     monkeypatch.setattr(confluent_kafka, "Producer", FakeTransactionalProducer)
-    return lambda stop=None: Bench(clock, stop)
+    return lambda stop=None, limits=None: Bench(clock, stop, limits)
 
 
 @pytest.fixture
@@ -405,11 +416,97 @@ class TestWhatAPersonMustMend:
         with pytest.raises(RefusedError, match="use delivery: at_least_once"):
             make()
 
-    def test_a_result_that_the_topic_does_not_take_ends_the_process(self, bench: Bench) -> None:
-        bench.client.report = lambda _: failed(_Code.MSG_SIZE_TOO_LARGE)
+    def test_a_topic_that_takes_hardly_anything_ends_the_process_in_the_end(self, bench: Bench) -> None:
+        """Catches transactions that fail forever. Each one has half the batches of the one before."""
+        for halvings in range(1, 8):
+            bench.client.report = lambda _: TOO_LARGE
+            bench.fails("commit_transaction", ABORTABLE)
+            with pytest.raises(TransactionError) as caught:
+                bench.transact()
+            assert caught.value.rolled_back
+            bench.publisher.renew()
+            assert bench.client.settings["batch.size"] == 1_000_000 >> halvings
+        bench.client.report = lambda _: TOO_LARGE
         bench.fails("commit_transaction", ABORTABLE)
         with pytest.raises(UnwritableError, match=r"result of frames/0/7 to detections.*max\.message\.bytes"):
             bench.transact()
+
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            (_Code.INVALID_TIMESTAMP, "set the clocks"),
+            (_Code.POLICY_VIOLATION, "a policy of the brokers"),
+            (_Code.TOPIC_EXCEPTION, "output.topic"),
+        ],
+    )
+    def test_what_no_repetition_changes_is_said_and_not_tried_again(self, bench: Bench, code: int, words: str) -> None:
+        """Catches a refusal that is tried again forever, or that ends the process as if a restart helped."""
+        bench.client.report = lambda _: failed(code)
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(UnwritableError, match=words):
+            bench.transact()
+
+
+class TestAResultThatIsTooLarge:
+    def test_becomes_a_dead_letter_in_the_next_transaction_and_the_next_one_at_once(self, bench: Bench) -> None:
+        """Catches one frame that ends the process, or fails a transaction, each time that it is met."""
+        crowd = detected_crowd(20_000)
+        bench.client.report = lambda m: TOO_LARGE if m["topic"] == "detections" else None
+        bench.fails("commit_transaction", ABORTABLE)
+        with pytest.raises(TransactionError) as caught:
+            bench.transact(finished(7, outcome=crowd))
+        assert caught.value.rolled_back
+        for offset in (7, 8):
+            item = finished(offset, outcome=crowd)
+            (done,) = bench.publisher.transact([item], positions(item), METADATA, WITHIN_S)
+            assert isinstance(done.outcome, Rejected)
+            assert done.outcome.reason == "unpublishable"
+        assert [m["topic"] for m in bench.client.produced] == ["frames-dead", "frames-dead"]
+
+    def test_of_a_topic_that_the_brokers_describe_is_never_sent(self, make: Callable[..., Bench]) -> None:
+        limits = TopicLimits(
+            ("detections", "frames-dead"),
+            describe=lambda: {"detections": Described(100_000), "frames-dead": Described(1_000_000)},
+            clock=time.monotonic,
+        )
+        limits.ask(5.0)
+        bench = make(limits=limits)
+        assert bench.client.settings["batch.size"] < 100_000
+        assert bench.transact(finished(7, outcome=detected_crowd(20_000)), finished(8)) == [7, 8]
+        assert [m["topic"] for m in bench.client.produced] == ["frames-dead", "detections"]
+
+
+class TestWhatIsNotWrittenInTime:
+    def test_is_rolled_back_for_certain_because_the_end_was_never_asked_for(self, bench: Bench) -> None:
+        """Catches one partition without a leader that has the engine run anew on all that is held, every 10 s."""
+        bench.client.withheld = lambda m: m["key"] == b"cam-2"
+        bench.fails("commit_transaction", RETRIABLE)
+        FakeTransactionalProducer.takes["commit_transaction"] = WITHIN_S
+        with pytest.raises(TransactionError) as caught:
+            bench.transact(finished(7), finished(8, source_id="cam-2"))
+        assert caught.value.rolled_back
+
+    def test_is_in_doubt_if_all_was_written(self, bench: Bench) -> None:
+        """Catches the opposite: the end was asked for, and only its answer is missing."""
+        bench.fails("commit_transaction", RETRIABLE)
+        FakeTransactionalProducer.takes["commit_transaction"] = WITHIN_S
+        with pytest.raises(TransactionError) as caught:
+            bench.transact(finished(7), finished(8))
+        assert not caught.value.rolled_back
+
+    def test_is_cut_if_it_is_a_lone_dead_letter_that_is_late_twice(self, bench: Bench) -> None:
+        """Catches a large dead letter on a slow way that is tried forever, and one that is cut for a short outage."""
+        letter = finished(7, outcome=REJECTED, payload=bytes(4_000_000))
+        sizes: list[int] = []
+        for _ in range(3):
+            bench.client.withheld = lambda m: sizes.append(len(m["value"])) or len(m["value"]) > 2_500_000  # type: ignore[func-returns-value]
+            bench.fails("commit_transaction", *([RETRIABLE] if len(sizes) < 2 else []))
+            FakeTransactionalProducer.takes["commit_transaction"] = WITHIN_S if len(sizes) < 2 else 0.1
+            with contextlib.suppress(TransactionError):
+                assert bench.transact(letter) == [7]
+            bench.publisher.renew()
+        assert sizes[:2] == [4_000_000] * 2
+        assert 1_300_000 < sizes[2] < 1_400_000
 
 
 class TestADeadLetterThatIsTooLarge:

@@ -130,7 +130,9 @@ class Metrics:
             "Outcomes dropped because their partition had gone to another consumer, or is read anew (exactly_once).",
         )
         self.in_flight = make.gauge("in_flight_frames", "Frames read whose outcome is not acknowledged yet.")
-        self.in_flight_bytes = make.gauge("in_flight_bytes", "Encoded bytes of those frames.")
+        self.in_flight_bytes = make.gauge(
+            "in_flight_bytes", "Bytes of those frames, and of messages not yet acknowledged."
+        )
         self.latency = make.distributions(
             "latency_seconds", "From a frame's capture time to its acknowledged outcome."
         )[""]

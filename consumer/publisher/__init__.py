@@ -1,10 +1,19 @@
 """publish: the sole owner of `confluent_kafka.Producer`. Results, skips and dead letters go out here.
 
 `plain` writes outcomes and says when the brokers have them; `transactional` does so in transactions that hold the
-input offsets too.
+input offsets too. Both make of a result (`results`) or a dead letter (`letters`) what its topic takes (`limits`), and
+know what a refusal means (`refusals`).
 """
 
+from consumer.publisher.limits import TopicLimits, topic_limits
 from consumer.publisher.plain import Publisher, producer_settings
 from consumer.publisher.transactional import TransactionalPublisher, transactional_settings
 
-__all__ = ["Publisher", "TransactionalPublisher", "producer_settings", "transactional_settings"]
+__all__ = [
+    "Publisher",
+    "TopicLimits",
+    "TransactionalPublisher",
+    "producer_settings",
+    "topic_limits",
+    "transactional_settings",
+]

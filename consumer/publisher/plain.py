@@ -2,6 +2,9 @@
 
 An outcome counts only once its own delivery report says so; `flush` proves nothing. The producer is idempotent, so
 outcomes of one source, which share a partition, arrive in the order in which they were published.
+
+The brokers may refuse a message for its size. With what is known of the topics (`limits`) that does not happen. If it
+does, the message becomes a smaller dead letter, which may then come behind later dead letters of its source.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import confluent_kafka
 import structlog
@@ -20,21 +23,16 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
-from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
-from consumer.wire import Message, ResultEncoder, encode_dead_letter, record_id
+from consumer.publisher.letters import DeadLetters, Pending
+from consumer.publisher.limits import LADDER, TopicLimits, fitted
+from consumer.publisher.refusals import ADVICE, TOO_LARGE
+from consumer.publisher.results import Results, unpublishable
+from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected
+from consumer.wire import Message, record_id
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
 
-# A dead letter holds a whole input record. What the brokers refuse for its size is cut to these, in turn.
-DEAD_LETTER_LIMITS = (64 * 2**20, 900_000, 60_000)
-# What no repetition mends, and a person can.
-ADVICE = {
-    _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
-    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on topic {topic}",
-    _Code.UNKNOWN_TOPIC_OR_PART: "create it",
-    _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
-}
 # What the error callback says, and no retry mends either. A handshake may fail in passing; a certificate that is not
 # trusted stays so.
 _REFUSALS = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSUPPORTED_SASL_MECHANISM}  # noqa: SLF001
@@ -47,15 +45,6 @@ _DELIVERY_TIMEOUTS = ("delivery.timeout.ms", "message.timeout.ms")
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
-
-
-class Pending(NamedTuple):
-    """A message that is on its way, as its delivery report names it."""
-
-    frame: Frame
-    outcome: Outcome
-    published_at: float
-    limit: int = 0  # for a dead letter: which of the limits it was cut to
 
 
 Report = tuple[Pending, confluent_kafka.KafkaError | None]
@@ -100,7 +89,7 @@ def producer_settings(config: Config) -> dict[str, Any]:
             # As long as it takes to hand over the results of a batch: they travel together, not each in a request of
             # its own, which costs this process and the brokers a fifth of the CPU at thousands of frames a second.
             "linger.ms": 0.5,
-            "message.max.bytes": DEAD_LETTER_LIMITS[0],
+            "message.max.bytes": LADDER[0],
         }
         | {**config.kafka.shared, **config.kafka.producer}
         | {"bootstrap.servers": config.kafka.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
@@ -118,26 +107,34 @@ class Publisher:
         clock: Clock,
         wall_clock_ms: Callable[[], int],
         settings: Mapping[str, Any] | None = None,
+        limits: TopicLimits | None = None,
     ) -> None:
-        """`settings`: of librdkafka, which then watches `delivery.timeout.ms` itself; default: `plain_settings`."""
+        """`settings`: of librdkafka, which then watches `delivery.timeout.ms` itself; default: `plain_settings`.
+
+        `limits`: of the topics; default: nothing is known. The batches of the producer are made small enough for the
+        topics, unless the user sets batch.size.
+        """
         self.errors = 0  # calls of librdkafka's error callback
         self.refusal: confluent_kafka.KafkaError | None = None  # of those, the last that no retry mends
-        self.cuts: dict[tuple[TopicPartition, int], int] = {}  # see `DEAD_LETTER_LIMITS`; of frames known to need one
         self._owner = threading.get_ident()
         self._topic = config.output.topic
-        self._dead_letter_topic = config.dead_letter.topic
-        self._source = f"/sluice/{config.kafka.group_id}"
-        self._encoder = ResultEncoder(format=config.output.format, model=model, source=self._source)
+        source = f"/sluice/{config.kafka.group_id}"
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
         self._timeout_s = delivery_timeout_s(config) if settings is None else math.inf
+        self._limits = limits or TopicLimits((self._topic, config.dead_letter.topic), clock=clock)
+        self._letters = DeadLetters(config.dead_letter.topic, source, self._limits, wall_clock_ms)
+        settings = fitted(dict(plain_settings(config) if settings is None else settings), self._limits)
+        self._results = Results(config, model, source, self._limits, settings)
+        self.batch_bytes = int(settings["batch.size"])
         self._outstanding = 0
+        self._buffered = 0
         self._numbers = itertools.count()
         self._unreported: dict[int, tuple[float, Pending]] = {}  # in the order in which they were sent
         self._reports: list[Report] = []
         try:
             self._client = confluent_kafka.Producer(
-                {**(plain_settings(config) if settings is None else settings), "error_cb": self._on_error},
+                {**settings, "error_cb": self._on_error},
                 logger=logging.getLogger("librdkafka.producer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
@@ -153,6 +150,11 @@ class Publisher:
         """Outcomes published and not yet acknowledged."""
         return self._outstanding
 
+    @property
+    def buffered_bytes(self) -> int:
+        """What the client holds of them, copies of values and headers, or a little more."""
+        return self._buffered
+
     def publish(self, finished: Sequence[Finished], judge: Callable[[Frame, Outcome], None] = _no_judge) -> None:
         """Send these outcomes, in their order; `poll` says when they have arrived.
 
@@ -163,8 +165,9 @@ class Publisher:
         """
         self._check_owner()
         at, at_ms = self._clock(), self._wall_clock_ms()
+        most = self._results.largest
         for first in range(0, len(finished), _TOGETHER):
-            prepared = [self._prepare(item, at, at_ms) for item in finished[first : first + _TOGETHER]]
+            prepared = [self._results.make(item, at, at_ms, most) for item in finished[first : first + _TOGETHER]]
             for pending, message in prepared:
                 judge(pending.frame, self._dispatch(pending, message))
 
@@ -209,24 +212,6 @@ class Publisher:
         except (KafkaException, SystemError):  # the latter where a fatal error meets a delivery report in the library
             return False
 
-    def _prepare(self, finished: Finished, at: float, at_ms: int) -> tuple[Pending, Message | None]:
-        """What `_dispatch` takes. No message: a rejection."""
-        frame, outcome, result = finished
-        if isinstance(outcome, Rejected):
-            return Pending(frame, outcome, at), None
-        timings = {
-            "queue": max(0.0, (result.taken_at - frame.received_at) * 1000),
-            "decode_wait": result.timings.decode_wait_ms,
-            "infer": result.timings.infer_ms,
-        }
-        try:
-            message = self._encoder.encode(
-                frame, outcome, batch_size=len(result.batch.frames), timings_ms=timings, published_at_ms=at_ms
-            )
-        except ValueError as error:
-            return _unpublishable(frame, error, at), None
-        return Pending(frame, outcome, at), message
-
     def _dispatch(self, pending: Pending, message: Message | None) -> Outcome:
         if message is None:
             self._bury(pending)
@@ -234,33 +219,31 @@ class Publisher:
         try:
             self._send(self._topic, message, pending)
         except KafkaException as error:
-            if error.args[0].code() != _Code.MSG_SIZE_TOO_LARGE:
+            if error.args[0].code() not in TOO_LARGE:
                 raise self.refused(pending, error.args[0]) from error
-            pending = _unpublishable(pending.frame, error, pending.published_at)
+            pending = unpublishable(pending.frame, _text(error), pending.published_at)
             self._bury(pending)
         return pending.outcome
 
     def _bury(self, pending: Pending) -> None:
-        if (known := self.cuts.get(pending.frame.receipt[:2], 0)) > pending.limit:
-            pending = pending._replace(limit=known)
-        outcome = pending.outcome
-        assert isinstance(outcome, Rejected)
-        message = encode_dead_letter(
-            pending.frame,
-            outcome,
-            source=self._source,
-            max_bytes=DEAD_LETTER_LIMITS[pending.limit],
-            now_ms=self._wall_clock_ms(),
-        )
+        pending, message = self._letters.make(pending)
         try:
-            self._send(self._dead_letter_topic, message, pending)
+            self._send(self._letters.topic, message, pending)
         except KafkaException as error:
-            self._bury_smaller(pending, error.args[0])
+            self._bury_another(pending, error.args[0])
 
-    def _bury_smaller(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
-        if error.code() != _Code.MSG_SIZE_TOO_LARGE or pending.limit + 1 == len(DEAD_LETTER_LIMITS):
+    def _bury_another(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
+        if not self._letters.learn(pending, error):
             raise self.refused(pending, error)
-        self._bury(pending._replace(limit=pending.limit + 1))
+        self._bury(pending._replace(tries=pending.tries + 1))
+
+    def learn(self, pending: Pending, error: confluent_kafka.KafkaError) -> bool:
+        """What a refusal says of later messages of the topic. False: nothing that would help."""
+        if isinstance(pending.outcome, Rejected):
+            return self._letters.learn(pending, error)
+        # Of a batch of several, any may be the large one, or all together.
+        alone = error.code() in TOO_LARGE and pending.size >= self.batch_bytes
+        return alone and self._limits.refused(self._topic, pending.size, exactly=True)
 
     def _send(self, topic: str, message: Message, pending: Pending) -> None:
         full_since: float | None = None
@@ -285,15 +268,17 @@ class Publisher:
             else:
                 self._outstanding += 1
                 self._unreported[number] = self._clock(), pending
+                self._buffered += pending.size
                 return
 
     def _serve(self, timeout_s: float) -> None:
         try:
             self._client.poll(timeout_s)
         except KafkaException as error:  # librdkafka's fatal errors come out of here, not through error_cb
-            raise PublishError(
-                f"the producer died: {_text(error)}; nothing unacknowledged was committed, a restart repeats it"
-            ) from error
+            text = f"the producer died: {_text(error)}; "
+            if (advice := ADVICE.get(error.args[0].code())) is not None:
+                raise UnwritableError(text + advice.format(topic=self._topic)) from error
+            raise PublishError(f"{text}nothing unacknowledged was committed, a restart repeats it") from error
 
     def _check_timeout(self) -> None:
         """End before librdkafka could let later outcomes pass one that the brokers do not take."""
@@ -313,12 +298,16 @@ class Publisher:
     def _kind(self, pending: Pending) -> tuple[str, str]:
         """What a message is, and the topic that it goes to."""
         if isinstance(pending.outcome, Rejected):
-            return "dead letter", self._dead_letter_topic
+            return "dead letter", self._letters.topic
         return "result", self._topic
 
     def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if isinstance(pending.outcome, Rejected):
-            self._bury_smaller(pending, error)
+            self._bury_another(pending, error)
+            return
+        if self.learn(pending, error):
+            why = self._results.too_large(pending.size)
+            self._bury(unpublishable(pending.frame, why, pending.published_at))
             return
         # What was published behind it must not arrive before its repetition does.
         self._client.purge()
@@ -334,6 +323,7 @@ class Publisher:
         _message: confluent_kafka.Message,
     ) -> None:
         self._unreported.pop(number, None)
+        self._buffered -= pending.size
         self._reports.append((pending, error))
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
@@ -345,10 +335,6 @@ class Publisher:
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:
             raise OwnershipError("Publisher belongs to the thread that made it; call it there")
-
-
-def _unpublishable(frame: Frame, why: BaseException, at: float) -> Pending:
-    return Pending(frame, Rejected("publish", "unpublishable", _text(why)), at)
 
 
 def _text(error: BaseException) -> str:

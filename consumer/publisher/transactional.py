@@ -21,8 +21,11 @@ from consumer.caller import Caller, StoppedError
 from consumer.config import TRANSACTION_TIMEOUT_MS, Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
-from consumer.publisher.plain import ADVICE, DEAD_LETTER_LIMITS, Publisher, Report, producer_settings
-from consumer.types import Acknowledged, Clock, Finished, ModelInfo, Rejected, TopicPartition
+from consumer.publisher.lessons import Lessons
+from consumer.publisher.limits import TopicLimits
+from consumer.publisher.plain import Publisher, Report, producer_settings
+from consumer.publisher.refusals import EXPELLED, FENCED, NO_TRANSACTIONS, TRANSACTION_ADVICE
+from consumer.types import Acknowledged, Clock, Finished, ModelInfo
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
@@ -41,23 +44,6 @@ FENCED_AGAIN_S = 60.0
 GRACE_S: Final = 1.0
 # A commit with less time left than this is not sent: rolled back for certain is better than in doubt.
 _COMMIT_S: Final = 0.5
-
-_FENCED = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
-# The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
-_EXPELLED = {_Code.UNKNOWN_MEMBER_ID, _Code.FENCED_MEMBER_EPOCH, _Code.FENCED_INSTANCE_ID}
-_NO_TRANSACTIONS = "these brokers have no transactions; use delivery: at_least_once"
-_ADVICE = {
-    _Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant this user WRITE on the transactional ID {id}",
-    _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
-    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on the topics {topics}",
-    _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
-    _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001
-    _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
-    _Code.UNSUPPORTED_SASL_MECHANISM: "the brokers do not offer this sasl.mechanism",
-    _Code.INVALID_TRANSACTION_TIMEOUT: "lower transaction.timeout.ms in kafka.producer to what the brokers allow",
-    _Code._UNSUPPORTED_FEATURE: _NO_TRANSACTIONS,  # noqa: SLF001
-    _Code.UNSUPPORTED_VERSION: _NO_TRANSACTIONS,
-}
 
 
 def transactional_settings(config: Config) -> dict[str, Any]:
@@ -78,7 +64,16 @@ def transactional_settings(config: Config) -> dict[str, Any]:
 class TransactionalPublisher:
     """Writes outcomes in transactions, one at a time. The thread that makes it owns it."""
 
-    def __init__(self, config: Config, model: ModelInfo, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: ModelInfo,
+        *,
+        clock: Clock,
+        wall_clock_ms: Callable[[], int],
+        limits: TopicLimits | None = None,
+    ) -> None:
+        """`limits`: default: nothing is known of the topics."""
         settings = transactional_settings(config)
         self._id = config.transactional_id
         topics = f"{config.output.topic} and {config.dead_letter.topic}"
@@ -86,9 +81,11 @@ class TransactionalPublisher:
         self._socket_s = float(settings["socket.timeout.ms"]) / 1000
         self._timeout_s = float(settings["transaction.timeout.ms"]) / 1000
         self._clock = clock
-        self._make = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms, settings=settings)
+        limits = limits or TopicLimits((config.output.topic, config.dead_letter.topic), clock=clock)
+        self._lessons = Lessons(limits, settings)  # what is learned of the topics outlives each producer
+        made = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms)
+        self._make = partial(made, settings=settings, limits=limits)
         self._publisher, self._caller = self._make(), Caller("transactions")
-        self._cuts: dict[tuple[TopicPartition, int], int] = {}
         self._suspect = False
         self._fenced_at: float | None = None
 
@@ -137,9 +134,13 @@ class TransactionalPublisher:
             calm = self._call(publisher.client.commit_transaction, deadline) and calm
         except (KafkaException, PublishError) as error:
             self._suspect = True
-            self._judge(error, publisher.reports(), open_s=self._clock() - started, rolled_back=not committing)
+            reports, undelivered = publisher.reports(), publisher.outstanding
+            # librdkafka asks for the end of a transaction only once every message of it is reported as written.
+            asked = committing and not undelivered and not any(refusal for _, refusal in reports)
+            self._lessons.watch(finished, publisher.buffered_bytes if undelivered else 0)
+            self._judge(error, reports, open_s=self._clock() - started, rolled_back=not asked)
         self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
-        self._cuts.clear()
+        self._lessons.committed()
         return publisher.poll()
 
     def renew(self) -> None:
@@ -172,7 +173,7 @@ class TransactionalPublisher:
                     raise StoppedError from error
                 self.rest(0.0)  # the library says why in there
                 if (refusal := self._publisher.refusal) is not None:
-                    advice = _ADVICE.get(refusal.code(), "check ssl.ca.location in kafka.client")
+                    advice = TRANSACTION_ADVICE.get(refusal.code(), "check ssl.ca.location in kafka.client")
                     raise RefusedError(
                         f"cannot begin transactions as {self._id!r}: {refusal.str()}; {advice}"
                     ) from error
@@ -186,13 +187,12 @@ class TransactionalPublisher:
         except KafkaException as error:
             raise KafkaError(f"cannot begin transactions as {self._id!r}: {error.args[0].str()}") from error
         if (cluster or "").startswith(EMBEDDED_CLUSTERS):
-            raise RefusedError(f"the embedded broker shows what was aborted: {_NO_TRANSACTIONS}")
+            raise RefusedError(f"the embedded broker shows what was aborted: {NO_TRANSACTIONS}")
 
     def _renew(self, within_s: float = _CONNECT_S, stop: Stop | None = None) -> None:
         _log.info("new producer", transactional_id=self._id)
         self._give_up()
         self._publisher, self._caller = self._make(), Caller("transactions")
-        self._publisher.cuts = self._cuts
         self._connect(within_s, stop)
         self._suspect = False
 
@@ -242,22 +242,17 @@ class TransactionalPublisher:
     def _judge(
         self, failure: KafkaException | PublishError, reports: Sequence[Report], *, open_s: float, rolled_back: bool
     ) -> NoReturn:
-        for pending, error in reports:
-            if error is None or error.code() not in ADVICE:
-                continue
-            cut = isinstance(pending.outcome, Rejected) and error.code() == _Code.MSG_SIZE_TOO_LARGE
-            if not cut or pending.limit + 1 == len(DEAD_LETTER_LIMITS):
-                raise self._publisher.refused(pending, error) from failure
-            self._cuts[pending.frame.receipt[:2]] = pending.limit + 1
+        self._lessons.learn(self._publisher, reports, failure)
         codes = {error.code() for error in _errors(failure)} | {error.code() for _, error in reports if error}
-        if (known := next(filter(_ADVICE.get, codes), None)) is not None:
-            if isinstance(failure, PublishError) and known in ADVICE:
+        if (known := next(filter(TRANSACTION_ADVICE.get, codes), None)) is not None:
+            unwritable = known == _Code.TOPIC_AUTHORIZATION_FAILED
+            if isinstance(failure, PublishError) and unwritable:
                 raise failure  # it says all that there is to say
-            kind = UnwritableError if known in ADVICE else RefusedError  # what was not written has its own exit code
-            raise kind(f"{failure}; {_ADVICE[known].format(**self._names)} ({self._id})") from failure
-        if codes & _FENCED:
+            kind = UnwritableError if unwritable else RefusedError  # what was not written has its own exit code
+            raise kind(f"{failure}; {TRANSACTION_ADVICE[known].format(**self._names)} ({self._id})") from failure
+        if codes & FENCED:
             self._fenced(failure, open_s)
-        expelled = bool(codes & _EXPELLED)
+        expelled = bool(codes & EXPELLED)
         raise TransactionError(
             f"the transaction failed: {failure}", rolled_back=rolled_back, expelled=expelled
         ) from failure

@@ -110,7 +110,7 @@ class Source:
                     self._fail(error)
                     break
                 frames.append(frame)
-                max_bytes -= frame.record.size_bytes
+                max_bytes -= frame.size_bytes
                 if len(frames) >= most or max_bytes < 0:
                     break
             message = poll(0)

@@ -4,12 +4,14 @@
 letters, `message` is what they share.
 """
 
-from consumer.wire.deadletters import DeadLetter, encode_dead_letter, read_dead_letter
+from consumer.wire.deadletters import ORIGINAL_KEY, DeadLetter, encode_dead_letter, message_bytes, read_dead_letter
 from consumer.wire.frames import encode_envelope, is_source_id, parse_frame
-from consumer.wire.message import Message, read_record, record_id
+from consumer.wire.message import ORIGINAL_TIMESTAMP, Message, read_record, record_id
 from consumer.wire.results import SCHEMA_VERSION, ResultEncoder, decode_result
 
 __all__ = [
+    "ORIGINAL_KEY",
+    "ORIGINAL_TIMESTAMP",
     "SCHEMA_VERSION",
     "DeadLetter",
     "Message",
@@ -18,6 +20,7 @@ __all__ = [
     "encode_dead_letter",
     "encode_envelope",
     "is_source_id",
+    "message_bytes",
     "parse_frame",
     "read_dead_letter",
     "read_record",

@@ -1,7 +1,8 @@
 """Rejected frames -> dead letters, and back for tools. `schemas/dead-letter.schema.json`.
 
 A dead letter is the original record, byte for byte, and our headers behind its own. It can always be written: what
-would exceed the limit of the broker is cut, and our headers say what was cut.
+would exceed the limit of the broker is cut, and our headers say what was cut. It has the time of rejection as its
+timestamp: with the frame's own, the broker could refuse it (too far ahead) or retention could delete it at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from consumer.types import Frame, Headers, Record, Rejected
-from consumer.wire.message import HeaderList, Message, record_id, utf8
+from consumer.wire.message import ORIGINAL_TIMESTAMP, HeaderList, Message, record_id, utf8
 
 ERRORS: Final = "__connect.errors."  # the names that Kafka Connect uses, so that its tools read ours
 MIN_BYTES: Final = 4096  # our own headers always fit in this
@@ -37,6 +38,12 @@ _NOTES: Final = {
     _DROPPED_HEADERS: re.compile(rb"[0-9]{1,20}"),
 }
 _REJECTED_AT: Final = "sluice-rejected-at-ms"
+_STAMP: Final = re.compile(rb"[0-9]{1,19}")
+ORIGINAL_KEY: Final = (
+    "sluice-original-key"  # "none": the input record has no key, and the topic takes no record without one
+)
+_NO_KEY: Final = re.compile(rb"none")
+_ID: Final = re.compile(rb".+", re.DOTALL)
 _OFFSET: Final = ERRORS + "offset"
 _ERROR_NAMES: Final = tuple(
     ERRORS + name
@@ -78,25 +85,31 @@ class DeadLetter:
     record: Record
 
 
-def encode_dead_letter(frame: Frame, rejected: Rejected, *, source: str, max_bytes: int, now_ms: int) -> Message:
+def encode_dead_letter(
+    frame: Frame, rejected: Rejected, *, source: str, max_bytes: int, now_ms: int, keyed: bool = False
+) -> Message:
     """The dead letter for one frame; always one that a broker with this `max_bytes` takes.
 
-    Fewer than 4,096 `max_bytes` count as 4,096. A dead letter that was replayed and fails again keeps its original
-    headers and gets ours anew: it does not grow.
+    Fewer than 4,096 `max_bytes` count as 4,096. `keyed`: the topic refuses records without a key (it is compacted), so
+    the dead letter of a record that has none gets its own ID as the key, and a header that says so.
+    A dead letter that was replayed and fails again keeps its original headers and timestamp and gets our other headers
+    anew: it does not grow.
     """
-    record = frame.record
+    record = _original(frame.record)
     original, notes = _original_headers(record.headers)
     if record.headers_lost:
         notes = list(_notes(record).items())
     ours = _our_headers(frame, rejected, source, now_ms)
+    if record.timestamp_ms is not None and record.timestamp_ms >= 0:
+        ours.insert(0, (ORIGINAL_TIMESTAMP, b"%d" % record.timestamp_ms))
+    if keyed and record.key is None:
+        ours.insert(0, (ORIGINAL_KEY, b"none"))
+        record = record._replace(key=utf8(record_id(frame.receipt)))
     limit = max(max_bytes, MIN_BYTES)
     key, value, headers = record.key, record.value, original
     if _size(key, value, [*original, *notes, *ours]) > limit:
         key, value, headers, notes = _fit(record, original, notes, limit - _size(None, None, ours))
-    timestamp = record.timestamp_ms
-    return Message(
-        key, value, [*headers, *notes, *ours], timestamp if timestamp is not None and timestamp >= 0 else now_ms
-    )
+    return Message(key, value, [*headers, *notes, *ours], now_ms)
 
 
 def read_dead_letter(record: Record) -> DeadLetter | None:
@@ -105,7 +118,8 @@ def read_dead_letter(record: Record) -> DeadLetter | None:
     partition, offset = headers.get(ERRORS + "partition", ""), headers.get(_OFFSET, "")
     if not (_is_number(partition) and _is_number(offset) and _REJECTED_AT in headers):
         return None
-    original, notes = _original_headers(record.headers)
+    restored = _original(record)
+    original, notes = _original_headers(restored.headers)
     return DeadLetter(
         id=headers.get("ce_id", ""),
         topic=headers.get(ERRORS + "topic", ""),
@@ -115,8 +129,13 @@ def read_dead_letter(record: Record) -> DeadLetter | None:
         reason=headers.get(ERRORS + "exception.class.name", ""),
         detail=headers.get(ERRORS + "exception.message", ""),
         truncated=bool(notes),
-        record=Record(record.key, record.value, tuple(original), record.timestamp_ms),
+        record=restored._replace(headers=tuple(original)),
     )
+
+
+def message_bytes(message: Message) -> int:
+    """The bytes that a message takes in a produce request of its own, or a few more."""
+    return _size(message.key, message.value, message.headers)
 
 
 def _is_number(text: str) -> bool:
@@ -137,6 +156,37 @@ def _our_headers(frame: Frame, rejected: Rejected, source: str, now_ms: int) -> 
     )
     headers: HeaderList = [(name, utf8(value)) for name, value in zip(_ERROR_NAMES, values, strict=True)]
     return [*headers, (_REJECTED_AT, b"%d" % now_ms), ("ce_id", utf8(record_id(frame.receipt)))]
+
+
+def _original(record: Record) -> Record:
+    """The input record's key and timestamp, and the headers without those two of ours that tell them.
+
+    `record` is an input record, perhaps a replayed one, or a dead letter. Dead letters of earlier versions have the
+    input record's timestamp as their own, and no header for it.
+    """
+    stamp, at = _last(record.headers, ORIGINAL_TIMESTAMP, _STAMP)
+    dead = _last(record.headers, _REJECTED_AT, _STAMP)[0]
+    keyless, key_at = _last(record.headers, ORIGINAL_KEY, _NO_KEY) if dead is not None else (None, -1)
+    if keyless is not None and record.key != _last(record.headers, "ce_id", _ID)[0]:
+        keyless, key_at = None, -1  # a producer's own header of that name
+    timestamp = record.timestamp_ms
+    if stamp is not None:
+        timestamp = int(stamp)
+    elif dead is not None and timestamp == int(dead):
+        timestamp = None  # it had none
+    if at < 0 and key_at < 0:
+        return record._replace(timestamp_ms=timestamp)
+    headers = tuple(header for n, header in enumerate(record.headers) if n not in (at, key_at))
+    return record._replace(key=None if keyless else record.key, headers=headers, timestamp_ms=timestamp)
+
+
+def _last(headers: Headers, name: str, form: re.Pattern[bytes]) -> tuple[bytes | None, int]:
+    """Value and place of the last header of this name, if it looks so; (None, -1) if not."""
+    for n in reversed(range(len(headers))):
+        if headers[n][0] == name:
+            value = headers[n][1]
+            return (value, n) if value is not None and form.fullmatch(value) else (None, -1)
+    return None, -1
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgpack
 
 from consumer.types import Frame, Receipt, Record, Rejected
+from consumer.wire.message import ORIGINAL_TIMESTAMP
 
 MAX_SOURCE_ID: Final = 128  # characters
 MAX_FRAME_ID: Final = 256  # characters
@@ -15,7 +16,11 @@ MAX_FIELDS: Final = 64  # of an envelope, unknown ones included
 MAX_TEXT_BYTES: Final = 4096  # of one field name or text of an envelope
 MAX_TIMESTAMP_MS: Final = 2**53  # what every JSON reader still reads exactly
 
-_HEADERS: Final = {name: name.replace("-", "_") for name in ("source-id", "frame-id", "captured-at-ms", "traceparent")}
+_HEADERS: Final = {
+    name: name.replace("-", "_")
+    for name in ("source-id", "frame-id", "captured-at-ms", "traceparent", ORIGINAL_TIMESTAMP)
+}
+_ORIGINAL: Final = _HEADERS[ORIGINAL_TIMESTAMP]
 _MSGPACK_TYPES: Final = frozenset((b"application/msgpack", b"application/vnd.msgpack", b"application/x-msgpack"))
 _DIGITS: Final = re.compile(rb"[0-9]{1,16}")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -60,7 +65,13 @@ def parse_frame(record: Record, receipt: Receipt, received_at: float) -> Frame:
     given: dict[str, Any] = {"source_id": record.key}
     content_type = _read_headers(record, given)
     outer_id = given["source_id"]
-    frame_id, captured_at_ms, traceparent, payload, verdict = _default_id(receipt), _stamp(record), None, b"", None
+    frame_id, captured_at_ms, traceparent, payload, verdict = (
+        _default_id(receipt),
+        _stamp(record, given),
+        None,
+        b"",
+        None,
+    )
     try:
         payload = _payload(record, content_type, given)
         frame_id = _frame_id(given.get("frame_id"), frame_id)
@@ -256,8 +267,11 @@ def _frame_id(value: bytes | str | int | None, default: str) -> str:
     return text
 
 
-def _stamp(record: Record) -> int | None:
+def _stamp(record: Record, given: dict[str, Any]) -> int | None:
+    """The record's timestamp; of a replayed one, that of the first record."""
     stamp = record.timestamp_ms
+    if (first := given.get(_ORIGINAL)) is not None and _DIGITS.fullmatch(first):
+        stamp = int(first)
     return stamp if stamp is not None and 0 <= stamp <= MAX_TIMESTAMP_MS else None
 
 

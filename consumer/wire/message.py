@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from consumer.types import Receipt, Record
+
+# Unix milliseconds. Dead letters and replayed frames are written with the present time and keep the first one in this.
+ORIGINAL_TIMESTAMP: Final = "sluice-original-timestamp-ms"
 
 HeaderList = list[tuple[str, bytes | None]]
 

@@ -65,7 +65,7 @@ def _kept_by(owner: Any) -> list[Any]:
 
 
 def _size_bytes(results: Sequence[BatchResult]) -> int:
-    return sum(frame.record.size_bytes for result in results for frame in result.batch.frames)
+    return sum(frame.size_bytes for result in results for frame in result.batch.frames)
 
 
 def _commit_before_acknowledgement() -> list[Patch]:
@@ -79,7 +79,7 @@ def _commit_before_acknowledgement() -> list[Patch]:
                 self._offsets.done(frame.receipt)
 
     def acknowledge(self: Pipeline, acknowledged: Sequence[Acknowledged]) -> None:
-        self._held_bytes -= sum(done.frame.record.size_bytes for done in acknowledged)
+        self._held_bytes -= sum(done.frame.size_bytes for done in acknowledged)
 
     return [Patch(Pipeline, "_publish", publish), Patch(Pipeline, "_acknowledge", acknowledge)]
 
@@ -130,7 +130,7 @@ def _publish_stale_outcomes() -> list[Patch]:
     def publish(self: Pipeline, results: Sequence[BatchResult]) -> None:
         for result in results:
             pairs = zip(result.batch.frames, result.outcomes, strict=True)
-            self._delivery.publish([Finished(frame, outcome, result) for frame, outcome in pairs])
+            self._delivery.publish([Finished(frame, outcome, result.summary) for frame, outcome in pairs])
 
     return [Patch(Pipeline, "_publish", publish)]
 
@@ -169,7 +169,7 @@ def _drop_rejections() -> list[Patch]:
     def silent(self: AtLeastOnce, finished: Sequence[Finished]) -> None:
         for item in finished:
             if isinstance(item.outcome, Rejected):
-                _kept_by(self).append(Acknowledged(item.frame, item.outcome, item.result.taken_at))
+                _kept_by(self).append(Acknowledged(item.frame, item.outcome, item.batch.taken_at))
         publish(self, [item for item in finished if not isinstance(item.outcome, Rejected)])
 
     def delivered(self: AtLeastOnce, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
@@ -206,7 +206,7 @@ def _no_rewind_after_abort() -> list[Patch]:
     deliver = ExactlyOnce.deliver
 
     def failed(self: ExactlyOnce, ready: Sequence[Finished], error: TransactionError) -> None:
-        _kept_by(self).extend(Acknowledged(item.frame, item.outcome, item.result.taken_at) for item in ready)
+        _kept_by(self).extend(Acknowledged(item.frame, item.outcome, item.batch.taken_at) for item in ready)
         self.broken = not error.rolled_back
 
     def recover(self: Pipeline) -> None:

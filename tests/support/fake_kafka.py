@@ -241,6 +241,7 @@ class FakeTransactionalProducer(FakeProducer):
         self.calls: list[str] = []
         self.offsets: dict[Ours, int] = {}
         self.metadata: list[object] = []
+        self.withheld: Callable[[dict[str, Any]], bool] = lambda _: False  # not reported by the end of the call
         self.on_poll = FakeTransactionalProducer.advance
         self.made.append(self)
 
@@ -261,9 +262,10 @@ class FakeTransactionalProducer(FakeProducer):
 
     def commit_transaction(self, timeout: float) -> None:
         assert 0 < timeout <= 10
-        for message in list(self.queue):
+        late = [message for message in self.queue if self.withheld(message)]
+        for message in [message for message in self.queue if message not in late]:
             message["on_delivery"](self.report(message), None)
-        self.queue.clear()
+        self.queue = deque(late)
         self._call("commit_transaction")
 
     def close(self) -> None:

@@ -130,6 +130,12 @@ class FakePublisher:
     def outstanding(self) -> int:
         return sum(map(len, self.lanes.values()))
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Dead letters hold their record once more."""
+        lines = self.lanes.values()
+        return sum(d.frame.record.size_bytes for line in lines for _, d in line if isinstance(d.outcome, Rejected))
+
     def publish(self, finished: Sequence[Finished], judge: Judge) -> None:
         for item in finished:
             judge(item.frame, self._publish(item.frame, item.outcome))

@@ -18,7 +18,7 @@ from consumer.tools.dlq.progress import Pass, Progress
 from consumer.tools.dlq.reading import Found
 from consumer.tools.dlq.replay import Tally, sort_out
 from consumer.types import Frame, Headers, Receipt, Record, Rejected, TopicPartition
-from consumer.wire import Message, encode_dead_letter, encode_envelope
+from consumer.wire import Message, encode_dead_letter, encode_envelope, parse_frame
 
 NOW = 1_700_000_000_000
 NASTY = "\x1b]0;owned\x07\n\r\x9b2J\u202e\u2028"
@@ -67,9 +67,28 @@ def test_after_any_number_of_turns_the_original_goes_back_with_its_count(record:
     for _ in range(turns):
         message = message_for(letter_of(buried(sent)))
         sent = record_of(message)
-    assert sent == Record(
-        record.key, record.value, (*record.headers, ("sluice-replays", b"%d" % turns)), record.timestamp_ms
+    added = (
+        ("sluice-original-timestamp-ms", b"%d" % (record.timestamp_ms or 0)),
+        ("sluice-replays", b"%d" % turns),
     )
+    assert sent == Record(record.key, record.value, (*record.headers, *added), None)
+
+
+def test_a_replay_has_the_present_time_and_its_frame_keeps_the_first_one() -> None:
+    """Catches: a replay of old letters that retention deletes before it is read, and results dated at the replay."""
+    message = message_for(letter_of(buried(Record(b"cam-1", b"image", (), NOW))))
+    assert message.timestamp_ms is None, "the client puts the time of writing"
+    again = record_of(message)._replace(timestamp_ms=NOW + 10**6)
+    assert parse_frame(again, Receipt(TopicPartition("frames", 3), 43, 1), 0.0).captured_at_ms == NOW
+
+
+def test_a_replay_of_a_letter_that_was_given_a_key_has_none() -> None:
+    """Catches: a frame that comes back under the name of its dead letter."""
+    letter = letter_of(buried(Record(None, b"image", (("source-id", b"cam-1"),), NOW), keyed=True, max_bytes=9))
+    message = message_for(letter)
+    assert message.key is None
+    assert "sluice-original-key" not in dict(message.headers)
+    assert [name for name, _ in message.headers].count("sluice-original-timestamp-ms") == 1
 
 
 def test_a_truncated_one_stays_known_as_such_when_it_fails_again() -> None:

@@ -44,18 +44,69 @@ def wire_size(message: wire.Message) -> int:
 class TestDeadLetters:
     @settings(max_examples=100, deadline=None)
     @given(key=st.none() | st.binary(), value=st.none() | st.binary(), headers=HEADERS, at=st.integers(0, 2**60))
-    def test_key_value_headers_and_timestamp_stay_byte_for_byte(
+    def test_key_value_and_headers_stay_byte_for_byte_and_the_timestamp_in_a_header(
         self, key: bytes | None, value: bytes | None, headers: Any, at: int
     ) -> None:
         """Catches the decoded, re-encoded or sorted copy that a replay can no longer trust."""
         message = dead(parse(value, key=key, headers=tuple(headers), at=at))
-        assert (message.key, message.value, message.timestamp_ms) == (key, value, at)
+        assert (message.key, message.value) == (key, value)
         assert message.headers[: len(headers)] == headers
+        assert dict(message.headers)["sluice-original-timestamp-ms"] == b"%d" % at
+        letter = wire.read_dead_letter(_record(message))
+        assert letter is not None
+        assert letter.record == Record(key, value, tuple(headers), at)
+
+    @pytest.mark.parametrize("at", [None, 5, 10**13])
+    def test_a_dead_letter_has_the_time_of_rejection_whatever_the_time_of_its_record(self, at: int | None) -> None:
+        """Catches a dead letter that retention deletes at once, or that the broker refuses as one of tomorrow."""
+        assert dead(parse(at=at)).timestamp_ms == 99
+
+    def test_a_replayed_one_that_fails_again_keeps_its_first_timestamp(self) -> None:
+        """Catches the time of the replay in place of the time of the frame."""
+        first = dead(parse(at=5))
+        again = replayed(first)
+        assert again.captured_at_ms == 5
+        second = wire.read_dead_letter(_record(dead(again._replace(record=again.record._replace(timestamp_ms=77)))))
+        assert second is not None
+        assert second.record.timestamp_ms == 5
+
+    def test_a_dead_letter_of_an_earlier_version_has_the_timestamp_of_its_record(self) -> None:
+        headers = tuple(header for header in dead(parse(at=5)).headers if header[0] != "sluice-original-timestamp-ms")
+        letter = wire.read_dead_letter(Record(b"k", b"v", headers, 5))
+        assert letter is not None
+        assert letter.record.timestamp_ms == 5
+
+    @settings(max_examples=100, deadline=None)
+    @given(headers=HEADERS, limit=st.integers(0, 9000), value=st.none() | st.integers(0, 9000).map(bytes))
+    def test_a_topic_that_takes_no_record_without_a_key_gets_one_and_the_record_goes_back_without(
+        self, headers: Any, limit: int, value: bytes | None
+    ) -> None:
+        """Catches a keyless frame that a compacted topic refuses for ever, and a replay with a key that nobody sent."""
+        frame = parse(value, key=None, headers=tuple(headers))
+        message = wire.encode_dead_letter(frame, DAMAGED, source="/sluice/g", max_bytes=limit, now_ms=99, keyed=True)
+        assert message.key == b"frames/3/42"
+        assert wire_size(message) <= max(limit, 4096)
+        letter = wire.read_dead_letter(_record(message))
+        assert letter is not None
+        assert letter.record.key is None
+        assert "sluice-original-key" not in dict(letter.record.headers)
+        again = wire.encode_dead_letter(
+            replayed(message), DAMAGED, source="/sluice/g", max_bytes=limit, now_ms=99, keyed=True
+        )
+        assert again.key == b"frames/0/7"
+
+    def test_a_record_with_a_key_keeps_it_whatever_its_headers_claim(self) -> None:
+        """Catches a producer's own header that makes a replay drop the key."""
+        headers = (("sluice-original-key", b"none"),)
+        letter = wire.read_dead_letter(_record(dead(parse(key=b"cam-1", headers=headers))))
+        assert letter is not None
+        assert (letter.record.key, letter.record.headers) == (b"cam-1", headers)
 
     def test_our_headers_say_where_why_and_which(self) -> None:
         message = dead(parse(headers=(("ce_id", b"theirs"),)))
         assert message.headers == [
             ("ce_id", b"theirs"),
+            ("sluice-original-timestamp-ms", b"7"),
             ("__connect.errors.topic", b"frames"),
             ("__connect.errors.partition", b"3"),
             ("__connect.errors.offset", b"42"),

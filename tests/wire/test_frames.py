@@ -252,3 +252,11 @@ def test_a_record_weighs_all_that_it_holds() -> None:
     names = [f"{number}" for number in range(1000)]
     held = sum(sys.getsizeof(each) for name in names for each in ((name, b"v"), name, b"v" * 2))
     assert Record(None, None, tuple((name, b"vv") for name in names), 5).size_bytes > 0.95 * held
+
+
+def test_a_frame_of_an_envelope_weighs_its_payload_twice_because_it_is_held_twice() -> None:
+    """Catches a limit that counts the record alone, while the image out of it is a copy."""
+    image = parse(JPEG, key=b"cam")
+    assert image.size_bytes == image.record.size_bytes == len(JPEG) + 3
+    envelope = parse(msgpack.packb({"data": JPEG}), key=b"cam")
+    assert envelope.size_bytes == envelope.record.size_bytes + len(JPEG)

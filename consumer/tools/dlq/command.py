@@ -171,7 +171,7 @@ def replay(
     as_json: Json = False,
     setting: clients.Settings = None,
 ) -> None:
-    """Write the original records back: key, value, headers, timestamp, and a header that counts the replays.
+    """Write the original records back: key, value, headers, and what counts the replays and keeps the first timestamp.
 
     Each once: run it again after whatever went wrong, with the same filters or others. It goes on where it stopped.
     """

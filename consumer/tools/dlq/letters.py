@@ -11,10 +11,11 @@ from typing import Final, Literal
 from consumer.errors import ConfigError
 from consumer.tools.clients import printable
 from consumer.types import Frame, Receipt, Record, TopicPartition
-from consumer.wire import DeadLetter, Message, parse_frame, read_dead_letter
+from consumer.wire import ORIGINAL_KEY, ORIGINAL_TIMESTAMP, DeadLetter, Message, parse_frame, read_dead_letter
 
 REPLAYS: Final = "sluice-replays"  # how often a record was replayed; a replay writes it, a dead letter keeps it
 _REJECTED_AT: Final = "sluice-rejected-at-ms"
+_NO_NOTES: Final = (_REJECTED_AT, ORIGINAL_TIMESTAMP, ORIGINAL_KEY)
 _LATEST_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999, as far as a calendar goes
 _COUNT: Final = re.compile(rb"[0-9]{1,6}")
 _STAMP: Final = re.compile(rb"[0-9]{1,15}")
@@ -67,16 +68,20 @@ def _number(record: Record, name: str, form: re.Pattern[bytes], most: int) -> in
 
 
 def message_for(letter: Letter) -> Message:
-    """What a replay writes: the original record, and one header that counts the replays.
+    """What a replay writes: the original record, with the present time, and headers that count and date it.
 
-    Of a truncated one the notes of what was cut go with it, so that it stays known as truncated if it fails again.
+    With the original timestamp, retention could delete it before it is read. So that goes into a header, and it stays
+    the capture time of a frame that has no other. Of a truncated one the notes of what was cut go with it, so that it
+    stays known as truncated if it fails again.
     """
     record = letter.dead.record
     headers = [header for header in record.headers if header[0] != REPLAYS]
     if letter.dead.truncated:
         headers += _notes(letter)
+    if record.timestamp_ms is not None and record.timestamp_ms >= 0:
+        headers.append((ORIGINAL_TIMESTAMP, b"%d" % record.timestamp_ms))
     headers.append((REPLAYS, b"%d" % (letter.replays + 1)))
-    return Message(record.key, record.value, headers, record.timestamp_ms)
+    return Message(record.key, record.value, headers, None)
 
 
 def _notes(letter: Letter) -> list[tuple[str, bytes | None]]:
@@ -86,7 +91,7 @@ def _notes(letter: Letter) -> list[tuple[str, bytes | None]]:
     for header in letter.raw.headers:
         if original and header == original[0]:
             original.pop(0)
-        elif header[0].startswith("sluice-") and header[0] != _REJECTED_AT:
+        elif header[0].startswith("sluice-") and header[0] not in _NO_NOTES:
             notes.append(header)
     return notes
 

@@ -1,0 +1,72 @@
+"""What a transaction that failed teaches for the next one: other messages, smaller batches, shorter dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from consumer.publisher.limits import LADDER, LEAST_BATCH, TopicLimits
+from consumer.publisher.plain import Publisher, Report
+from consumer.publisher.refusals import ADVICE, TOO_LARGE
+from consumer.types import Finished, Receipt
+from consumer.wire import record_id
+
+_log = structlog.get_logger(__name__)
+
+
+class Lessons:
+    """`settings`: of the next producer; batches become smaller in there."""
+
+    def __init__(self, limits: TopicLimits, settings: dict[str, Any]) -> None:
+        self._limits = limits
+        self._settings = settings
+        self._late: Receipt | None = None  # of the lone outcome that the last transaction could not write in time
+
+    def committed(self) -> None:
+        """A transaction went well."""
+        self._late = None
+
+    def learn(self, publisher: Publisher, reports: Sequence[Report], failure: Exception) -> None:
+        """From what the brokers refused: the next transaction writes it in another way.
+
+        Raises PublishError if there is no other way.
+        """
+        batches_lowered = False
+        for pending, error in reports:
+            if error is None or error.code() not in ADVICE:
+                continue
+            if error.code() in TOO_LARGE and pending.size < publisher.batch_bytes:
+                # Any message of its batch may be the large one, or all together.
+                batches_lowered = batches_lowered or self._lower_batches(publisher.batch_bytes // 2)
+                if batches_lowered:
+                    continue
+            if not publisher.learn(pending, error):
+                raise publisher.refused(pending, error) from failure
+
+    def watch(self, finished: Sequence[Finished], late_bytes: int) -> None:
+        """From what was not written in time: a lone dead letter that is late twice is cut, or it never passes.
+
+        `late_bytes`: of the messages without a report.
+        """
+        before, self._late = self._late, None
+        if len(finished) != 1 or late_bytes <= LADDER[-1]:
+            return
+        receipt = finished[0].frame.receipt
+        if before != receipt:
+            self._late = receipt
+            return
+        _log.warning(
+            "a dead letter does not pass within a transaction; dead letters are cut for a while",
+            id=record_id(receipt),
+            bytes=late_bytes,
+            cut_to=self._limits.too_slow(late_bytes),
+        )
+
+    def _lower_batches(self, size: int) -> bool:
+        if size < LEAST_BATCH:
+            return False
+        self._settings["batch.size"] = size
+        _log.warning("a topic refuses a batch for its size; batches are made smaller", batch_size=size)
+        return True

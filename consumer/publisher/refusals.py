@@ -1,0 +1,56 @@
+"""What brokers refuse to write, and what to do about it.
+
+librdkafka repeats by itself what may pass. A refusal that comes back is final for this record: it becomes another
+record (a smaller dead letter, one with a key, a dead letter in place of a result), or the process ends and says what a
+person must change, because a restart would meet the same refusal.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import confluent_kafka
+
+_Code = confluent_kafka.KafkaError
+
+# The message, or the batch that it was in, is larger than the topic takes.
+TOO_LARGE: Final = frozenset((_Code.MSG_SIZE_TOO_LARGE, _Code.RECORD_LIST_TOO_LARGE))
+
+# What no repetition changes, and a person can.
+ADVICE: Final = {
+    _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
+    _Code.RECORD_LIST_TOO_LARGE: "raise segment.bytes of the topic, or lower batch.size in kafka.producer",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on topic {topic}",
+    _Code.CLUSTER_AUTHORIZATION_FAILED: "grant this user IDEMPOTENT_WRITE on the cluster, or WRITE on topic {topic}",
+    _Code.UNKNOWN_TOPIC_OR_PART: "create it",
+    _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
+    _Code._UNKNOWN_PARTITION: "create it anew: it has lost partitions",  # noqa: SLF001
+    _Code.TOPIC_EXCEPTION: "its name is not one that the brokers take: correct output.topic or dead_letter.topic",
+    _Code.INVALID_TIMESTAMP: "the clocks of this machine and of the brokers differ by more than "
+    "message.timestamp.before.max.ms or message.timestamp.after.max.ms of the topic allow: set the clocks, "
+    "or raise those",
+    _Code.INVALID_RECORD: "the topic does not take such a record: look at its cleanup.policy, which must not be "
+    "compact alone, and at any validation of schemas on the brokers",
+    _Code.POLICY_VIOLATION: "a policy of the brokers forbids it: ask who runs them",
+    _Code.UNSUPPORTED_COMPRESSION_TYPE: "choose another compression.type in kafka.producer, or for the topic",
+    _Code.UNSUPPORTED_FOR_MESSAGE_FORMAT: "the topic keeps records in an old format without headers: upgrade it",
+    _Code.INVALID_REQUIRED_ACKS: "these brokers do not take acks=all",
+}
+
+# Of transactions.
+FENCED: Final = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
+# The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
+EXPELLED: Final = {_Code.UNKNOWN_MEMBER_ID, _Code.FENCED_MEMBER_EPOCH, _Code.FENCED_INSTANCE_ID}
+NO_TRANSACTIONS: Final = "these brokers have no transactions; use delivery: at_least_once"
+TRANSACTION_ADVICE: Final = {
+    _Code.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant this user WRITE on the transactional ID {id}",
+    _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
+    _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on the topics {topics}",
+    _Code.CLUSTER_AUTHORIZATION_FAILED: "the cluster refuses this client",
+    _Code._AUTHENTICATION: "check the SASL and TLS settings in kafka.client",  # noqa: SLF001
+    _Code.SASL_AUTHENTICATION_FAILED: "check the SASL settings in kafka.client",
+    _Code.UNSUPPORTED_SASL_MECHANISM: "the brokers do not offer this sasl.mechanism",
+    _Code.INVALID_TRANSACTION_TIMEOUT: "lower transaction.timeout.ms in kafka.producer to what the brokers allow",
+    _Code._UNSUPPORTED_FEATURE: NO_TRANSACTIONS,  # noqa: SLF001
+    _Code.UNSUPPORTED_VERSION: NO_TRANSACTIONS,
+}

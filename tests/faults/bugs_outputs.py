@@ -1,0 +1,161 @@
+"""Seeded bugs of the outputs: what is held, how large it may be, when it was, and what a failed transaction means.
+
+As in `bugs.py`, each is a wrong design that breaks a promise, to prove that the tests would notice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bugs import Bug, Patch
+from consumer.held import HeldOutcomes, outcome_bytes
+from consumer.offsets import OffsetTracker
+from consumer.publisher import letters
+from consumer.publisher.limits import TopicLimits
+from consumer.publisher.plain import Publisher
+from consumer.publisher.results import Results
+from consumer.publisher.transactional import TransactionalPublisher
+from consumer.types import BatchResult, BatchSummary, Finished, Frame
+from consumer.wire import ORIGINAL_TIMESTAMP, Message, encode_dead_letter
+
+_NOTES = ("sluice-truncated", "sluice-original-bytes", "sluice-original-sha256")
+
+
+class _WholeBatch(BatchSummary):
+    result: BatchResult
+
+
+def _held_outcome_keeps_its_batch() -> list[Patch]:
+    """A held outcome refers to its batch, and so to the payloads of all its frames."""
+
+    def summary(self: BatchResult) -> BatchSummary:
+        whole = _WholeBatch(len(self.batch.frames), self.timings, self.taken_at)
+        whole.result = self
+        return whole
+
+    return [Patch(BatchResult, "summary", _property(summary))]
+
+
+def _envelope_counted_once() -> list[Patch]:
+    """The payload out of an envelope, which is a copy, does not count as held memory."""
+    return [Patch(Frame, "size_bytes", _property(lambda self: self.record.size_bytes))]
+
+
+def _limits_forgotten() -> list[Patch]:
+    """A refusal says nothing of the next message: each large one is refused, and fails its transaction."""
+    return [
+        Patch(TopicLimits, "refused", lambda self, topic, size, *, exactly=False: True),
+        Patch(TopicLimits, "_learn", lambda self, topic, described: None),
+    ]
+
+
+def _cut_without_a_note() -> list[Patch]:
+    """A dead letter that was cut looks whole."""
+
+    def encode(*arguments: Any, **options: Any) -> Message:
+        message = encode_dead_letter(*arguments, **options)
+        return message._replace(headers=[header for header in message.headers if header[0] not in _NOTES])
+
+    return [Patch(letters, "encode_dead_letter", encode)]
+
+
+def _keyless_letter_stays_keyless() -> list[Patch]:
+    """A compacted topic refuses the same record again and again."""
+    return [
+        Patch(TopicLimits, "needs_key", lambda self, topic: False),
+        Patch(TopicLimits, "refused_keyless", lambda self, topic: True),
+    ]
+
+
+def _large_result_ends_the_process() -> list[Patch]:
+    """A result above the limit of its topic is no rejection. A restart meets it again."""
+    whole = Publisher.learn
+
+    def learn(self: Publisher, pending: Any, error: Any) -> bool:
+        return not hasattr(pending.outcome, "detections") and whole(self, pending, error)
+
+    return [Patch(Publisher, "learn", learn), Patch(Results, "largest", _property(lambda self: math.inf))]
+
+
+def _letter_with_the_time_of_its_frame() -> list[Patch]:
+    """Retention deletes the dead letter of an old frame, and the brokers refuse that of a future one."""
+
+    def encode(frame: Frame, *arguments: Any, **options: Any) -> Message:
+        message = encode_dead_letter(frame, *arguments, **options)
+        return message._replace(timestamp_ms=frame.record.timestamp_ms or message.timestamp_ms)
+
+    return [Patch(letters, "encode_dead_letter", encode)]
+
+
+def _original_time_lost() -> list[Patch]:
+    """Nobody knows when the frame of a dead letter was written: a replay dates it anew."""
+
+    def encode(*arguments: Any, **options: Any) -> Message:
+        message = encode_dead_letter(*arguments, **options)
+        return message._replace(headers=[header for header in message.headers if header[0] != ORIGINAL_TIMESTAMP])
+
+    return [Patch(letters, "encode_dead_letter", encode)]
+
+
+def _transactions_without_a_bound() -> list[Patch]:
+    """A transaction holds all that is ready, whatever its size and the way to the brokers."""
+    whole = HeldOutcomes.take
+
+    def take(self: HeldOutcomes, offsets: OffsetTracker, max_bytes: float = math.inf) -> list[Finished]:
+        return whole(self, offsets)
+
+    return [Patch(HeldOutcomes, "take", take)]
+
+
+def _large_outcome_waits_for_the_budget() -> list[Patch]:
+    """An outcome larger than the budget of a transaction is never taken, and nothing behind it."""
+    whole = HeldOutcomes.take
+
+    def take(self: HeldOutcomes, offsets: OffsetTracker, max_bytes: float = math.inf) -> list[Finished]:
+        ready = whole(self, offsets, max_bytes)
+        if len(ready) == 1 and outcome_bytes(ready[0]) > max_bytes / 100:
+            self.hold(ready.pop())
+        return ready
+
+    return [Patch(HeldOutcomes, "take", take)]
+
+
+def _judged(*, rolled_back: bool) -> list[Patch]:
+    whole = TransactionalPublisher._judge
+
+    def judge(self: TransactionalPublisher, failure: Any, reports: Any, **options: Any) -> Any:
+        return whole(self, failure, reports, **(options | {"rolled_back": rolled_back}))
+
+    return [Patch(TransactionalPublisher, "_judge", judge)]
+
+
+def _in_doubt_counts_as_rolled_back() -> list[Patch]:
+    """A transaction whose end was asked for, and not answered, is written again: it may have committed."""
+    return _judged(rolled_back=True)
+
+
+def _late_flush_in_doubt() -> list[Patch]:
+    """A transaction whose messages were not all written drops what is held: the engine runs again on all of it."""
+    return _judged(rolled_back=False)
+
+
+def _property(function: Any) -> Any:
+    return property(function)
+
+
+BUGS_OUTPUTS: Mapping[str, Bug] = {
+    "held-outcome-keeps-its-batch": Bug("bounded", "exactly_once", _held_outcome_keeps_its_batch),
+    "envelope-counted-once": Bug("bounded", "at_least_once", _envelope_counted_once),
+    "limits-forgotten": Bug("complete", "exactly_once", _limits_forgotten),
+    "cut-without-a-note": Bug("honest", "at_least_once", _cut_without_a_note),
+    "keyless-letter-stays-keyless": Bug("complete", "exactly_once", _keyless_letter_stays_keyless),
+    "large-result-ends-the-process": Bug("complete", "at_least_once", _large_result_ends_the_process),
+    "letter-with-the-time-of-its-frame": Bug("complete", "at_least_once", _letter_with_the_time_of_its_frame),
+    "original-time-lost": Bug("right", "at_least_once", _original_time_lost),
+    "transactions-without-a-bound": Bug("complete", "exactly_once", _transactions_without_a_bound),
+    "large-outcome-waits-for-the-budget": Bug("complete", "exactly_once", _large_outcome_waits_for_the_budget),
+    "in-doubt-counts-as-rolled-back": Bug("exactly once", "exactly_once", _in_doubt_counts_as_rolled_back),
+    "late-flush-in-doubt": Bug("fair", "exactly_once", _late_flush_in_doubt),
+}

@@ -1,0 +1,84 @@
+"""delivery: exactly_once on a slow way to the brokers: transactions are as large as the way takes in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import images
+from apache_kafka import ApacheKafka
+from brokers import APACHE, Broker
+from consumer.wire import read_dead_letter, read_record
+from exactly_once import metric
+from network import throttle
+from proxy import Proxy
+from sluice_process import Sluice, Topics, produce, reading, running
+
+pytestmark = pytest.mark.kafka
+
+FREE = "simulated://0ms@1,0ms@32"
+BYTES_PER_SECOND = 900_000
+SLOW = "slow-writer"
+
+
+@pytest.fixture(scope="module")
+def cluster(lasting_cluster: Callable[..., ApacheKafka]) -> ApacheKafka:
+    return lasting_cluster(proxied=True)
+
+
+@contextmanager
+def slowly(cluster: ApacheKafka, frames: list[tuple[str, bytes]]) -> Iterator[tuple[Broker, Topics, Sluice]]:
+    """The program with these frames before it, and a producer that writes through a slow way."""
+    direct = Broker("apache", cluster.bootstrap_servers, {}, APACHE, cluster.create_topic)
+    topics = Topics.on(direct, partitions=2)
+    produce(direct, topics.frames, frames)
+    options: dict[str, Any] = {"delivery": "exactly_once", "kafka__producer": {"client.id": SLOW}}
+    with Proxy(cluster.routes) as proxy:
+        far = replace(direct, bootstrap_servers=proxy.bootstrap_servers)
+        with proxy.injected(throttle(BYTES_PER_SECOND, SLOW)), running(far, topics, FREE, **options) as sluice:
+            yield direct, topics, sluice
+
+
+@pytest.mark.timeout(300)
+def test_progress_is_steady_and_as_fast_as_the_way(cluster: ApacheKafka) -> None:
+    """Catches transactions that hold all that is ready, and fail for it. On 43fe895: 33 of 400 letters in 64 s."""
+    count, size = 80, 300_000
+    frames = [(f"cam-{n % 4}", bytes([n]) * size) for n in range(count)]
+    with slowly(cluster, frames) as (direct, topics, sluice), reading(direct, topics.dead) as letters:
+        letters.read(1, 90, alive=lambda: sluice.running)
+        began = time.monotonic()
+        letters.read(count, 3 * count * size / BYTES_PER_SECOND, alive=lambda: sluice.running)
+        took_s = time.monotonic() - began
+        committed = metric(sluice, 'transactions_total{result="committed"}')
+        failed = metric(sluice, 'transactions_total{result="failed"}')
+        assert sluice.terminate() == 0, sluice.log
+        ids = [dict(message.headers())["ce_id"] for message in letters.drain()]
+    print(f"{count} letters in {took_s:.1f} s, {committed:.0f} transactions, {failed:.0f} failed")
+    assert len(ids) == len(set(ids)) == count
+    assert took_s < 2 * count * size / BYTES_PER_SECOND
+    assert failed <= 1, sluice.log
+
+
+@pytest.mark.timeout(300)
+def test_a_dead_letter_that_cannot_pass_within_a_transaction_is_cut(cluster: ApacheKafka) -> None:
+    """12 MB take 13 s, and a transaction may take 10. Catches one frame that stops its partition forever."""
+    frames = [("cam-1", bytes(12_000_000)), *[("cam-1", images.jpeg(64, 48))] * 20]
+    with (
+        slowly(cluster, frames) as (direct, topics, sluice),
+        reading(direct, topics.dead) as letters,
+        reading(direct, topics.detections) as results,
+    ):
+        letters.read(1, 150, alive=lambda: sluice.running)
+        results.read(20, 30, alive=lambda: sluice.running)
+        read = metric(sluice, "frames_received_total")
+        assert sluice.terminate() == 0, sluice.log
+    (letter,) = map(read_dead_letter, map(read_record, letters.messages))
+    assert letter is not None
+    assert letter.truncated
+    assert "dead letters are cut for a while" in sluice.log
+    assert read == 21, "the engine ran again"

@@ -1,0 +1,124 @@
+"""How large a transaction may be: as large as the way to the brokers takes in time, whatever the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from consumer.budget import LEAST_BYTES, MOST_BYTES, TARGET_S, TransactionBudget
+from consumer.delivery import TRANSACTION_S
+from consumer.held import HeldOutcomes, outcome_bytes
+from consumer.offsets import OffsetTracker
+from consumer.types import Finished
+from made_frames import P0, P1, REJECTED, frame, result
+
+LETTER = 300_000
+
+
+def letter(offset: int, partition: object = P0, size: int = LETTER) -> Finished:
+    item = frame(offset, partition=partition, payload=bytes(size))  # type: ignore[arg-type]
+    return Finished(item, REJECTED, result([item], [REJECTED]).summary)
+
+
+def holding(*items: Finished) -> tuple[HeldOutcomes, OffsetTracker]:
+    held, offsets = HeldOutcomes(), OffsetTracker()
+    for partition in {item.frame.receipt.partition for item in items}:
+        offsets.assign(partition, 1)
+    for item in items:
+        offsets.received(item.frame.receipt)
+        held.hold(item)
+    return held, offsets
+
+
+class Way:
+    """A way to the brokers: a transaction takes `round_trip_s` and the time of its bytes. It fails after 10 s."""
+
+    def __init__(self, bytes_per_s: float, round_trip_s: float = 0.02) -> None:
+        self.bytes_per_s, self.round_trip_s = bytes_per_s, round_trip_s
+        self.budget = TransactionBudget()
+        self.failed_row = self.worst_row = 0
+
+    def write(self, held: HeldOutcomes, offsets: OffsetTracker) -> tuple[int, float]:
+        """One transaction: outcomes committed, and seconds that it took."""
+        ready = held.take(offsets, self.budget.bytes)
+        size = sum(map(outcome_bytes, ready))
+        seconds = self.round_trip_s + size / self.bytes_per_s
+        if seconds > TRANSACTION_S:
+            self.budget.failed(size, TRANSACTION_S)
+            for item in ready:
+                held.hold(item)
+            self.failed_row += 1
+            self.worst_row = max(self.worst_row, self.failed_row)
+            return 0, TRANSACTION_S
+        self.failed_row = 0
+        self.budget.committed(size, seconds, full=held.more)
+        for item in ready:
+            offsets.done(item.frame.receipt)
+        return len(ready), seconds
+
+
+@pytest.mark.parametrize("bytes_per_s", [50_000, 200_000, 900_000, 10_000_000, 1_000_000_000])
+def test_a_backlog_passes_at_the_speed_of_the_way(bytes_per_s: float) -> None:
+    """Catches a transaction of all that is ready: on a slow way it never ends in time, and nothing is committed."""
+    way = Way(bytes_per_s)
+    held, offsets = holding(*[letter(n) for n in range(400)])
+    done, took_s = 0, 0.0
+    while done < 400:
+        assert took_s < 100_000, f"{done} of 400"
+        count, seconds = way.write(held, offsets)
+        done, took_s = done + count, took_s + seconds
+    assert took_s < 1.5 * 400 * (LETTER + 2048) / bytes_per_s + 60
+    assert way.worst_row <= 2
+
+
+def test_a_way_that_becomes_slow_costs_a_few_transactions_and_one_that_becomes_fast_is_used() -> None:
+    """Catches a budget that is measured once."""
+    way = Way(100_000_000)
+    held, offsets = holding(*[letter(n) for n in range(1000)])
+    while way.budget.bytes < MOST_BYTES:
+        way.write(held, offsets)
+    way.bytes_per_s = 300_000
+    tries = 0
+    while way.write(held, offsets)[0] == 0:
+        tries += 1
+    assert tries <= 3
+    way.bytes_per_s = 100_000_000
+    for _ in range(8):
+        way.write(held, offsets)
+    assert way.budget.bytes > 4_000_000
+
+
+def test_a_failure_that_came_at_once_does_not_shrink_it() -> None:
+    """Catches a rebalance, or a refusal, that is taken for a slow way."""
+    budget = TransactionBudget()
+    before = budget.bytes
+    budget.failed(before, 0.1)
+    assert budget.bytes == before
+    budget.failed(before, TRANSACTION_S)
+    assert LEAST_BYTES <= budget.bytes < before
+
+
+def test_slow_round_trips_do_not_shrink_it() -> None:
+    """Catches small transactions on a way that is far and not narrow."""
+    budget = TransactionBudget()
+    for _ in range(50):
+        budget.committed(1000, 1.5 * TARGET_S, full=False)
+    assert budget.bytes == TransactionBudget().bytes
+
+
+def test_one_outcome_goes_however_large_it_is() -> None:
+    """Catches a large dead letter that waits forever for a budget."""
+    large = letter(0, size=5_000_000)
+    held, offsets = holding(large, letter(1))
+    assert held.take(offsets, 1000) == [large]
+    assert held.more
+
+
+def test_no_partition_waits_behind_another_for_good() -> None:
+    """Catches one partition with a backlog that has every transaction."""
+    held, offsets = holding(*[letter(n, P0) for n in range(10)], letter(0, P1))
+    seen = []
+    for _ in range(3):
+        for item in held.take(offsets, 2 * LETTER + 10_000):
+            seen.append(item.frame.receipt.partition)
+            offsets.done(item.frame.receipt)
+    assert P1 in seen

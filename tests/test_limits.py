@@ -1,0 +1,166 @@
+"""What the topics take: told by the brokers, learned from refusals, and never forgotten in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer.deadline import Stop
+from consumer.publisher.limits import LADDER, SLOW_S, Described, TopicLimits, fitted
+from made_frames import VirtualClock
+from waiting import wait_until
+
+OUT, DEAD = "detections", "frames-dead"
+
+
+class Brokers:
+    """They answer what `says` has; each question is counted."""
+
+    def __init__(self, **says: Described) -> None:
+        self.says: Mapping[str, Described] = {OUT: says.get("out", Described()), DEAD: says.get("dead", Described())}
+        self.asked = 0
+
+    def __call__(self) -> Mapping[str, Described]:
+        self.asked += 1
+        return self.says
+
+
+def limits_of(brokers: Callable[[], Mapping[str, Described]] | None, clock: VirtualClock | None = None) -> TopicLimits:
+    made = TopicLimits((OUT, DEAD), describe=brokers, clock=clock or VirtualClock())
+    wait_for(made)
+    return made
+
+
+def wait_for(limits: TopicLimits) -> None:
+    """An answer to what was asked, or the first question."""
+    limits.ask()
+    wait_until(lambda: limits.largest(OUT) and not limits._asking, 10, "an answer")
+
+
+def test_what_the_brokers_say_counts_at_once() -> None:
+    limits = limits_of(Brokers(out=Described(500_000), dead=Described(1_000_000, compacted=True)))
+    assert (limits.largest(OUT), limits.largest(DEAD)) == (500_000, 1_000_000)
+    assert (limits.needs_key(OUT), limits.needs_key(DEAD)) == (False, True)
+
+
+def test_the_producer_has_a_limit_too() -> None:
+    limits = TopicLimits((OUT, DEAD), most=700_000, clock=VirtualClock())
+    assert limits.largest(DEAD) == 700_000
+
+
+def test_who_may_not_ask_learns_from_refusals_and_does_not_ask_again() -> None:
+    """Catches limits that are learned for one frame, and a question with each refusal that nobody may ask."""
+    brokers = Brokers(out=Described(refused=True), dead=Described(refused=True))
+    limits = limits_of(brokers)
+    assert limits.largest(DEAD) == LADDER[0]
+    assert limits.refused(DEAD, 1_200_000)
+    assert limits.refused(DEAD, 1_300_000), "one of the same transaction"
+    assert limits.largest(DEAD) == LADDER[1]
+    assert limits.largest(OUT) == LADDER[0], "another topic"
+    assert limits.refused(DEAD, LADDER[1])
+    assert limits.largest(DEAD) == LADDER[2]
+    assert not limits.refused(DEAD, LADDER[2]), "nothing smaller is left"
+    assert brokers.asked == 1
+
+
+def test_a_result_that_is_too_large_says_nothing_of_smaller_ones() -> None:
+    """Catches results of 950 kB that become dead letters because one of 1.1 MB was refused."""
+    limits = limits_of(None)
+    assert limits.refused(OUT, 1_100_000, exactly=True)
+    assert limits.largest(OUT) == 1_099_999
+
+
+def test_a_limit_that_was_lowered_is_asked_for_again() -> None:
+    """Catches a limit of the start that is believed forever."""
+    brokers = Brokers(dead=Described(1_000_000))
+    limits = limits_of(brokers)
+    brokers.says = {OUT: Described(), DEAD: Described(300_000)}
+    assert limits.refused(DEAD, 950_000)
+    assert limits.largest(DEAD) in (LADDER[1], 300_000)
+    wait_until(lambda: limits.largest(DEAD) == 300_000, 10, "the new limit")
+
+
+def test_a_limit_that_was_raised_is_found_by_the_first_message_that_it_cuts_later() -> None:
+    clock = VirtualClock()
+    brokers = Brokers(dead=Described(100_000))
+    limits = limits_of(brokers, clock)
+    brokers.says = {OUT: Described(), DEAD: Described(1_000_000)}
+    limits.cut(DEAD)
+    assert brokers.asked == 1, "each large letter asks"
+    clock.advance(61)
+    limits.cut(DEAD)
+    wait_until(lambda: limits.largest(DEAD) == 1_000_000, 10, "the new limit")
+
+
+def test_what_was_refused_although_it_should_pass_is_not_believed_again() -> None:
+    """Catches an endless row of refusals: the brokers have another limit than the one that they tell."""
+    limits = limits_of(Brokers(dead=Described(10_000_000)))
+    for size in (5_000_000, LADDER[1], LADDER[2]):
+        again = limits.refused(DEAD, size)
+        wait_for(limits)
+        assert limits.largest(DEAD) < size or not again
+    assert not again
+
+
+def test_a_key_is_learned_once() -> None:
+    limits = limits_of(None)
+    assert limits.refused_keyless(DEAD)
+    assert limits.needs_key(DEAD)
+    assert not limits.refused_keyless(DEAD), "it is not for want of a key"
+
+
+def test_a_stop_ends_the_wait_for_an_answer() -> None:
+    """Catches a pod that cannot be ended while its brokers are away."""
+    clock, never = VirtualClock(), threading.Event()
+    stop = Stop(clock)
+    stop.set()
+    limits = TopicLimits((OUT, DEAD), describe=lambda: never.wait() and {}, clock=clock)  # type: ignore[arg-type, return-value]
+    limits.ask(1e9, stop)
+    assert limits.largest(DEAD) == LADDER[0]
+    never.set()
+
+
+def test_no_answer_is_no_harm() -> None:
+    def fails() -> Mapping[str, Described]:
+        raise TimeoutError("the brokers are away")
+
+    assert limits_of(fails).largest(DEAD) == LADDER[0]
+
+
+def test_batches_are_made_for_the_smaller_topic_unless_the_user_says_otherwise() -> None:
+    """Catches a full batch of small results that a topic with a low limit refuses as a whole."""
+    limits = limits_of(Brokers(out=Described(200_000), dead=Described(1_000_000)))
+    assert 199_000 < fitted({}, limits)["batch.size"] < 200_000
+    assert fitted({"batch.size": 300_000}, limits)["batch.size"] == 300_000
+    assert fitted({}, limits_of(None))["batch.size"] == 1_000_000
+
+
+def test_a_slow_way_cuts_letters_for_a_while() -> None:
+    clock = VirtualClock()
+    limits = limits_of(None, clock)
+    cut = limits.too_slow(9_000_000)
+    assert cut == limits.largest_dead_letter(DEAD) == 3_000_000
+    assert limits.largest(DEAD) == LADDER[0]
+    clock.advance(SLOW_S)
+    assert limits.largest_dead_letter(DEAD) == LADDER[0]
+
+
+@given(limit=st.integers(70_000, 20_000_000), sizes=st.lists(st.integers(1, 20_000_000), min_size=1, max_size=20))
+def test_letters_are_refused_twice_at_most_whatever_the_limit_and_their_sizes(limit: int, sizes: list[int]) -> None:
+    """Catches a limit that each new size has to learn again."""
+    limits = limits_of(None)
+    refusals = 0
+    for size in sizes:
+        while (sent := min(size, limits.largest(DEAD))) > limit:
+            refusals += 1
+            assert limits.refused(DEAD, sent)
+    assert refusals <= len(LADDER) - 1
+
+
+@pytest.mark.parametrize("topic", [OUT, DEAD])
+def test_nothing_is_known_of_a_topic_that_the_brokers_do_not_describe(topic: str) -> None:
+    assert limits_of(dict).largest(topic) == LADDER[0]
