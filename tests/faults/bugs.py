@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from consumer.delivery import TRANSACTION_S, AtLeastOnce, ExactlyOnce
 from consumer.errors import TransactionError
@@ -18,24 +17,8 @@ from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
 from consumer.publisher import transactional
 from consumer.types import Acknowledged, BatchResult, Finished, Receipt, Rejected, TopicPartition
-
-
-class Patch(NamedTuple):
-    """`owner` is a class or a module."""
-
-    owner: Any
-    name: str
-    replacement: Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Bug:
-    """`delivery`: where it does harm. `harm`: of the rig, that brings it to light on real brokers, if one does."""
-
-    breaks: str
-    delivery: str
-    patches: Callable[[], list[Patch]]
-    harm: str = ""
+from content_bugs import CONTENT_BUGS
+from patching import Bug, Patch
 
 
 def plant(name: str) -> None:
@@ -267,4 +250,5 @@ BUGS: Mapping[str, Bug] = {
     "write-twice": Bug("a clean run repeats nothing", "at_least_once", _write_twice, "sigterm"),
     "no-rewind-after-abort": Bug("exactly once", "exactly_once", _no_rewind_after_abort, "net-end-txn-held"),
     "offsets-outside-the-transaction": Bug("exactly once", "exactly_once", _offsets_outside_the_transaction, "sigkill"),
+    **CONTENT_BUGS,
 }

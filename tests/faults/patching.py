@@ -1,0 +1,25 @@
+"""What a seeded bug is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Patch(NamedTuple):
+    """`owner` is a class or a module."""
+
+    owner: Any
+    name: str
+    replacement: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """`delivery`: where it does harm. `harm`: of the rig, that brings it to light on real brokers, if one does."""
+
+    breaks: str
+    delivery: str
+    patches: Callable[[], list[Patch]]
+    harm: str = ""
