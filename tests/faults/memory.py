@@ -70,9 +70,10 @@ def _status(pid: int) -> dict[str, int]:
 
 
 class MemorySampler(Loop):
-    """Writes the peak of each member into the history. The kernel keeps the peak, so that no sample can miss one.
+    """Writes the peak of each member into the history.
 
-    What a member uses in its last `SAMPLE_EVERY_S` may be missed.
+    The kernel keeps the peak, so that one between two samples counts. Only what is new in the last `SAMPLE_EVERY_S` of
+    a member can be missed.
     """
 
     def __init__(self, history: History, fleet: Fleet) -> None:

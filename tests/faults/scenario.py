@@ -140,9 +140,10 @@ class World:
         """
         self.wait(lambda: not member.sluice.running, timeout_s, "the death of a member that was to kill itself")
         self.fleet.bury(member)
-        stage = member.sluice.variables[DIE_AT].partition(":")[0]
-        said = f"the member that was to kill itself in {stage} ended with {member.sluice.wait()} and did not say so"
-        assert LAST_WORDS.format(stage=stage) in member.sluice.log, said
+        if where := member.sluice.variables.get(DIE_AT):
+            stage = where.partition(":")[0]
+            said = f"the member that was to kill itself in {stage} ended with {member.sluice.wait()} and did not say so"
+            assert LAST_WORDS.format(stage=stage) in member.sluice.log, said
 
     def any_member(self) -> Member:
         return self.chance.choice(self.fleet.members)
@@ -174,7 +175,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
     `variables` are for `sluice_entry`. Raises where the rig itself, not the program, could not do its part.
     """
     began = time.monotonic()
-    history = _new_history(spec, harm)
+    history = new_history(spec, harm)
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(cluster.routes)) if harm.proxied else None
         bootstrap = proxy.bootstrap_servers if proxy else cluster.bootstrap_servers
@@ -200,7 +201,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
     return done
 
 
-def _new_history(spec: Spec, harm: Harm) -> History:
+def new_history(spec: Spec, harm: Harm) -> History:
     """With what the checker has to allow in this run."""
     options = _options(spec, harm)
     history = History(

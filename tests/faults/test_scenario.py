@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import signal
 import subprocess
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from campaign import HARMS as CAMPAIGN
 from consumer.decoder import Decoder
 from consumer.isolation.process import Process
 from fleet import Member
 from history import History
 from memory import base_bytes, peak_bytes
 from process_faults import HARMS
-from scenario import World
+from scenario import EXPOSURE, REPEATS_PER_DEATH, REPEATS_PER_RING, Spec, World, new_history
 from sluice_entry import DIE_AT, LAST_WORDS, STAGES
 
 MIB = 2**20
@@ -98,3 +100,17 @@ def test_the_constant_of_memory_follows_the_options() -> None:
     assert threads == (96 + 75 + 32 + 64) * MIB
     assert base_bytes({**small, "decode.workers": "processes"}) == threads + 2 * (48 + 16) * MIB
     assert base_bytes({**small, "batching.max_batch_size": 32, "decode.workers": "threads"}) == threads + 75 * MIB
+
+
+def test_a_run_allows_what_its_harm_explains_and_nothing_else() -> None:
+    """Catches: a harm of brokers or networks under which a group may repeat, or processes may end, as they like."""
+    killed = new_history(Spec("sigkill", "at_least_once", "classic", 1), CAMPAIGN["sigkill"])
+    assert (killed.allowed_repeats, killed.exposure) == (2 * REPEATS_PER_DEATH, None)
+    assert (killed.may_exit, killed.may_reject) == (frozenset(), frozenset())
+    assert killed.in_flight_limit_bytes == 16 * MIB
+    cut = new_history(Spec("net-cut-one", "at_least_once", "classic", 1), CAMPAIGN["net-cut-one"])
+    assert (cut.allowed_repeats, cut.exposure) == (2 * 2 * REPEATS_PER_RING, EXPOSURE)
+    assert cut.may_exit == {9}
+    told = dataclasses.replace(CAMPAIGN["sigkill"], exits=(6,), rejects=("engine",))
+    allowed = new_history(Spec("sigkill", "at_least_once", "classic", 1), told)
+    assert (allowed.may_exit, allowed.may_reject) == ({6}, {"engine"})
