@@ -38,7 +38,7 @@ def expected(value: bytes | None) -> Content:
     digest = hashlib.sha256(whole).hexdigest()
     if not whole:
         return Content("rejected", "empty", frame=digest)
-    if (size := _sizes().get(whole)) is not None or (size := _decoded_size(whole)) is not None:
+    if (size := _sizes().get(whole)) is not None or (size := _decoded_size(whole, digest)) is not None:
         return Content("detected", size=size, boxes=(_box(*size),), frame=digest)
     if not whole.startswith(b"\xff\xd8\xff"):
         return Content("rejected", "unsupported_format", frame=digest)
@@ -62,13 +62,18 @@ def _sizes() -> dict[bytes, tuple[int, int]]:
     return {_picture(index): size for index, size in enumerate(SIZES)}
 
 
-def _decoded_size(value: bytes) -> tuple[int, int] | None:
+_known: dict[str, tuple[int, int] | None] = {}  # by the digest: the frames themselves may be large
+
+
+def _decoded_size(value: bytes, digest: str) -> tuple[int, int] | None:
     """Of a JPEG that a harm has made itself; None where it cannot be decoded as a whole."""
-    try:
-        height, width, _ = simplejpeg.decode_jpeg(value, "RGB").shape
-    except ValueError:
-        return None
-    return width, height
+    if digest not in _known:
+        try:
+            height, width, _ = simplejpeg.decode_jpeg(value, "RGB").shape
+            _known[digest] = width, height
+        except ValueError:
+            _known[digest] = None
+    return _known[digest]
 
 
 def _has_header(value: bytes) -> bool:

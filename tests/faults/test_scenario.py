@@ -56,7 +56,7 @@ def test_a_doomed_member_that_lives_on_fails_the_run() -> None:
 
 def test_a_doomed_member_must_die_in_its_stage() -> None:
     """Catches: a member that ended before, or by something else, and counts as killed in the middle of its work."""
-    with pytest.raises(AssertionError, match="kill itself in decode ended with 1"):
+    with pytest.raises(TimeoutError, match="kill itself in decode ended with 1 before"):
         wait_for(FakeSluice(running=False, code=1, log="Traceback"))
     wait_for(FakeSluice(running=False, log=LAST_WORDS.format(stage="decode")))
 

@@ -22,7 +22,7 @@ Kind = Literal[
     "unclean_end",  # a member that was told to end did not drain and exit with 0
     "left_behind",  # all members ended cleanly, and what they had finished is not committed
     "memory",  # a member used more than limits.max_in_flight_bytes and the stated constant
-    "stuck",  # with nothing broken, the group did not start to work
+    "stuck",  # what was waited for did not come: the group did not work with nothing broken, or a harm did not strike
 ]
 
 
