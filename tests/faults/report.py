@@ -15,11 +15,11 @@ Row = Mapping[str, Any]
 _INTRODUCTION = """\
 # What the fault rig has measured
 
-Written by `make faults`, which adds to `faults.jsonl` and makes this page anew from its runs of the delivery core as it
-is now. Each run starts a consumer group of real `sluice run` processes with a simulated engine on Apache Kafka (three nodes, replication 3,
-`min.insync.replicas` 2), feeds it {rate:g} frames a second from {sources} sources in {partitions} partitions, harms it
-once or more, lets it recover, stops it, and compares what went in with what came out. A run is repeated with
-`make faults FAULT=harm:delivery:protocol:seed`. How it judges: `tests/faults/checker.py`.
+Written by `make faults`, which adds to `faults.jsonl` and makes this page anew from its runs of the delivery core as
+it is now. Each run starts a consumer group of real `sluice run` processes with a simulated engine on Apache Kafka
+(three nodes, replication 3, `min.insync.replicas` 2), feeds it {rate:g} frames a second from {sources} sources in
+{partitions} partitions, harms it once or more, lets it recover, stops it, and compares what went in with what came
+out. A run is repeated with `make faults FAULT=harm:delivery:protocol:seed`. How it judges: `tests/faults/checker.py`.
 """
 _MIB = 2**20
 _COLUMNS = """\
