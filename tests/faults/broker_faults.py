@@ -6,9 +6,11 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import KafkaException
 
+from consumer.errors import StalledError
 from scenario import PARTITIONS, Harm, World
 
 
@@ -88,12 +90,20 @@ def _fill(path: Path) -> None:
             filler.write(b"\0" * min(2**20, max(1, shutil.disk_usage(path.parent).free)))
 
 
-# How much they may repeat is not bounded here: while the brokers are away, neither commits nor leases arrive.
+def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
+    """While the brokers are away, neither commits nor leases arrive: what is written around the strike is exposed.
+
+    StalledError is explained: the client library may not come back from a call to brokers that went away (its issue
+    5456), and then the watchdog ends the process.
+    """
+    return Harm(name, inflict, deaths=None, exits=(StalledError.exit_code,), **more)
+
+
 HARMS = (
-    Harm("leader-chase", chase_the_leader, deaths=None, strikes=1),
-    Harm("rolling-bounce", rolling_bounce, deaths=None, strikes=1),
-    Harm("broker-pause", pause_one, deaths=None),
-    Harm("all-brokers-down", all_down, deaths=None, strikes=1),
-    Harm("min-isr-lost", min_isr_lost, deaths=None, strikes=1),
-    Harm("disk-full", disk_full, deaths=None, strikes=1),
+    _harm("leader-chase", chase_the_leader, strikes=1),
+    _harm("rolling-bounce", rolling_bounce, strikes=1),
+    _harm("broker-pause", pause_one),
+    _harm("all-brokers-down", all_down, strikes=1),
+    _harm("min-isr-lost", min_isr_lost, strikes=1),
+    _harm("disk-full", disk_full, strikes=1),
 )

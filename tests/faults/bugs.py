@@ -8,34 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from consumer.deadline import Deadline
 from consumer.delivery import TRANSACTION_S, AtLeastOnce, ExactlyOnce
 from consumer.errors import TransactionError
 from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
-from consumer.publisher import transactional
+from consumer.publisher import TransactionalPublisher
 from consumer.types import Acknowledged, BatchResult, Finished, Receipt, Rejected, TopicPartition
-
-
-class Patch(NamedTuple):
-    """`owner` is a class or a module."""
-
-    owner: Any
-    name: str
-    replacement: Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Bug:
-    """`delivery`: where it does harm. `harm`: of the rig, that brings it to light on real brokers, if one does."""
-
-    breaks: str
-    delivery: str
-    patches: Callable[[], list[Patch]]
-    harm: str = ""
+from content_bugs import CONTENT_BUGS
+from output_bugs import OUTPUT_BUGS
+from patching import Bug, Patch
+from source_bugs import SOURCE_BUGS
 
 
 def plant(name: str) -> None:
@@ -89,7 +75,7 @@ def _commit_position() -> list[Patch]:
 
     def watermarks(self: OffsetTracker, partitions: Sequence[TopicPartition]) -> list[Committable]:
         known = [(each, self._assigned[each]) for each in partitions if each in self._assigned]
-        return [Committable(each, a.last_received + 1) for each, a in known if a.last_received >= 0]
+        return [Committable(each, a.read_to) for each, a in known if a.read_to]
 
     def committable(self: OffsetTracker) -> list[Committable]:
         return watermarks(self, self.partitions)
@@ -187,7 +173,16 @@ def _revoke_without_draining() -> list[Patch]:
 
 def _stop_without_committing() -> list[Patch]:
     """A clean stop leaves the last acknowledged outcomes to be repeated."""
-    return [Patch(AtLeastOnce, "finish", lambda self, watermarks: None)]
+    settle = Pipeline._settle
+
+    def settled(self: Pipeline, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
+        self._commit = lambda risen: None  # type: ignore[method-assign]
+        try:
+            return settle(self, partitions, deadline)
+        finally:
+            del self._commit  # type: ignore[method-assign]
+
+    return [Patch(AtLeastOnce, "finish", lambda self, watermarks: None), Patch(Pipeline, "_settle", settled)]
 
 
 def _write_twice() -> list[Patch]:
@@ -230,7 +225,12 @@ def _no_rewind_after_abort() -> list[Patch]:
 
 def _offsets_outside_the_transaction() -> list[Patch]:
     """Outcomes are written in transactions, and the consumer commits beside them, once a second."""
-    last = [0.0]
+    last, whole = [0.0], TransactionalPublisher.transact
+
+    def transact(
+        self: TransactionalPublisher, finished: Sequence[Finished], _: object, membership: object, within_s: float
+    ) -> list[Acknowledged]:
+        return whole(self, finished, [], membership, within_s)
 
     def commit(self: ExactlyOnce, _: Sequence[Committable]) -> None:
         if time.monotonic() - last[0] >= 1.0:
@@ -241,7 +241,7 @@ def _offsets_outside_the_transaction() -> list[Patch]:
         self._source.commit(watermarks)
 
     return [
-        Patch(transactional, "_positions", lambda finished: []),
+        Patch(TransactionalPublisher, "transact", transact),
         Patch(ExactlyOnce, "commit", commit),
         Patch(ExactlyOnce, "finish", finish),
     ]
@@ -267,4 +267,7 @@ BUGS: Mapping[str, Bug] = {
     "write-twice": Bug("a clean run repeats nothing", "at_least_once", _write_twice, "sigterm"),
     "no-rewind-after-abort": Bug("exactly once", "exactly_once", _no_rewind_after_abort, "net-end-txn-held"),
     "offsets-outside-the-transaction": Bug("exactly once", "exactly_once", _offsets_outside_the_transaction, "sigkill"),
+    **CONTENT_BUGS,
+    **SOURCE_BUGS,
+    **OUTPUT_BUGS,
 }

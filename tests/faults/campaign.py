@@ -1,10 +1,11 @@
 """`make faults`: random runs of the rig for a time, in both delivery modes and over both group protocols.
 
-    campaign.py --minutes 120                  goes on where the last campaign ended
+    campaign.py --minutes 120                  goes on where the last campaign of this delivery core ended
     campaign.py --minutes 9 --only sigstop,broker-pause
     campaign.py --replay sigstop:at_least_once:classic:4711
 
-Every run is a line of `docs/faults.jsonl`; `docs/faults.md` is made anew from all of them after each. A violation
+Every run is a line of `docs/faults.jsonl`; `docs/faults.md` is made anew after each, from the runs of the delivery core
+as it is now. A violation
 stops nothing: it is listed with its specification, its history and logs are kept in `.faults/`, and the exit code is 1.
 """
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import broker_faults
+import core
 import engine_faults
 import network_faults
 import process_faults
@@ -36,11 +38,15 @@ from apache_kafka import ApacheKafka, mount_small_disk, unmount
 from kafka_jars import KafkaUnavailableError
 from report import render, row
 from scenario import (
+    BATCH,
     BROKER_SETTINGS,
     DELIVERIES,
+    EXPOSURE,
     FRAMES_PER_S,
     PARTITIONS,
     PROTOCOLS,
+    REPEATS_PER_DEATH,
+    REPEATS_PER_RING,
     SESSION_S,
     SOURCES,
     Harm,
@@ -59,7 +65,17 @@ HARMS: Mapping[str, Harm] = {
 }
 _DISK_MIB = 768
 _LONGEST_S = 60.0  # a run is not begun with less time left, or less than the longest so far took
-_FACTS = {"rate": FRAMES_PER_S, "sources": SOURCES, "partitions": PARTITIONS, "session": SESSION_S}
+_FACTS = {
+    "rate": FRAMES_PER_S,
+    "sources": SOURCES,
+    "partitions": PARTITIONS,
+    "session": SESSION_S,
+    "batch": BATCH,
+    "death": REPEATS_PER_DEATH,
+    "ring": REPEATS_PER_RING,
+    "before": EXPOSURE.before_s,
+    "after": EXPOSURE.after_s,
+}
 
 
 class Lab:
@@ -129,7 +145,7 @@ def campaign(specs: Iterator[Spec], minutes: float, bug: str) -> int:
 
 def _one(spec: Spec, lab: Lab, bug: str) -> tuple[dict[str, Any], float]:
     began = time.monotonic()
-    at, commit = f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%MZ}", _code()
+    at, commit, digest = f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%MZ}", _code(), core.digest()
     print(f"{spec} ... ", end="", flush=True)
     try:
         done = run(spec, HARMS[spec.harm], lab.cluster(), {BUG: bug} if bug else None)
@@ -138,16 +154,24 @@ def _one(spec: Spec, lab: Lab, bug: str) -> tuple[dict[str, Any], float]:
     except Exception as error:  # noqa: BLE001 - the rig's own failure is listed, and the campaign goes on
         lab.close()
         print(f"void: {error!r:.500}\n{traceback.format_exc()[-2000:]}", flush=True)
-        return {"at": at, "commit": commit, "spec": str(spec), "void": f"{error!r:.300}"}, time.monotonic() - began
-    found = row(done, at=at, commit=commit if _code() == commit else f"{commit}-edited")
+        void = {"at": at, "commit": commit, "core": digest, "spec": str(spec), "void": f"{error!r:.300}"}
+        return void, time.monotonic() - began
+    edited = _code() != commit, core.digest() != digest
+    commit, digest = (
+        f"{each}-edited" if changed else each for each, changed in zip((commit, digest), edited, strict=True)
+    )
+    found = row(done, at=at, commit=commit, core=digest)
     _say(done, found)
     if found["violations"]:
         _keep(done)
     return found, done.took_s
 
 
+_SAID_ELSEWHERE = {"at", "commit", "core", "spec", "violations"}
+
+
 def _say(done: Run, found: Mapping[str, Any]) -> None:
-    shown = {name: value for name, value in found.items() if name not in {"at", "commit", "spec", "violations"}}
+    shown = {name: value for name, value in found.items() if name not in _SAID_ELSEWHERE}
     print(" ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
     for violation in done.verdict.violations[:10]:
         print(f"    {violation}", flush=True)
@@ -177,7 +201,7 @@ def add_row(found: Mapping[str, Any]) -> None:
 
 
 def write_page() -> None:
-    PAGE.write_text(render(read_rows(), _FACTS))
+    PAGE.write_text(render(read_rows(), _FACTS, core.digest()))
 
 
 def _code() -> str:
@@ -216,7 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         harms = [harm for harm in harms if harm.name != "disk-full"]
     seed = chosen.seed if chosen.seed is not None else random.randrange(2**32)
     print(f"campaign of {chosen.minutes:g} minutes, seed {seed}", flush=True)
-    return int(campaign(plan(read_rows(), harms, random.Random(seed)), chosen.minutes, chosen.bug) > 0)
+    ours = [each for each in read_rows() if each.get("core") == core.digest()]
+    return int(campaign(plan(ours, harms, random.Random(seed)), chosen.minutes, chosen.bug) > 0)
 
 
 if __name__ == "__main__":

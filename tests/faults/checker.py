@@ -9,58 +9,14 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
-from history import Commit, History, InputId, Outcome, Position, Rebalance, Sample
+from contents import check_contents
+from history import Commit, History, InputId, Outcome, Position, Sample
+from limits import check_ends, check_memory, check_repeats
+from tenures import Tenure, Tenures
+from verdict import Verdict, Violation, name, place
 
-Kind = Literal[
-    "loss",  # an input record has no outcome
-    "duplicate",  # exactly once: it has two; at least once: there are more repeats than the faults explain
-    "order",  # outcomes of a source do not come in the order of its frames
-    "commit_ahead",  # a committed offset was beyond an outcome that was not written yet
-    "offset_back",  # a committed offset went back
-    "zombie",  # a member wrote for a partition that it knew it had lost, or that someone else owned
-    "recovery",  # outcomes did not flow again in time after a fault
-    "invented",  # an outcome of a record that is not in the input topic
-    "unclean_end",  # a member that was told to end did not drain and exit with 0
-    "left_behind",  # all members ended cleanly, and what they had finished is not committed
-    "stuck",  # with nothing broken, the group did not start to work
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    kind: Kind
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.text}"
-
-
-@dataclass(slots=True)
-class Verdict:
-    """What one run showed. `input_lost` is the brokers' doing: records that they had acknowledged and lost."""
-
-    violations: list[Violation] = field(default_factory=list)
-    frames: int = 0
-    lost: int = 0
-    repeats: int = 0
-    out_of_order: int = 0
-    samples: int = 0
-    commit_ahead: int = 0  # samples that show it
-    late: int = 0  # outcomes that a member wrote before it could know that it had lost the partition
-    stale_answers: int = 0  # samples in which the brokers themselves went back
-    recoveries_s: list[float] = field(default_factory=list)
-    put_out: int = 0  # members that were told to stop when their group had put them out already
-    input_lost: int = 0
-
-
-class _Tenure(NamedTuple):
-    """One assignment of one input partition to one writer."""
-
-    began_ms: float
-    writer: str
+__all__ = ["Verdict", "Violation", "check"]
 
 
 def check(history: History) -> Verdict:
@@ -73,11 +29,18 @@ def check(history: History) -> Verdict:
     found = verdict.violations
     lost = _lost(history, sorted(inputs.keys() - first_seen.keys()))
     verdict.lost = len(lost)
-    found += [Violation("loss", f"input {_name(each)} of {inputs[each]} has no outcome") for each in lost]
+    found += [Violation("loss", f"input {name(each)} of {inputs[each]} has no outcome") for each in lost]
     found += [Violation("stuck", history.stuck)] if history.stuck else []
     found += _invented(first_seen, inputs.keys())
+    wrong = list(check_contents(history))
+    verdict.wrong = len(wrong)
+    found += wrong
     verdict.repeats = len(history.outcomes) - len(first_seen)
-    found += _duplicates(history, verdict.repeats)
+    if history.delivery == "exactly_once":
+        found += _duplicates(history.outcomes)
+    else:
+        verdict.explained_repeats, unexplained = check_repeats(history, first_seen)
+        found += unexplained
     out_of_order = [*_order(history.outcomes), *_order_in_a_tenure(history.outcomes, tenures)]
     verdict.out_of_order = len(out_of_order)
     found += out_of_order
@@ -90,35 +53,12 @@ def check(history: History) -> Verdict:
     found += zombies
     verdict.recoveries_s, unrecovered = _recoveries(history, first_seen)
     found += unrecovered
+    found += check_ends(history)
     found += [Violation("unclean_end", f"a member ended with code {code}") for code in history.unclean_ends]
     found += _left_behind(history)
+    verdict.memory_bytes = max(history.memory_bytes.values(), default=0)
+    found += check_memory(history)
     return verdict
-
-
-class Tenures:
-    """Who owned what, as the members themselves saw it."""
-
-    def __init__(self, rebalances: Iterable[Rebalance]) -> None:
-        self._began: dict[tuple[str, int], list[float]] = defaultdict(list)
-        self._ended: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
-        for each in rebalances:
-            for partition in each.partitions:
-                if each.event == "assigned":
-                    self._began[each.writer, partition].append(each.at_ms)
-                else:
-                    self._ended[each.writer, partition].append((each.at_ms, each.event))
-
-    def of(self, outcome: Outcome) -> _Tenure | None:
-        """The tenure that an outcome was published in: its writer's last assignment of the partition before it."""
-        began = self._began.get((outcome.writer, outcome.id.partition), [])
-        # A millisecond of slack: the message says whole milliseconds, rounded down.
-        n = bisect.bisect_right(began, outcome.published_ms + 1)
-        return _Tenure(began[n - 1], outcome.writer) if n else None
-
-    def end(self, tenure: _Tenure, partition: int) -> tuple[float, str] | None:
-        """When and how the writer noticed the end of its tenure; None if it never did."""
-        ended = self._ended.get((tenure.writer, partition), [])
-        return next((each for each in ended if each[0] >= tenure.began_ms), None)
 
 
 def _first_seen(outcomes: Iterable[Outcome]) -> dict[InputId, Outcome]:
@@ -148,21 +88,18 @@ def _lost(history: History, missing: Sequence[InputId]) -> Sequence[InputId]:
 
 def _invented(first_seen: dict[InputId, Outcome], inputs: Iterable[InputId]) -> Iterator[Violation]:
     for each in sorted(first_seen.keys() - set(inputs)):
-        yield Violation("invented", f"{_place(first_seen[each].position)} is an outcome of {_name(each)}, never sent")
+        yield Violation("invented", f"{place(first_seen[each].position)} is an outcome of {name(each)}, never sent")
 
 
-def _duplicates(history: History, repeats: int) -> Iterator[Violation]:
-    if history.delivery == "at_least_once":
-        if history.allowed_repeats is not None and repeats > history.allowed_repeats:
-            yield Violation("duplicate", f"{repeats} repeats, where the faults explain {history.allowed_repeats}")
-        return
+def _duplicates(outcomes: Iterable[Outcome]) -> Iterator[Violation]:
+    """Exactly once: any second outcome is one too many."""
     seen: dict[InputId, Outcome] = {}
-    for outcome in history.outcomes:
+    for outcome in outcomes:
         if (first := seen.setdefault(outcome.id, outcome)) is not outcome:
             yield Violation(
                 "duplicate",
-                f"input {_name(outcome.id)} has two outcomes: {_place(first.position)} by {first.writer or '?'} "
-                f"and {_place(outcome.position)} by {outcome.writer or '?'}",
+                f"input {name(outcome.id)} has two outcomes: {place(first.position)} by {first.writer or '?'} "
+                f"and {place(outcome.position)} by {outcome.writer or '?'}",
             )
 
 
@@ -179,8 +116,8 @@ def _order(outcomes: Iterable[Outcome]) -> Iterator[Violation]:
         if before is not None and outcome.id.offset < before.id.offset:
             yield Violation(
                 "order",
-                f"{outcome.source}: {_name(outcome.id)} at {_place(outcome.position)} by {outcome.writer or '?'} "
-                f"came after {_name(before.id)} at {_place(before.position)} by {before.writer or '?'}",
+                f"{outcome.source}: {name(outcome.id)} at {place(outcome.position)} by {outcome.writer or '?'} "
+                f"came after {name(before.id)} at {place(before.position)} by {before.writer or '?'}",
             )
         else:
             last[key] = outcome
@@ -188,7 +125,7 @@ def _order(outcomes: Iterable[Outcome]) -> Iterator[Violation]:
 
 def _order_in_a_tenure(outcomes: Iterable[Outcome], tenures: Tenures) -> Iterator[Violation]:
     """Repeats included: nobody has a reason to go back while it owns a partition."""
-    last: dict[tuple[_Tenure, str, str], Outcome] = {}
+    last: dict[tuple[Tenure, str, str], Outcome] = {}
     for outcome in outcomes:
         tenure = tenures.of(outcome)
         if tenure is None:
@@ -199,8 +136,8 @@ def _order_in_a_tenure(outcomes: Iterable[Outcome], tenures: Tenures) -> Iterato
         if before is not None and before.id.partition == outcome.id.partition and outcome.id <= before.id:
             yield Violation(
                 "order",
-                f"{outcome.source}: {outcome.writer} wrote {_name(outcome.id)} at {_place(outcome.position)} after "
-                f"{_name(before.id)} at {_place(before.position)}, in one and the same assignment",
+                f"{outcome.source}: {outcome.writer} wrote {name(outcome.id)} at {place(outcome.position)} after "
+                f"{name(before.id)} at {place(before.position)}, in one and the same assignment",
             )
         last[key] = outcome
 
@@ -220,7 +157,7 @@ def _commit_ahead(
                 yield Violation(
                     "commit_ahead",
                     f"offset {committed} of partition {partition} was committed, and {len(ahead)} outcomes before it "
-                    f"were not written yet, the first of {_name(ahead[0])}",
+                    f"were not written yet, the first of {name(ahead[0])}",
                 )
 
 
@@ -273,7 +210,7 @@ def _zombies(history: History, tenures: Tenures) -> tuple[list[Violation], int]:
     """
     found: list[Violation] = []
     late = 0
-    newest: dict[tuple[str, int, int], _Tenure] = {}
+    newest: dict[tuple[str, int, int], Tenure] = {}
     for outcome in history.outcomes:
         tenure = tenures.of(outcome)
         if tenure is None:
@@ -281,7 +218,7 @@ def _zombies(history: History, tenures: Tenures) -> tuple[list[Violation], int]:
         key = (outcome.position.topic, outcome.position.partition, outcome.id.partition)
         successor = newest.get(key)
         end = tenures.end(tenure, outcome.id.partition)
-        said = f"{outcome.writer} wrote {_name(outcome.id)} at {_place(outcome.position)}"
+        said = f"{outcome.writer} wrote {name(outcome.id)} at {place(outcome.position)}"
         if end is not None and end[1] == "lost" and outcome.published_ms > end[0]:
             found.append(Violation("zombie", f"{said}, {outcome.published_ms - end[0]:.0f} ms after it lost it"))
         elif successor is not None and tenure < successor:
@@ -316,11 +253,3 @@ def _recoveries(history: History, first_seen: dict[InputId, Outcome]) -> tuple[l
         if len(waits) == len(arrivals) and waits:
             recoveries.append(max(waits))
     return recoveries, violations
-
-
-def _name(each: InputId) -> str:
-    return f"{each.partition}@{each.offset}"
-
-
-def _place(position: Position) -> str:
-    return f"{position.topic}/{position.partition}/{position.offset}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from brokers import Broker
 from consumer.errors import DrainError
-from history import Exit, History, Rebalance
+from history import Exit, History, Rebalance, Traceback
 from sluice_process import Sluice, Topics
 
 FAULTS = Path(__file__).resolve().parent
@@ -128,13 +128,15 @@ class Fleet:
                 self.start(member.slot)
 
     def close(self) -> None:
-        """End what still runs, and take the rebalances of all from their logs."""
+        """End what still runs, and take the rebalances and tracebacks of all from their logs."""
         for member in self.members:
             member.sluice.kill()  # also where it is stopped
         self._gone += self.members
         self.members = []
         for member in self._gone:
-            self.history.rebalances += rebalances(member.writer, member.sluice.log)
+            log = member.sluice.log
+            self.history.rebalances += rebalances(member.writer, log)
+            self.history.tracebacks += tracebacks(member.writer, log)
 
     @property
     def logs(self) -> dict[str, str]:
@@ -175,6 +177,17 @@ def rebalances(writer: str, log: str) -> Iterator[Rebalance]:
             at_ms = datetime.fromisoformat(said["timestamp"]).timestamp() * 1000
             partitions = frozenset(int(each.rsplit("[", 1)[1].rstrip("]")) for each in said["partitions"])
             yield Rebalance(writer, at_ms, said["event"], partitions)
+
+
+def tracebacks(writer: str, log: str) -> Iterator[Traceback]:
+    """The tracebacks in a member's log. What the program means to say of an error is a line of JSON instead."""
+    inside = False
+    for line in log.splitlines():
+        if line.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif inside and line and not line[0].isspace():
+            inside = False
+            yield Traceback(writer, line)
 
 
 def _last_words(log: str) -> str:

@@ -28,17 +28,41 @@ class Position(NamedTuple):
     offset: int
 
 
+OutcomeKind = Literal["detected", "rejected", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What an outcome says of its frame; of an input record: what its outcome has to say.
+
+    `reason`: of a rejection or a skip. `size`: width and height of the original picture. `boxes`: all detections, in
+    pixels. `frame`: the SHA-256 of the encoded frame, which an input record has and a dead letter returns. `of`: the
+    input record that the body of the outcome names, beside its header `ce_id`; None where the body names none.
+    """
+
+    kind: OutcomeKind
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    boxes: tuple[tuple[float, ...], ...] = ()
+    frame: str = ""
+    of: InputId | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A record of the input topic."""
+    """A record of the input topic. `expected` is None where the record itself was not read back."""
 
     id: InputId
     source: str
+    expected: Content | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A record of the output or dead-letter topic. `writer` is "" where it does not say which process wrote it."""
+    """A record of the output or dead-letter topic. `writer` is "" where it does not say which process wrote it.
+
+    `content` is None only in histories that were kept before content was recorded.
+    """
 
     id: InputId
     source: str
@@ -46,6 +70,7 @@ class Outcome:
     writer: str
     published_ms: int
     arrived_s: float
+    content: Content | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +120,25 @@ class Exit:
     last_words: str
 
 
+@dataclass(frozen=True, slots=True)
+class Traceback:
+    """A Python traceback in a member's log. `last_line` names the exception."""
+
+    writer: str
+    last_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """How long before and after a strike an outcome may be written that its writer cannot commit, in seconds.
+
+    See `limits.check_repeats`.
+    """
+
+    before_s: float
+    after_s: float
+
+
 @dataclass(slots=True)
 class History:
     """Everything about one run. `outcomes` of one output partition are in the order of the log."""
@@ -113,5 +157,12 @@ class History:
     final: Sample | None = None  # taken when all members had ended; None where the run did not get so far
     backlog_s: float = 0.0  # from the last frame that was acknowledged until all had their outcome
     stuck: str = ""  # what was waited for in vain while nothing was broken
-    allowed_repeats: int | None = None  # at least once: a bound on the repeats of this run, where there is one
+    allowed_repeats: int = 0  # at least once: outcomes that may be repeated, whatever the strikes lasted
+    exposure: Exposure | None = None  # at least once: what each strike adds to that; None: nothing
+    may_reject: frozenset[str] = frozenset()  # reasons for which the harm may make a dead letter of a good frame
+    may_exit: frozenset[int] = frozenset()  # codes with which the harm may end a process
+    tracebacks: list[Traceback] = field(default_factory=list)
+    memory_bytes: dict[str, int] = field(default_factory=dict)  # writer -> peak of the process and its children
+    in_flight_limit_bytes: int = 0  # limits.max_in_flight_bytes of the run; 0: memory was not measured
+    memory_base_bytes: int = 0  # what a member may use beside that
     recovery_limit_s: float = 60.0

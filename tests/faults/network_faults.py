@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from consumer.errors import StalledError
 from fleet import client_id
 from network import (
     Api,
@@ -69,11 +70,12 @@ _LONG = (SESSION_S * 1.5, SESSION_S * 3)
 
 
 def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
-    return Harm(f"net-{name}", inflict, proxied=True, options=_OPTIONS, **more)
+    """StalledError is explained, as in `broker_faults`: a call of the client library may not come back."""
+    return Harm(f"net-{name}", inflict, proxied=True, options=_OPTIONS, exits=(StalledError.exit_code,), **more)
 
 
-# How much may be repeated is bounded only where no member can lose its partitions: what a member that is cut off has
-# written, or commits that were sent and never arrived, are as much as it did in that time.
+# `deaths=None` where a member can lose its partitions, or a commit, without knowing: what is written around the strike
+# is exposed then.
 HARMS = (
     _harm("cut-one", to_one(cut, 0.5, SESSION_S * 2), deaths=None),
     _harm("cut-all", to_all(cut, 0.5, SESSION_S * 2), deaths=None),

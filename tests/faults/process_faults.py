@@ -34,7 +34,15 @@ def dies_at(stage: str) -> Harm:
     deliveries = [
         each for each in DELIVERIES if stage not in (EXACTLY_ONCE if each == "at_least_once" else AT_LEAST_ONCE)
     ]
-    return Harm(f"sigkill-{stage.replace('_', '-')}", inflict, deaths=1, deliveries=tuple(deliveries))
+    # The stage says where decoding must take place: with the other setting, the member would live on.
+    workers = {"decode": "processes", "decode_threads": "threads"}.get(stage, "auto")
+    return Harm(
+        f"sigkill-{stage.replace('_', '-')}",
+        inflict,
+        deaths=1,
+        deliveries=tuple(deliveries),
+        options={"decode.workers": workers},
+    )
 
 
 def stop_one(world: World) -> None:

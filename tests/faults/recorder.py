@@ -6,32 +6,26 @@ They talk to the brokers directly, never through a proxy, and ride out whatever 
 from __future__ import annotations
 
 import abc
-import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import confluent_kafka
 from confluent_kafka import KafkaException
 
-import images
+import pictures
 from brokers import unique_name
-from consumer.wire import decode_result
-from history import Commit, Delivery, History, InputId, Outcome, Position, Sample, Sent
+from history import Delivery, History, InputId, Position, Sample, Sent
 from sluice_process import Topics
 from waiting import wait_until
 
 SAMPLE_EVERY_S = 0.1
 _ANSWER_S = 2.0
-_PICTURES = tuple(images.jpeg(64, 48, seed) for seed in range(4))
-_BAD_PICTURE = b"\xff\xd8\xff\xe0 not a picture"  # becomes a dead letter
-_BAD_EVERY = 50
 _CLIENT = {"log_level": 0, "reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 500}
 
 
-class _Loop(abc.ABC):
+class Loop(abc.ABC):
     """A thread that calls `turn` until it is stopped. What it raises is raised again by `stop`."""
 
     def __init__(self) -> None:
@@ -61,7 +55,7 @@ class _Loop(abc.ABC):
             self._failure = error
 
 
-class Feeder(_Loop):
+class Feeder(Loop):
     """Frames of `sources` cameras in turn, `rate` a second in all, however long the brokers take them."""
 
     def __init__(self, history: History, bootstrap: str, topic: str, *, sources: int, rate: float) -> None:
@@ -88,7 +82,7 @@ class Feeder(_Loop):
 
     def send(self) -> None:
         source = self._sources[self._number % len(self._sources)]
-        value = _BAD_PICTURE if self._number % _BAD_EVERY == _BAD_EVERY - 1 else _PICTURES[self._number % 4]
+        value = pictures.frame(self._number)
         self._number += 1
         try:
             self._client.produce(self._topic, value, source, on_delivery=self._delivered)
@@ -116,16 +110,16 @@ class Feeder(_Loop):
     def _delivered(self, error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
         # Acknowledged as a duplicate of an attempt whose answer was lost, it comes without its offset.
         if error is None and message.offset() >= 0:
-            self._history.acknowledged.append(Sent(InputId(message.partition(), message.offset()), _key(message)))
+            self._history.acknowledged.append(Sent(InputId(message.partition(), message.offset()), key_of(message)))
 
 
-class Observer(_Loop):
+class Observer(Loop):
     """Notes when outcomes arrive at a reader. What the topics hold in the end is for `read_outcomes` to say."""
 
     def __init__(self, delivery: Delivery, bootstrap: str, topics: Topics) -> None:
         super().__init__()
-        self._client = _reader(bootstrap, _isolation(delivery))
-        self._client.assign(_beginnings(self._client, topics.detections) + _beginnings(self._client, topics.dead))
+        self._client = reader(bootstrap, isolation_of(delivery))
+        self._client.assign(beginnings(self._client, topics.detections) + beginnings(self._client, topics.dead))
         self.seen: set[InputId] = set()
         self.fresh_s: dict[int, float] = defaultdict(float)  # input partition -> when its last new outcome came
         self.arrived_s: dict[Position, float] = {}
@@ -134,27 +128,27 @@ class Observer(_Loop):
         message = self._client.poll(0.1)
         if message is None or message.error() is not None:  # brokers come and go here
             return
-        now, outcome = time.monotonic(), _input_id(message)
+        now, outcome = time.monotonic(), input_id(message)
         if outcome not in self.seen:
             self.seen.add(outcome)
             self.fresh_s[outcome.partition] = now
-        self.arrived_s[_position(message)] = now
+        self.arrived_s[position_of(message)] = now
 
     def stop(self) -> None:
         super().stop()
         self._client.close()
 
 
-class Sampler(_Loop):
+class Sampler(Loop):
     """Asks for the committed offsets, then for the ends of the topics. A question without an answer makes no sample."""
 
     def __init__(self, history: History, bootstrap: str, group: str, topics: Topics) -> None:
         super().__init__()
         self._history = history
         # Uncommitted: what a transaction wrote is acknowledged before its offsets can become visible.
-        self._client = _reader(bootstrap, "read_uncommitted", group)
-        self._inputs = _beginnings(self._client, topics.frames)
-        self._outputs = _beginnings(self._client, topics.detections) + _beginnings(self._client, topics.dead)
+        self._client = reader(bootstrap, "read_uncommitted", group)
+        self._inputs = beginnings(self._client, topics.frames)
+        self._outputs = beginnings(self._client, topics.detections) + beginnings(self._client, topics.dead)
 
     def turn(self) -> None:
         if (sample := self.take()) is not None:
@@ -180,75 +174,7 @@ class Sampler(_Loop):
         self._client.close()
 
 
-def read_inputs(bootstrap: str, topics: Topics) -> list[Sent]:
-    """The whole input topic."""
-    messages = _read_all(bootstrap, [topics.frames], "read_uncommitted")
-    return [Sent(InputId(message.partition(), message.offset()), _key(message)) for message in messages]
-
-
-def read_outcomes(bootstrap: str, topics: Topics, delivery: Delivery, observer: Observer) -> Iterator[Outcome]:
-    """The whole output and dead-letter topics, each partition in its order, with the arrivals that were observed."""
-    now = time.monotonic()
-    for message in _read_all(bootstrap, [topics.detections, topics.dead], _isolation(delivery)):
-        headers = dict(message.headers() or ())
-        # A dead letter holds the frame as it was, and does not say who wrote it.
-        body = decode_result(message.value()) if "ce_type" in headers else None
-        yield Outcome(
-            _input_id(message),
-            _key(message),
-            _position(message),
-            writer=str(body["model"]["name"]) if body else "",
-            published_ms=int(body["published_at_ms"]) if body else 0,
-            arrived_s=observer.arrived_s.get(_position(message), now),
-        )
-
-
-def read_commits(bootstrap: str, group: str) -> list[Commit]:
-    """What the group ever committed, as the brokers' own log of it says; transactions that were aborted left out."""
-    return [
-        commit
-        for message in _read_all(bootstrap, ["__consumer_offsets"], "read_committed")
-        if (commit := parse_commit(message.key(), message.value(), group)) is not None
-    ]
-
-
-def parse_commit(key: bytes | None, value: bytes | None, group: str) -> Commit | None:
-    """A record of `__consumer_offsets`, where it is a commit of that group (OffsetCommitKey 0 and 1 in Kafka)."""
-    if key is None or value is None or struct.unpack_from(">h", key)[0] > 1:
-        return None
-    at, texts = 2, []
-    for _ in range(2):
-        (size,) = struct.unpack_from(">h", key, at)
-        texts.append(key[at + 2 : at + 2 + size].decode())
-        at += 2 + size
-    (partition,), (offset,) = struct.unpack_from(">i", key, at), struct.unpack_from(">q", value, 2)
-    return Commit(partition, offset) if texts[0] == group else None
-
-
-def _read_all(
-    bootstrap: str, names: Sequence[str], isolation: str, timeout_s: float = 60.0
-) -> Iterator[confluent_kafka.Message]:
-    """Topics from their beginnings to where their partitions end for a reader of that isolation."""
-    client = _reader(bootstrap, isolation, **{"enable.partition.eof": True})
-    try:
-        unfinished = [each for name in names for each in _beginnings(client, name)]
-        client.assign(unfinished)
-        left = {(each.topic, each.partition) for each in unfinished}
-        deadline = time.monotonic() + timeout_s
-        while left:
-            assert time.monotonic() < deadline, f"cannot read to the end within {timeout_s:g} s: {sorted(left)}"
-            message = client.poll(0.5)
-            if message is None:
-                continue
-            if (error := message.error()) is None:
-                yield message
-            elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:  # the library's own name
-                left.discard((message.topic(), message.partition()))
-    finally:
-        client.close()
-
-
-def _reader(bootstrap: str, isolation: str, group: str = "", **more: Any) -> confluent_kafka.Consumer:
+def reader(bootstrap: str, isolation: str, group: str = "", **more: Any) -> confluent_kafka.Consumer:
     return confluent_kafka.Consumer(
         {
             **_CLIENT,
@@ -264,11 +190,11 @@ def _reader(bootstrap: str, isolation: str, group: str = "", **more: Any) -> con
     )
 
 
-def _isolation(delivery: Delivery) -> str:
+def isolation_of(delivery: Delivery) -> str:
     return "read_committed" if delivery == "exactly_once" else "read_uncommitted"
 
 
-def _beginnings(client: confluent_kafka.Consumer, topic: str) -> list[confluent_kafka.TopicPartition]:
+def beginnings(client: confluent_kafka.Consumer, topic: str) -> list[confluent_kafka.TopicPartition]:
     partitions: list[int] = []
 
     def known() -> bool:  # a broker may have heard of the topic, and of no partition of it yet
@@ -279,14 +205,14 @@ def _beginnings(client: confluent_kafka.Consumer, topic: str) -> list[confluent_
     return [confluent_kafka.TopicPartition(topic, number, 0) for number in partitions]
 
 
-def _input_id(message: confluent_kafka.Message) -> InputId:
+def input_id(message: confluent_kafka.Message) -> InputId:
     _, partition, offset = dict(message.headers())["ce_id"].decode().rsplit("/", 2)
     return InputId(int(partition), int(offset))
 
 
-def _position(message: confluent_kafka.Message) -> Position:
+def position_of(message: confluent_kafka.Message) -> Position:
     return Position(message.topic(), message.partition(), message.offset())
 
 
-def _key(message: confluent_kafka.Message) -> str:
+def key_of(message: confluent_kafka.Message) -> str:
     return (message.key() or b"").decode()

@@ -18,9 +18,12 @@ from apache_kafka import ApacheKafka
 from brokers import APACHE, Broker, unique_name
 from checker import Verdict, check
 from fleet import Fleet, Member
-from history import Delivery, History, Strike
+from history import Delivery, Exposure, History, Strike
+from memory import IN_FLIGHT_BYTES, MemorySampler, base_bytes
 from proxy import Proxy
-from recorder import Feeder, Observer, Sampler, read_commits, read_inputs, read_outcomes
+from readback import read_commits, read_inputs, read_outcomes
+from recorder import Feeder, Observer, Sampler
+from sluice_entry import DIE_AT, LAST_WORDS
 from sluice_process import Topics
 from waiting import wait_until
 
@@ -38,6 +41,12 @@ BATCH = 16
 # What one unclean end may leave acknowledged and not committed: the ring's four batches, and what the engine can do
 # (800 frames/s) in two commit intervals; two, because the machine of the tests is slow and shared.
 REPEATS_PER_DEATH = 4 * BATCH + int(800 * 2 * COMMIT_INTERVAL_MS / 1000)
+# Where members can lose their partitions without knowing it, what was written around a strike may be repeated, once for
+# each strike (`limits.check_repeats`). Before it: the last commit (two intervals) and what the reader of the outcomes
+# is late. After it: a session, until the last member must know, and the 3 s in which clients give a request up.
+EXPOSURE = Exposure(before_s=2 * COMMIT_INTERVAL_MS / 1000 + 0.6, after_s=SESSION_S + 3.0)
+# The reader may be later than that with what a member's ring held when the strike began.
+REPEATS_PER_RING = 4 * BATCH
 # What the rig's clusters are started with: quick to notice a death, as far as production's order of things allows.
 BROKER_SETTINGS: Mapping[str, Any] = {
     "group_consumer_session_timeout_ms": int(SESSION_S * 1000),
@@ -51,8 +60,9 @@ class Harm:
     """Something that happens to a group, to its brokers, or between them.
 
     `inflict` returns when the last of the harm is mended. `deaths`: unclean ends that it brings, each of which may
-    repeat some outcomes under at-least-once; None where members can lose their partitions without knowing: then it is
-    not known how much is repeated.
+    repeat some outcomes under at-least-once; None where members can lose their partitions without knowing: then each
+    strike exposes what is written around it (`EXPOSURE`). `exits`: codes with which it may end processes; other ends
+    are violations. `rejects`: reasons for which it may make dead letters of good frames.
     """
 
     name: str
@@ -65,6 +75,8 @@ class Harm:
     engine_faults: str = ""
     engine_ms: tuple[int, int] = (5, 20)
     options: Mapping[str, Any] = field(default_factory=dict)
+    exits: tuple[int, ...] = ()
+    rejects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +133,18 @@ class World:
             self._nothing.wait(min(0.1, left))
 
     def wait_for_death(self, member: Member, timeout_s: float) -> None:
-        """Of a member that is to die by its own hand."""
+        """Of a member that is to kill itself at the place that its variables name.
+
+        Raises TimeoutError where it lives on or ended in another way: a harm that does not strike must not count as
+        survived.
+        """
         self.wait(lambda: not member.sluice.running, timeout_s, "the death of a member that was to kill itself")
         self.fleet.bury(member)
+        if where := member.sluice.variables.get(DIE_AT):
+            stage = where.partition(":")[0]
+            if LAST_WORDS.format(stage=stage) not in member.sluice.log:
+                code = member.sluice.wait()
+                raise TimeoutError(f"the member that was to kill itself in {stage} ended with {code} before it did")
 
     def any_member(self) -> Member:
         return self.chance.choice(self.fleet.members)
@@ -155,9 +176,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
     `variables` are for `sluice_entry`. Raises where the rig itself, not the program, could not do its part.
     """
     began = time.monotonic()
-    history = History(spec.delivery, recovery_limit_s=RECOVERY_LIMIT_S)
-    if harm.deaths is not None:
-        history.allowed_repeats = harm.deaths * harm.strikes * REPEATS_PER_DEATH
+    history = new_history(spec, harm)
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(cluster.routes)) if harm.proxied else None
         bootstrap = proxy.bootstrap_servers if proxy else cluster.bootstrap_servers
@@ -181,6 +200,25 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
         done = Run(spec, check(history), history, fleet.logs, time.monotonic() - began)
         fleet.forget_logs()
     return done
+
+
+def new_history(spec: Spec, harm: Harm) -> History:
+    """With what the checker has to allow in this run."""
+    options = _options(spec, harm)
+    history = History(
+        spec.delivery,
+        recovery_limit_s=RECOVERY_LIMIT_S,
+        may_exit=frozenset(harm.exits),
+        may_reject=frozenset(harm.rejects),
+        in_flight_limit_bytes=int(options["limits.max_in_flight_bytes"]),
+        memory_base_bytes=base_bytes(options),
+    )
+    if harm.deaths is None:
+        history.allowed_repeats = harm.members * harm.strikes * REPEATS_PER_RING
+        history.exposure = EXPOSURE
+    else:
+        history.allowed_repeats = harm.deaths * harm.strikes * REPEATS_PER_DEATH
+    return history
 
 
 def _go_through(world: World, harm: Harm, feeder: Feeder) -> None:
@@ -219,11 +257,13 @@ def _recording(history: History, bootstrap: str, fleet: Fleet) -> Iterator[tuple
     observer = Observer(history.delivery, bootstrap, fleet.topics)
     feeder = Feeder(history, bootstrap, fleet.topics.frames, sources=SOURCES, rate=FRAMES_PER_S)
     sampler = Sampler(history, bootstrap, fleet.group, fleet.topics)
-    observer.start()
-    sampler.start()
+    memory = MemorySampler(history, fleet)
+    for loop in (observer, sampler, memory):
+        loop.start()
     try:
         yield observer, feeder, sampler
     finally:
+        memory.stop()
         fleet.close()
         for loop in (feeder, sampler, observer):
             loop.stop()
@@ -236,6 +276,7 @@ def _options(spec: Spec, harm: Harm) -> dict[str, Any]:
         "kafka.consumer": classic if spec.protocol == "classic" else {"group.protocol": "consumer"},
         "kafka.commit_interval_ms": COMMIT_INTERVAL_MS,
         "batching.max_batch_size": BATCH,
+        "limits.max_in_flight_bytes": IN_FLIGHT_BYTES,
         **harm.options,
     }
 

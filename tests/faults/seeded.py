@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in chosen.names or BUGS:
             about = found.setdefault(name, {})
-            about["virtual"] = in_virtual_time(name)
+            if BUGS[name].virtual:
+                about["virtual"] = in_virtual_time(name)
             if BUGS[name].harm and (real := on_brokers(name, lab, ends_s)) is not None:
                 about["real"] = real
                 missed += not real["run"]

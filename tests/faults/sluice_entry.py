@@ -11,23 +11,27 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from consumer.__main__ import main
 from consumer.decoder import Decoder
 from consumer.detectors.simulated import SimulatedDetector
+from consumer.isolation.process import Process
 from consumer.publisher import Publisher, TransactionalPublisher
 from consumer.source import Source
 
 DIE_AT = "SLUICE_TEST_DIE_AT"
+LAST_WORDS = "killing this process in {stage}"  # said before it dies, so that the rig knows where it did
 BUG = "SLUICE_TEST_BUG"
 
 # stage: whose method, which, and whether the process dies before the call or behind it. A call behind which there is
 # nothing (an empty poll) is no passage.
 STAGES: dict[str, tuple[type, str, bool]] = {
     "poll": (Source, "poll", False),  # frames are received, and nothing else has happened
-    "decode": (Decoder, "decode", True),
+    "decode": (Process, "_send", False),  # a decoding process has its frames, and has not answered
+    "decode_threads": (Decoder, "decode", True),  # the same where threads of this process decode
     "infer": (SimulatedDetector, "detect", True),
     "infer_end": (SimulatedDetector, "detect", False),
     "publish": (Publisher, "publish", False),  # the outcome is in librdkafka's queue
@@ -48,6 +52,7 @@ def die_at(stage: str, passage: int) -> None:
 
     def die() -> None:
         if next(passages) == passage:
+            print(LAST_WORDS.format(stage=stage), file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def mortal(*arguments: Any, **named: Any) -> Any:

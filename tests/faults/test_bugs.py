@@ -22,7 +22,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize("name", [name for name, bug in BUGS.items() if bug.virtual])
 def test_a_seeded_bug_is_caught_within_five_runs(name: str) -> None:
     with planted(name):
         found = [first_violation(SCHEDULES[BUGS[name].delivery], seed) for seed in range(RUNS)]

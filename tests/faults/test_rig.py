@@ -26,6 +26,7 @@ RUNS = [
     "all-brokers-down:at_least_once:consumer:5",
     "net-heartbeats-held:exactly_once:classic:6",
     "engine-out-of-memory:at_least_once:consumer:7",
+    "sigkill-decode:at_least_once:consumer:8",
 ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from consumer.types import (
     Batch,
     BatchResult,
@@ -65,6 +67,24 @@ def frame(
 
 def detected() -> Detected:
     return Detected(Detections.none(), 64, 48)
+
+
+def seen_on(item: Frame) -> Detected:
+    """What an engine sees on this frame and on no other: the size and the box name the frame's partition and offset."""
+    partition, offset, _ = item.receipt
+    width, height = 64 + partition.partition, 48 + offset
+    boxes = np.array([[0, 0, width, height]], np.float32)
+    return Detected(Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int32)), width, height)
+
+
+def check_belongs(item: Frame, outcome: Outcome, expected: Outcome) -> None:
+    """The outcome of the frame is of the expected kind, and says what `expected` says. Raises AssertionError."""
+    said = f"{item.receipt.partition}: {item.receipt.offset} is {outcome}, not {expected}"
+    if not (isinstance(outcome, Detected) and isinstance(expected, Detected)):
+        assert outcome == expected, said
+        return
+    assert outcome[1:] == expected[1:], said
+    assert np.array_equal(outcome.detections.boxes, expected.detections.boxes), said
 
 
 def result(frames: Iterable[Frame], outcomes: Sequence[Outcome] | None = None, taken_at: float = 1000.0) -> BatchResult:

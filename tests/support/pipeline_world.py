@@ -26,11 +26,16 @@ from consumer.types import (
     StageTimings,
     TopicPartition,
 )
-from made_frames import REJECTED, VirtualClock, detected
+from made_frames import REJECTED, VirtualClock, check_belongs, seen_on
 from pipeline_group import FakeSource, Log
 
 BAD = b"bad"  # how the payload of a frame begins that the engine rejects
 UNPUBLISHABLE = b"nan"  # ... whose result the publisher cannot write
+
+
+def outcome_of(item: Frame) -> Outcome:
+    """What the engine says of a frame. No two frames have the same, except for those that it rejects."""
+    return REJECTED if item.payload.startswith(BAD) else seen_on(item)
 
 
 class FakeWorker:
@@ -108,7 +113,7 @@ class FakeWorker:
         due = self.batcher.due(idle=True, draining=self.draining) if self.busy is None else None
         if due is not None:
             batch = self.batcher.take(due)
-            outcomes: list[Outcome] = [REJECTED if f.payload.startswith(BAD) else detected() for f in batch.frames]
+            outcomes = [outcome_of(item) for item in batch.frames]
             service_s = self.service_s()
             done = BatchResult(batch, outcomes, StageTimings(0.0, service_s * 1000), self.clock.now)
             self.busy = (self.clock.now, self.clock.now + service_s, done)
@@ -148,6 +153,7 @@ class FakePublisher:
         lane = item.source_id, partition, epoch
         assert offset > self._last.get(lane, -1), f"{item.source_id}: {offset} after {self._last[lane]}"
         self._last[lane] = offset
+        check_belongs(item, outcome, outcome_of(item))
         if isinstance(outcome, Detected) and item.payload.startswith(UNPUBLISHABLE):
             outcome = Rejected("publish", "unpublishable", "a number of the result is not finite")
         self.published.append((item, outcome))

@@ -16,9 +16,9 @@ from consumer.errors import KafkaError, TransactionError
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
 from consumer.types import Acknowledged, Detected, Finished, Rejected, TopicPartition
-from made_frames import VirtualClock
+from made_frames import VirtualClock, check_belongs
 from pipeline_group import FakeSource, Log
-from pipeline_world import UNPUBLISHABLE, World
+from pipeline_world import UNPUBLISHABLE, World, outcome_of
 
 # What becomes of a transaction: it commits; it is rolled back, and we know it, perhaps because the group has put this
 # process out; it does not commit, or it does, but the
@@ -85,6 +85,7 @@ class FakeTransactions:
         lines: dict[TopicPartition, list[int]] = {partition: [] for partition, _ in positions}
         for item in finished:
             partition, offset, epoch = item.frame.receipt
+            check_belongs(item.frame, item.outcome, outcome_of(item.frame))
             owned = self.source.owned.get(partition)
             # A transaction that is resolved late may belong to an epoch before the one that owns the partition now.
             assert owned is not None or self._suspect, f"committed for {partition}, which is not ours"

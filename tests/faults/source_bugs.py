@@ -7,18 +7,18 @@ from typing import Any
 
 import confluent_kafka
 
-from bugs import Bug, Patch
 from consumer.offsets import OffsetTracker
 from consumer.publisher import Publisher, plain
-from consumer.source import Source, client
+from consumer.source import client
 from consumer.source.commits import Commits
 from consumer.source.topics import TopicIds
 from consumer.types import Receipt
+from patching import Bug, Patch, real_bug
 
 
 def _ends_ignored() -> list[Patch]:
     """The watermark stays behind the last frame, below the markers that follow it."""
-    return [Patch(Source, "ends", lambda self: self._assigned.take_ends() and [])]
+    return [Patch(OffsetTracker, "read_to", lambda self, receipt: None)]
 
 
 def _end_is_done_when_it_is_read() -> list[Patch]:
@@ -86,11 +86,15 @@ def _kept(publisher: Publisher) -> dict[Receipt, Any]:
     return kept
 
 
-BUGS: Mapping[str, Bug] = {
+SOURCE_BUGS: Mapping[str, Bug] = {
     "ends-ignored": Bug("the end is committed", "at_least_once", _ends_ignored, "retention-markers"),
     "end-done-when-read": Bug("committed after published", "at_least_once", _end_is_done_when_it_is_read, "txn-input"),
-    "no-topic-watch": Bug("complete", "at_least_once", _no_topic_watch, "topic-remade"),
-    "old-offset-for-the-new-topic": Bug("complete", "at_least_once", _old_offset_for_the_new_topic, "topic-remade"),
-    "time-out-of-the-library": Bug("ordered", "at_least_once", _time_out_of_the_library, "delivery-cut"),
-    "sent-again-after-a-time-out": Bug("ordered", "at_least_once", _sent_again_after_a_time_out, "delivery-cut"),
+    "no-topic-watch": real_bug("complete", "at_least_once", _no_topic_watch, "topic-remade"),
+    "old-offset-for-the-new-topic": real_bug(
+        "complete", "at_least_once", _old_offset_for_the_new_topic, "topic-remade"
+    ),
+    "time-out-of-the-library": real_bug("ordered", "at_least_once", _time_out_of_the_library, "outage-one-broker"),
+    "sent-again-after-a-time-out": real_bug(
+        "ordered", "at_least_once", _sent_again_after_a_time_out, "outage-one-broker"
+    ),
 }

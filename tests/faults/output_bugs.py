@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bugs import Bug, Patch
 from consumer.held import HeldOutcomes, outcome_bytes
 from consumer.offsets import OffsetTracker
 from consumer.publisher import letters
@@ -19,6 +18,7 @@ from consumer.publisher.results import Results
 from consumer.publisher.transactional import TransactionalPublisher
 from consumer.types import BatchResult, BatchSummary, Finished, Frame
 from consumer.wire import ORIGINAL_TIMESTAMP, Message, encode_dead_letter
+from patching import Bug, Patch, real_bug
 
 _NOTES = ("sluice-truncated", "sluice-original-bytes", "sluice-original-sha256")
 
@@ -145,17 +145,17 @@ def _property(function: Any) -> Any:
     return property(function)
 
 
-BUGS_OUTPUTS: Mapping[str, Bug] = {
-    "held-outcome-keeps-its-batch": Bug("bounded", "exactly_once", _held_outcome_keeps_its_batch),
-    "envelope-counted-once": Bug("bounded", "at_least_once", _envelope_counted_once),
-    "limits-forgotten": Bug("complete", "exactly_once", _limits_forgotten),
-    "cut-without-a-note": Bug("honest", "at_least_once", _cut_without_a_note),
-    "keyless-letter-stays-keyless": Bug("complete", "exactly_once", _keyless_letter_stays_keyless),
-    "large-result-ends-the-process": Bug("complete", "at_least_once", _large_result_ends_the_process),
-    "letter-with-the-time-of-its-frame": Bug("complete", "at_least_once", _letter_with_the_time_of_its_frame),
-    "original-time-lost": Bug("right", "at_least_once", _original_time_lost),
-    "transactions-without-a-bound": Bug("complete", "exactly_once", _transactions_without_a_bound),
-    "large-outcome-waits-for-the-budget": Bug("complete", "exactly_once", _large_outcome_waits_for_the_budget),
-    "in-doubt-counts-as-rolled-back": Bug("exactly once", "exactly_once", _in_doubt_counts_as_rolled_back),
-    "late-flush-in-doubt": Bug("fair", "exactly_once", _late_flush_in_doubt),
+OUTPUT_BUGS: Mapping[str, Bug] = {
+    "held-outcome-keeps-its-batch": real_bug("bounded", "exactly_once", _held_outcome_keeps_its_batch),
+    "envelope-counted-once": real_bug("bounded", "at_least_once", _envelope_counted_once),
+    "limits-forgotten": real_bug("complete", "exactly_once", _limits_forgotten),
+    "cut-without-a-note": real_bug("honest", "at_least_once", _cut_without_a_note),
+    "keyless-letter-stays-keyless": real_bug("complete", "exactly_once", _keyless_letter_stays_keyless),
+    "large-result-ends-the-process": real_bug("complete", "at_least_once", _large_result_ends_the_process),
+    "letter-with-the-time-of-its-frame": real_bug("complete", "at_least_once", _letter_with_the_time_of_its_frame),
+    "original-time-lost": real_bug("right", "at_least_once", _original_time_lost),
+    "transactions-without-a-bound": real_bug("complete", "exactly_once", _transactions_without_a_bound),
+    "large-outcome-waits-for-the-budget": real_bug("complete", "exactly_once", _large_outcome_waits_for_the_budget),
+    "in-doubt-counts-as-rolled-back": real_bug("exactly once", "exactly_once", _in_doubt_counts_as_rolled_back),
+    "late-flush-in-doubt": real_bug("fair", "exactly_once", _late_flush_in_doubt),
 }

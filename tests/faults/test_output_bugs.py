@@ -11,7 +11,6 @@ import msgpack
 import numpy as np
 import pytest
 
-from bugs_outputs import BUGS_OUTPUTS
 from consumer.budget import TransactionBudget
 from consumer.config import Config
 from consumer.deadline import Stop
@@ -23,6 +22,7 @@ from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Out
 from consumer.wire import DeadLetter, parse_frame, read_dead_letter
 from fake_kafka import FakeProducer, FakeTransactionalProducer, failed
 from made_frames import P0, REJECTED, VirtualClock, detected, frame, result
+from output_bugs import OUTPUT_BUGS
 from reachable import kept_beside_held
 
 _Code = confluent_kafka.KafkaError
@@ -83,7 +83,7 @@ def failures(item: Finished, report: Callable[[dict[str, Any]], Any]) -> int:
 
             client.commit_transaction = commits  # type: ignore[method-assign]
             try:
-                publisher.transact([item], b"member", 10.0)
+                publisher.transact([item], [], b"member", 10.0)
             except TransactionError:
                 publisher.renew()
             else:
@@ -101,7 +101,7 @@ def is_rolled_back(*, reported: bool) -> bool:
         FakeTransactionalProducer.fails["commit_transaction"] = [RETRIABLE]
         FakeTransactionalProducer.takes["commit_transaction"] = 10.0
         with pytest.raises(TransactionError) as caught:
-            publisher.transact([finished(detected())], b"member", 10.0)
+            publisher.transact([finished(detected())], [], b"member", 10.0)
     return caught.value.rolled_back
 
 
@@ -168,9 +168,9 @@ CHECKS: dict[str, Callable[[], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", BUGS_OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUT_BUGS)
 def test_a_seeded_bug_is_caught_and_without_it_all_is_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CHECKS[name]()
-    for owner, method, replacement in BUGS_OUTPUTS[name].patches():
+    for owner, method, replacement in OUTPUT_BUGS[name].patches():
         monkeypatch.setattr(owner, method, replacement)
     assert not CHECKS[name]()

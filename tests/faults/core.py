@@ -1,0 +1,58 @@
+"""Which delivery core a run was of: a digest of the code that decides what becomes of a frame.
+
+Figures of the rig are of the code that was run. A commit says too little: most commits change documents or tools, and
+after those the figures still hold. So each run is kept with this digest, and the page counts the runs that have the
+digest of the code as it is now.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "consumer"
+# The whole package counts but for these, so that a module that is new, split or moved counts without being named. They
+# cannot change a run: commands beside `run`, what only observes, and engines that the rig does not use.
+LEFT_OUT = (
+    "tools",
+    "metrics",
+    "traces.py",
+    "detectors/device.py",
+    "detectors/onnx.py",
+    "detectors/postprocess.py",
+    "detectors/postprocess_torch.py",
+    "detectors/torch.py",
+)
+
+
+def digest(package: Path = PACKAGE) -> str:
+    """Of the code alone: comments, docstrings, formatting and the descriptions of options do not count.
+
+    Raises ValueError where an entry of `LEFT_OUT` does not exist: what it named counts by its new name.
+    """
+    if missing := [each for each in LEFT_OUT if not (package / each).exists()]:
+        raise ValueError(f"LEFT_OUT in {__file__}: there is no {', '.join(missing)} in {package}; correct the list")
+    left_out = [package / each for each in LEFT_OUT]
+    whole = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if not any(path.is_relative_to(each) for each in left_out):
+            tree = _WithoutWords().visit(ast.parse(path.read_bytes()))
+            whole.update(f"{path.relative_to(package).as_posix()}\n{ast.dump(tree)}\n".encode())
+    return whole.hexdigest()[:12]
+
+
+class _WithoutWords(ast.NodeTransformer):
+    """Takes out what is only for readers."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """A text that stands by itself is a docstring."""
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None
+        self.generic_visit(node)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        node.keywords = [each for each in node.keywords if each.arg != "description"]
+        self.generic_visit(node)
+        return node
