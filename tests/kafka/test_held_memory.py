@@ -16,10 +16,10 @@ from sluice_process import Sluice, Topics, produce, reading
 pytestmark = pytest.mark.kafka
 
 MIB = 2**20
-# One camera's backlog is in partition 0; frames of others lie in it and overtake it. They are small. The large frames of
-# the other partitions go through at once, in the same batches.
-BUSY, BUSY_BYTES, EVERY = 700, 100_000, 8
-OTHERS, OTHER_BYTES, PARTITIONS = 250, 300_000, 8
+# One camera has a backlog in partition 0; frames of others lie in it and overtake it. They are small. Large frames of
+# other partitions go through at once, in the same batches.
+BUSY, BUSY_BYTES, EVERY = 900, 150_000, 8
+OTHERS, OTHER_BYTES, PARTITIONS = 300, 450_000, 8
 FRAMES = BUSY + OTHERS * (PARTITIONS - 1)
 # The allocator's and the client library's own share, with small queues of the consumer.
 BESIDE_COUNTED = 250 * MIB
@@ -62,7 +62,7 @@ def test_memory_follows_what_is_counted(apache_broker: Broker) -> None:
                 results.drain(0.05)
                 now, used = time.monotonic(), process.memory_full_info().uss - before
                 counted.append((now, metric(sluice, "in_flight_bytes")))
-                while counted[0][0] < now - 3:
+                while counted[0][0] < now - 1.5:
                     counted.popleft()
                 most = max(most, used)
                 beside = max(beside, used - int(max(size for _, size in counted)))
