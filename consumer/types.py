@@ -122,12 +122,12 @@ class Frame(NamedTuple):
     record: Record
     traceparent: str | None = None
     verdict: Rejected | Skipped | None = None
+    copied_bytes: int = 0  # of the payload, if it is a copy: of a part of an envelope
 
     @property
     def size_bytes(self) -> int:
-        """What the frame keeps in memory: its record, and the payload if that is a copy (of a part of an envelope)."""
-        copied = 0 if self.payload is self.record.value else len(self.payload)
-        return self.record.size_bytes + copied
+        """What the frame keeps in memory: its record, and a payload that is a copy. It never changes."""
+        return self.record.size_bytes + self.copied_bytes
 
 
 @dataclass(frozen=True, slots=True)

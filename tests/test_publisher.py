@@ -181,6 +181,47 @@ class TestUnpublishable:
         with pytest.raises(PublishError):
             bench.publish(REJECTED)
 
+    def test_a_result_that_the_topic_refuses_becomes_one_and_the_next_at_once(self, bench: Bench) -> None:
+        """Catches one crowded frame that ends the process with each restart, and results refused one by one."""
+        boxes, scores = np.ones((40_000, 4), np.float32), np.ones(40_000, np.float32)
+        crowd = Detected(Detections(boxes, scores, np.zeros(40_000, np.int32)), 64, 48)
+        bench.client.report = lambda m: TOO_LARGE if m["topic"] == "detections" else None
+        assert isinstance(bench.publish(crowd), Detected)
+        assert bench.publisher.poll() == []
+        (done,) = bench.publisher.poll()
+        assert isinstance(done.outcome, Rejected)
+        assert (done.outcome.reason, "max.message.bytes" in done.outcome.detail) == ("unpublishable", True)
+        assert isinstance(bench.publish(crowd), Rejected), "the judge hears of it"
+        assert bench.topics == ["detections", "frames-dead", "frames-dead"]
+        assert not bench.client.purged
+
+    def test_a_small_result_that_is_refused_with_its_batch_ends_the_process(self, bench: Bench) -> None:
+        """Later results of its source may be written by now. Catches a dead letter for a frame that has no fault."""
+        bench.publish(detected())
+        bench.client.report = lambda _: TOO_LARGE
+        with pytest.raises(UnwritableError, match=r"lower batch\.size"):
+            bench.publisher.poll()
+
+
+class TestBufferedBytes:
+    def test_are_those_of_messages_without_a_report(self, bench: Bench) -> None:
+        """Catches copies in the client library that no limit counts."""
+        assert bench.publisher.buffered_bytes == 0
+        bench.publish(REJECTED, frame(7, payload=bytes(500_000)))
+        assert 500_000 < bench.publisher.buffered_bytes < 503_000
+        bench.publish(detected(), frame(8))
+        assert bench.publisher.buffered_bytes > sum(len(m["value"]) for m in bench.client.produced)
+        bench.publisher.poll()
+        assert bench.publisher.buffered_bytes == 0
+
+    def test_count_a_letter_that_is_cut_and_sent_again_once(self, bench: Bench) -> None:
+        bench.client.report = lambda m: TOO_LARGE if len(m["value"]) > 1_000_000 else None
+        bench.publish(REJECTED, frame(7, payload=bytes(2_000_000)))
+        bench.publisher.poll()
+        assert 800_000 < bench.publisher.buffered_bytes < 1_000_000
+        bench.publisher.poll()
+        assert bench.publisher.buffered_bytes == 0
+
 
 class TestDeadLetters:
     @staticmethod
@@ -216,6 +257,35 @@ class TestDeadLetters:
         with pytest.raises(
             PublishError, match=r"cannot write the dead letter of .* to frames-dead: .*max.message.bytes"
         ):
+            bench.publisher.poll()
+
+    def test_without_a_key_get_one_if_the_topic_wants_it_and_so_do_those_that_were_refused_beside_them(
+        self, bench: Bench
+    ) -> None:
+        """Catches a compacted topic that stops the program. The brokers refuse the whole batch of such a record."""
+        keyless = frame(7)._replace(record=frame(7).record._replace(key=None))
+        refused = iter([failed(_Code.INVALID_RECORD)] * 3)
+        bench.client.report = lambda _: next(refused, None)
+        for item in (keyless, frame(8), keyless._replace(receipt=frame(9).receipt)):
+            bench.publish(REJECTED, item)
+        done = [each for _ in range(2) for each in bench.publisher.poll()]
+        assert [each.frame.receipt.offset for each in done] == [7, 8, 9]
+        assert [m["key"] for m in bench.dead_letters[3:]] == [b"frames/0/7", b"cam-1", b"frames/0/9"]
+
+    def test_that_the_brokers_find_invalid_with_a_key_too_end_the_process(self, bench: Bench) -> None:
+        """Catches an endless loop."""
+        bench.client.report = lambda _: failed(_Code.INVALID_RECORD)
+        bench.publish(REJECTED)
+        assert bench.publisher.poll() == []
+        with pytest.raises(UnwritableError, match=r"cleanup\.policy"):
+            bench.publisher.poll()
+
+    @pytest.mark.parametrize("code", [_Code.INVALID_TIMESTAMP, _Code.POLICY_VIOLATION, _Code.TOPIC_EXCEPTION])
+    def test_that_no_repetition_helps_end_the_process_for_good(self, bench: Bench, code: int) -> None:
+        """Catches exit code 5 with `restart_helps`, over and over."""
+        bench.client.report = lambda _: failed(code)
+        bench.publish(REJECTED)
+        with pytest.raises(UnwritableError):
             bench.publisher.poll()
 
     def test_that_cannot_be_written_for_another_reason_end_the_process(self, bench: Bench) -> None:

@@ -91,6 +91,7 @@ def parse_frame(record: Record, receipt: Receipt, received_at: float) -> Frame:
         record=record,
         traceparent=traceparent,
         verdict=verdict,
+        copied_bytes=0 if payload is record.value else len(payload),
     )
 
 

@@ -140,13 +140,16 @@ SMALL_ANSWERS = {"consumer": {"receive.message.max.bytes": 2 * MIB, "fetch.max.b
 # (settings of the topics, of the program, the check that must find it, what it must say)
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "a result that is too large": (
-        {"detections": {"max_message_bytes": 5000}}, {}, "result-size problem", "the first one ends the program",
+        {"detections": {"max_message_bytes": 5000}}, {}, "result-size problem", "such a frame becomes a dead letter",
     ),
     "a batch of results that is too large": (
         {"detections": {"max_message_bytes": 500_000}}, {}, "result-size problem", "batch.size",
     ),
     "no room for a dead letter": (
         {"dead": {"max_message_bytes": 50_000}}, {}, "dead-letter-size problem", "fit ends the program",
+    ),
+    "dead letters that replace each other": (
+        {"dead": {"cleanup_policy": "compact"}}, {}, "dead-letter-size warning", "keeps the newest only",
     ),
     "dead letters that are cut": (
         {"dead": {"max_message_bytes": MIB}}, {}, "dead-letter-size warning", "cannot be replayed",

@@ -35,7 +35,10 @@ def test_it_waits_without_running_the_engine_again_and_goes_on_once_the_leader_i
     cluster.create_topic(topics.frames, 2)
     cluster.create_topic(topics.dead, 1)
     admin = cluster.admin()
-    output = NewTopic(topics.detections, replica_assignment=[[1], [2], [2], [2]], config={"min.insync.replicas": "1"})
+    replicas = [[1], [2], [2], [2]]
+    output = NewTopic(
+        topics.detections, num_partitions=4, replica_assignment=replicas, config={"min.insync.replicas": "1"}
+    )
     admin.create_topics([output])[topics.detections].result(10)
     count = 400
     first = [(f"cam-{n % 8}", images.jpeg(64, 48)) for n in range(count)]

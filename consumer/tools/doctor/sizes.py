@@ -90,13 +90,14 @@ def results(
         yield report.skipped(f"{told}; {_unseen(topics.output)}")
     elif most > limit:
         yield report.problem(
-            f"{told}, {topics.output.name} takes {size(limit)} (max.message.bytes): the first one ends the program",
+            f"{told}, {topics.output.name} takes {size(limit)} (max.message.bytes): such a frame becomes a dead letter",
             f"raise max.message.bytes of {topics.output.name} above {most}, or lower detector.max_detections",
         )
     elif (batch := int(settings.get("batch.size", _PRODUCE_BATCH))) > limit:
         yield report.problem(
             f"{topics.output.name} takes {size(limit)} (max.message.bytes), and the producer sends up to {size(batch)} "
-            "of results in one piece (batch.size): a full one ends the program",
+            "of results in one piece (batch.size): a full one is refused. Without batch.size in kafka.producer the "
+            "program lowers it by itself, if this user has DESCRIBE_CONFIGS on the topic",
             f"set batch.size in kafka.producer to {limit // 2}, or raise max.message.bytes of {topics.output.name}",
         )
     else:
@@ -108,6 +109,12 @@ def dead_letters(topics: Topics, settings: Mapping[str, Any], report: Reporter) 
     limit, largest = topics.dead.limit, max((topic.limit or 0 for topic in topics.inputs), default=0)
     if limit is None:
         yield report.skipped(_unseen(topics.dead))
+        return
+    if "compact" in (topics.dead.settings or {}).get("cleanup.policy", ""):
+        yield report.warning(
+            f"{topics.dead.name} is compacted: of the dead letters with one key it keeps the newest only",
+            "set cleanup.policy=delete",
+        )
         return
     told = f"{topics.dead.name} takes {size(limit)} (max.message.bytes)"
     produce = int(settings.get("message.max.bytes", _PRODUCE_BATCH))
