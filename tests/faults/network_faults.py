@@ -22,7 +22,7 @@ from scenario import SESSION_S, Harm, World
 
 # Clients give a request up after this: with the default of a minute, a lost answer would be all that a run sees.
 REQUEST_TIMEOUT_MS = 3000
-_OPTIONS: dict[str, Any] = {
+IMPATIENT: dict[str, Any] = {
     "kafka.client": {"socket.timeout.ms": REQUEST_TIMEOUT_MS, "reconnect.backoff.max.ms": 500},
     "kafka.producer": {"request.timeout.ms": REQUEST_TIMEOUT_MS},
 }
@@ -69,7 +69,7 @@ _LONG = (SESSION_S * 1.5, SESSION_S * 3)
 
 
 def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
-    return Harm(f"net-{name}", inflict, proxied=True, options=_OPTIONS, **more)
+    return Harm(f"net-{name}", inflict, proxied=True, options=IMPATIENT, **more)
 
 
 # How much may be repeated is bounded only where no member can lose its partitions: what a member that is cut off has
