@@ -49,7 +49,7 @@ def bad_picture(number: int, size: int = 0) -> bytes:
 
 @cache
 def noise(width: int, height: int, quality: int = 95) -> bytes:
-    """A JPEG that compresses badly: 1280x960 at quality 95 has 1.8 MB."""
+    """A JPEG that compresses badly: 1280x960 at quality 95 has 3 MB."""
     pixels = np.random.default_rng((width, height)).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", "444"))
 
@@ -111,11 +111,12 @@ class SteeredFeeder(Feeder):
     def let_go(self) -> None:
         self._hold.clear()
 
-    def burst(self, frames: int) -> None:
-        """So many frames at once, while held."""
+    def burst(self, frames: int, timeout_s: float = 30.0) -> None:
+        """So many frames at once, while held. Waits until the brokers have them."""
         assert self._hold.is_set()
         for _ in range(frames):
             self.send()
+        wait_until(lambda: len(self._client) == 0, timeout_s, "the brokers to take a burst")
 
     def begin_again(self, prefix: str) -> None:
         """While held: the topic is another one. Its sources are called otherwise, and nothing was acknowledged yet."""
@@ -209,7 +210,7 @@ def only_committed(history: History) -> None:
 class LargeFrames(SteeredFeeder):
     """Good frames of 1 to 3 MB, and bad ones that are small."""
 
-    SHAPES = ((960, 720), (1120, 840), (1280, 960), (1440, 1080))
+    SHAPES = ((760, 570), (960, 720), (1120, 840), (1280, 960))
 
     def record(self, number: int) -> Record:
         if number % 10 == 9:
@@ -218,7 +219,7 @@ class LargeFrames(SteeredFeeder):
 
 
 class MediumFrames(SteeredFeeder):
-    """Good frames of 80 kB; two of three come from one camera."""
+    """Good frames of 107 kB; two of three come from one camera."""
 
     def record(self, number: int) -> Record:
         source = "cam-7" if number % 3 else self.source(number // 3)
@@ -246,11 +247,11 @@ class BadFrames(LargeLetters):
 
 
 class LettersToCut(SteeredFeeder):
-    """Now and then a bad frame of 150 kB."""
+    """Now and then a bad frame of 400 kB."""
 
     def record(self, number: int) -> Record:
         if number % 20 == 19:
-            return Record(self.source(number), bad_picture(number, 150_000))
+            return Record(self.source(number), bad_picture(number, 400_000))
         return super().record(number)
 
 
