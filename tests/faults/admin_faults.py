@@ -176,7 +176,15 @@ HARMS = (
     Harm("records-deleted-marker", delete_records, strikes=1, feeder=TransactionalFeeder, edit=keep_deleted),
     Harm("records-deleted-aborted", delete_records, strikes=1, feeder=EndsAborted, edit=keep_deleted),
     Harm("input-in-transactions", kill_one, deaths=1, feeder=TransactionalFeeder, edit=only_committed),
-    Harm("topic-remade", remake_topic, deaths=None, strikes=1, feeder=SteeredFeeder, edit=only_remade),
+    Harm(
+        "topic-remade",
+        remake_topic,
+        deaths=None,
+        strikes=1,
+        feeder=SteeredFeeder,
+        edit=only_remade,
+        exits=(KafkaError.exit_code,),
+    ),
     Harm("partitions-added", add_partitions, strikes=1, feeder=SteeredFeeder, options=_SEES_PARTITIONS),
     Harm("limits-changed", change_limits, deaths=None, strikes=1, feeder=LettersToCut),
 )

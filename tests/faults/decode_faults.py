@@ -11,9 +11,11 @@ import contextlib
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from consumer.errors import EngineError
 from feeders import LargerPictures
 from fleet import Member
 from scenario import Harm, World
@@ -91,9 +93,14 @@ def _state(pid: int) -> str:
     return ""
 
 
+def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
+    exits, rejects = (EngineError.exit_code,), ("decoder_crashed", "decoder_timeout", "decoder_memory")
+    return Harm(f"decoder{name}", inflict, feeder=LargerPictures, exits=exits, rejects=rejects, **more)
+
+
 HARMS = (
-    Harm("decoders-killed", kill_decoders, deaths=1, feeder=LargerPictures, rate=60),
-    Harm("decoder-stopped", stop_decoder, feeder=LargerPictures, rate=60),
-    Harm("decoder-stopped-isolated", stop_decoder, feeder=LargerPictures, rate=40, options=_ISOLATED),
-    Harm("decoders-starved", starve_decoders, feeder=LargerPictures, rate=40, options=_ISOLATED),
+    _harm("s-killed", kill_decoders, deaths=1, rate=60),
+    _harm("-stopped", stop_decoder, rate=60),
+    _harm("-stopped-isolated", stop_decoder, rate=40, options=_ISOLATED),
+    _harm("s-starved", starve_decoders, rate=40, options=_ISOLATED),
 )

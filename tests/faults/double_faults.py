@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import process_faults
+from consumer.errors import StalledError
 from network import Fault, black_hole, cut, delay, drop_acknowledgements, hold_heartbeats
 from network_faults import IMPATIENT
 from scenario import Harm, World
@@ -64,7 +65,13 @@ def two_at_once(world: World) -> None:
         world.last(0.3, 3.0)
 
 
+_PAIR: dict[str, Any] = {
+    "deaths": None,
+    "proxied": True,
+    "options": IMPATIENT,
+    "exits": (StalledError.exit_code,),  # as in `broker_faults`
+}
 HARMS = (
-    Harm("two-at-once", two_at_once, deaths=None, proxied=True, options=IMPATIENT),
-    Harm("two-at-once-new-ids", two_at_once, deaths=None, proxied=True, options=IMPATIENT, new_ids=True),
+    Harm("two-at-once", two_at_once, **_PAIR),
+    Harm("two-at-once-new-ids", two_at_once, new_ids=True, **_PAIR),
 )

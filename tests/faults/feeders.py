@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,7 @@ class Record:
     key: str | None
     value: bytes
     timestamp_ms: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def small_picture(number: int) -> bytes:
@@ -95,7 +96,12 @@ class SteeredFeeder(Feeder):
         while True:
             try:
                 self._client.produce(
-                    self._topic, record.value, record.key, timestamp=record.timestamp_ms, on_delivery=self._delivered
+                    self._topic,
+                    record.value,
+                    record.key,
+                    timestamp=record.timestamp_ms,
+                    headers=list(record.headers),
+                    on_delivery=self._delivered,
                 )
             except BufferError:
                 self._client.poll(0.05)
@@ -268,8 +274,7 @@ class FromLastWeek(SteeredFeeder):
     """Every frame is eight days old, as those of a consumer that has a long way to catch up."""
 
     def record(self, number: int) -> Record:
-        plain = super().record(number)
-        return Record(plain.key, plain.value, int(time.time() * 1000) - 8 * _DAY_MS)
+        return replace(super().record(number), timestamp_ms=int(time.time() * 1000) - 8 * _DAY_MS)
 
 
 class WithoutKeys(SteeredFeeder):
@@ -278,16 +283,18 @@ class WithoutKeys(SteeredFeeder):
     def record(self, number: int) -> Record:
         plain = super().record(number)
         if number % 10 == 3:
-            return Record(None, plain.value)
+            return replace(plain, key=None)
         return Record(None, bad_picture(number)) if number % 10 == 5 else plain
 
 
 class LongNames(SteeredFeeder):
-    """The names of some sources are so long that a result of theirs is larger than the others."""
+    """Some frames have names of a kilobyte, and a result of theirs is larger than the others by as much."""
+
+    NAME = "\N{CAMERA}" * 256  # characters of four bytes, as many as a name may have
 
     def record(self, number: int) -> Record:
         plain = super().record(number)
-        return Record(f"{plain.key}-".ljust(500, "x"), plain.value) if number % 10 == 3 else plain
+        return replace(plain, headers=(("frame-id", self.NAME),)) if number % 10 == 3 else plain
 
 
 class LargerPictures(SteeredFeeder):

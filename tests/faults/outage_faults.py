@@ -5,8 +5,10 @@ A member may end with exit code 5 when a result was not delivered in time. It is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from consumer.errors import PublishError, StalledError
 from network import cut, cut_ports
 from scenario import PARTITIONS, Harm, World
 
@@ -53,8 +55,13 @@ def kill_all_brokers(world: World) -> None:
     world.cluster.start(*world.cluster.nodes)
 
 
+def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
+    exits = (PublishError.exit_code, StalledError.exit_code)
+    return Harm(f"outage-{name}", inflict, deaths=None, options=_OPTIONS, exits=exits, **more)
+
+
 HARMS = (
-    Harm("outage-one-broker", cut_one_broker, deaths=None, proxied=True, strikes=3, options=_OPTIONS),
-    Harm("outage-way", cut_all_brokers, deaths=None, proxied=True, options=_OPTIONS),
-    Harm("outage-brokers", kill_all_brokers, deaths=None, strikes=1, options=_OPTIONS),
+    _harm("one-broker", cut_one_broker, proxied=True, strikes=3),
+    _harm("way", cut_all_brokers, proxied=True),
+    _harm("brokers", kill_all_brokers, strikes=1),
 )

@@ -56,7 +56,8 @@ class Harm:
 
     `inflict` returns when the last of the harm is mended. `deaths`: unclean ends that it brings, each of which may
     repeat some outcomes under at-least-once; None where members can lose their partitions without knowing: then it is
-    not known how much is repeated.
+    not known how much is repeated. `exits`: codes with which it may end processes. `rejects`: reasons for which it may
+    make dead letters of good frames.
     """
 
     name: str
@@ -69,6 +70,8 @@ class Harm:
     engine_faults: str = ""
     engine_ms: tuple[int, int] = (5, 20)
     options: Mapping[str, Any] = field(default_factory=dict)
+    exits: tuple[int, ...] = ()
+    rejects: tuple[str, ...] = ()
     feeder: Callable[..., Feeder] = Feeder
     rate: float = FRAMES_PER_S  # frames a second that the feeder sends, of all sources together
     prepare: Callable[[World], None] | None = None  # called before the first frame and the first member
