@@ -10,8 +10,10 @@ from __future__ import annotations
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions
 
-from feeders import EndsAborted, LettersToCut, SteeredFeeder, TransactionalFeeder, only_committed
+from consumer import errors
+from feeders import EndsAborted, SteeredFeeder, TransactionalFeeder, only_committed
 from history import History
+from loads import LettersToCut
 from process_faults import kill_one, terminate_one
 from scenario import PARTITIONS, Harm, World
 
@@ -183,7 +185,7 @@ HARMS = (
         strikes=1,
         feeder=SteeredFeeder,
         edit=only_remade,
-        exits=(KafkaError.exit_code,),
+        exits=(errors.KafkaError.exit_code,),
     ),
     Harm("partitions-added", add_partitions, strikes=1, feeder=SteeredFeeder, options=_SEES_PARTITIONS),
     Harm("limits-changed", change_limits, deaths=None, strikes=1, feeder=LettersToCut),

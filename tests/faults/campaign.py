@@ -59,7 +59,7 @@ from sluice_entry import BUG
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PAGE, KEPT = ROOT / "docs/faults.jsonl", ROOT / "docs/faults.md", ROOT / ".faults"
-_MODULES = (
+MODULES = (
     process_faults,
     broker_faults,
     network_faults,
@@ -72,7 +72,7 @@ _MODULES = (
     death_faults,
     double_faults,
 )
-HARMS: Mapping[str, Harm] = {harm.name: harm for module in _MODULES for harm in module.HARMS}
+HARMS: Mapping[str, Harm] = {harm.name: harm for module in MODULES for harm in module.HARMS}
 _DISK_MIB = 768
 _LONGEST_S = 60.0  # a run is not begun with less time left, or less than the longest so far took
 _FACTS = {"rate": FRAMES_PER_S, "sources": SOURCES, "partitions": PARTITIONS, "session": SESSION_S}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from consumer.errors import EngineError
-from feeders import LargerPictures
 from fleet import Member
+from loads import LargerPictures
 from scenario import Harm, World
 from size_faults import metric
 

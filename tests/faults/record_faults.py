@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from admin_faults import configure
-from feeders import FromLastWeek, FromTheFuture, LongNames, WithoutKeys
+from loads import FromLastWeek, FromTheFuture, LongNames, WithoutKeys
 from process_faults import kill_one
 from scenario import PARTITIONS, Harm, World
 

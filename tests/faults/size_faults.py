@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from admin_faults import configure, steered
-from feeders import BadFrames, LargeFrames, LargeLetters, MediumFrames
 from fleet import Member
+from loads import BadFrames, LargeFrames, LargeLetters, MediumFrames
 from network import throttle_requests
 from process_faults import kill_one
 from scenario import Harm, World
