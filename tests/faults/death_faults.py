@@ -1,4 +1,8 @@
-"""Members that die in the middle of what is rare: a revocation, the way back after a failed transaction, the end."""
+"""Members that die in the middle of what is rare: a revocation, the way back after a failed transaction, the end.
+
+A correct program loses nothing, whoever takes over repeats no more than what was not committed, and under exactly once
+nothing is repeated.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,8 @@ import signal
 from collections.abc import Callable
 
 from fleet import Member, client_id
-from network import Api, hold, hold_answers, hold_end_txn
+from network import Api, drop, hold, hold_answers, hold_end_txn
 from network_faults import IMPATIENT
-from process_faults import kill_one
 from scenario import PARTITIONS, Harm, World
 from sluice_entry import DIE_AT
 
@@ -73,6 +76,20 @@ def die_committing(*, answered: bool) -> Callable[[World], None]:
     return inflict
 
 
+def die_in_transaction(world: World) -> None:
+    """SIGKILL of a member whose last transaction nobody ends: it stays open until `transaction.timeout.ms`.
+
+    Its successor has another transactional ID and does not end it either. Whoever takes the partitions has to wait,
+    and may neither repeat nor skip what was in it.
+    """
+    assert world.proxy is not None
+    member = world.any_member()
+    with world.proxy.injected(drop([Api.END_TXN], client_id(member.slot))) as fault:
+        world.wait(lambda: fault.hits, 20, "a transaction to end")
+        world.fleet.kill(member)
+
+
+_SHORT_TRANSACTIONS = {"kafka.producer": {"delivery.timeout.ms": 5000, "transaction.timeout.ms": 6000}}
 _EXACTLY_ONCE = ("exactly_once",)
 HARMS = (
     Harm("die-revoked", die_revoked, deaths=1, strikes=1),
@@ -81,7 +98,13 @@ HARMS = (
     Harm("die-closing", die_closing, deaths=1),
     Harm("die-committed", die_committing(answered=True), deaths=1, proxied=True, deliveries=_EXACTLY_ONCE),
     Harm("die-committing", die_committing(answered=False), deaths=1, proxied=True, deliveries=_EXACTLY_ONCE),
-    # What a dead process leaves open stays so until `transaction.timeout.ms`: its successor has another ID. Whoever
-    # takes its partitions has to wait for that, and may neither repeat nor skip what was in it.
-    Harm("new-ids", kill_one, deaths=1, deliveries=_EXACTLY_ONCE, new_ids=True),
+    Harm(
+        "new-ids",
+        die_in_transaction,
+        deaths=1,
+        proxied=True,
+        deliveries=_EXACTLY_ONCE,
+        new_ids=True,
+        options=_SHORT_TRANSACTIONS,
+    ),
 )

@@ -66,13 +66,22 @@ def kill_decoders(world: World) -> None:
 
 
 def stop_decoder(world: World) -> None:
-    """SIGSTOP of a decoder for seconds: frames wait in it. With isolation it is killed when its time is over."""
+    """SIGSTOP of a decoder for seconds: frames wait in it."""
     _, decoder = _one_of(world)
     os.kill(decoder, signal.SIGSTOP)
     world.wait(lambda: _state(decoder) in {"T", ""}, 5, "the decoder to stop")
     world.last(2.0, 6.0)
     with contextlib.suppress(ProcessLookupError):
         os.kill(decoder, signal.SIGCONT)
+
+
+def stop_isolated_decoder(world: World) -> None:
+    """SIGSTOP of a decoder whose time is limited: it is killed, and its frame is decoded in a fresh one."""
+    member, decoder = _one_of(world)
+    before = metric(member, _REPLACED)
+    os.kill(decoder, signal.SIGSTOP)
+    world.wait(lambda: metric(member, _REPLACED) > before, 20, "the decoder that does not answer to be replaced")
+    assert _state(decoder) in {"Z", ""}, "another decoder than the stopped one was replaced"
 
 
 def starve_decoders(world: World) -> None:
@@ -99,8 +108,8 @@ def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
 
 
 HARMS = (
-    _harm("s-killed", kill_decoders, deaths=1, rate=60),
-    _harm("-stopped", stop_decoder, rate=60),
-    _harm("-stopped-isolated", stop_decoder, rate=40, options=_ISOLATED),
+    _harm("s-killed", kill_decoders, deaths=1, rate=40),
+    _harm("-stopped", stop_decoder, rate=40),
+    _harm("-stopped-isolated", stop_isolated_decoder, rate=40, options=_ISOLATED),
     _harm("s-starved", starve_decoders, rate=40, options=_ISOLATED),
 )

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 
+import images
 from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise
 
 _DAY_MS = 86_400_000
+
+
+@cache
+def _photo(height: int) -> bytes:
+    return images.jpeg(640, height)
 
 
 class LargeFrames(SteeredFeeder):
@@ -99,4 +106,4 @@ class LargerPictures(SteeredFeeder):
 
     def record(self, number: int) -> Record:
         bad = number % BAD_EVERY == BAD_EVERY - 1
-        return Record(self.source(number), bad_picture(number) if bad else noise(640, 480 + number % 8, 50))
+        return Record(self.source(number), bad_picture(number) if bad else _photo(480 + number % 8))

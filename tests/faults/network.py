@@ -144,6 +144,11 @@ def drop_acknowledgements(*clients: str, limit: int | None = None) -> Fault:
     return drop_answers([Api.PRODUCE], *clients, limit=limit)
 
 
+def drop(apis: Iterable[Api], *clients: str, limit: int | None = None) -> Fault:
+    """These requests never arrive."""
+    return Fault(Kind.DROP, Way.REQUESTS, frozenset(apis), frozenset(clients), limit=limit)
+
+
 def drop_answers(apis: Iterable[Api], *clients: str, limit: int | None = None) -> Fault:
     """The brokers do what these requests ask, and the client is not told."""
     return Fault(Kind.DROP, Way.ANSWERS, frozenset(apis), frozenset(clients), limit=limit)

@@ -26,6 +26,8 @@ RUNS = [
     "all-brokers-down:at_least_once:consumer:5",
     "net-heartbeats-held:exactly_once:classic:6",
     "engine-out-of-memory:at_least_once:consumer:7",
+    "partitions-added:exactly_once:classic:8",
+    "die-committed:exactly_once:consumer:9",
 ]
 
 
