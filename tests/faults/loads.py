@@ -37,6 +37,15 @@ class MediumFrames(SteeredFeeder):
         return Record(source, value)
 
 
+class Backlog(SteeredFeeder):
+    """Good frames of 107 kB. One camera of 40 sends a third of them; a fair engine gives it a fortieth of its time."""
+
+    def record(self, number: int) -> Record:
+        source = f"{self.prefix}7" if number % 3 == 0 else f"{self.prefix}{number % 40}"
+        value = bad_picture(number) if number % BAD_EVERY == BAD_EVERY - 1 else noise(240, 180 + number % 8)
+        return Record(source, value)
+
+
 class LargeLetters(SteeredFeeder):
     """Bursts have a bad frame of `BAD_BYTES` among ten good ones."""
 

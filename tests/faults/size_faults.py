@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from admin_faults import configure, steered
 from fleet import Member
-from loads import BadFrames, LargeFrames, LargeLetters, MediumFrames
+from loads import Backlog, BadFrames, LargeFrames, LargeLetters, MediumFrames
 from network import throttle_requests
 from process_faults import kill_one
 from scenario import Harm, World
@@ -52,18 +52,22 @@ def overload(world: World) -> None:
     kill_one(world)
 
 
-def overload_by_one_camera(world: World) -> None:
+def overload_by_one_camera(frames: int) -> Callable[[World], None]:
     """A backlog of one camera, with others beside it in its partition, which a fair member serves first.
 
     Under exactly once their results wait for those of the backlog. A correct program holds no more than its limit
     meanwhile, pauses, and is through the backlog in the time that the engine needs for it.
     """
-    feeder = steered(world)
-    feeder.hold()
-    feeder.burst(900)
-    feeder.let_go()
-    wait_for_pause(world, 20)
-    wait_for_burst(world, 60)
+
+    def inflict(world: World) -> None:
+        feeder = steered(world)
+        feeder.hold()
+        feeder.burst(frames)
+        feeder.let_go()
+        wait_for_pause(world, 20)
+        wait_for_burst(world, 60)
+
+    return inflict
 
 
 def reject_large_frames(world: World) -> None:
@@ -111,7 +115,7 @@ HARMS = (
     ),
     Harm(
         "camera-greedy",
-        overload_by_one_camera,
+        overload_by_one_camera(900),
         strikes=1,
         feeder=MediumFrames,
         rate=40,
@@ -120,6 +124,22 @@ HARMS = (
             "limits.max_in_flight_bytes": 24 * _MIB,
             "limits.max_unacknowledged": 300,
             "batching.max_batch_size": 64,
+        },
+    ),
+    # Batches are filled from many cameras and partitions. The few results in each that have to wait must not keep the
+    # pictures of all the others in memory. The ring is small here, so that it shows.
+    Harm(
+        "camera-backlog",
+        overload_by_one_camera(1500),
+        strikes=1,
+        members=1,
+        feeder=Backlog,
+        rate=40,
+        engine_ms=(20, 60),
+        options={
+            "limits.max_in_flight_bytes": 24 * _MIB,
+            "batching.max_batch_size": 64,
+            "detector.image_size": 64,
         },
     ),
     Harm("letters-large", reject_large_frames, strikes=1, feeder=LargeLetters, prepare=limit_letters),
