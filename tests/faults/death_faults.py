@@ -69,7 +69,7 @@ def die_committing(*, answered: bool) -> Callable[[World], None]:
         member = world.any_member()
         make = hold_answers if answered else hold
         with world.proxy.injected(make([Api.END_TXN], client_id(member.slot), limit=1)) as fault:
-            world.wait(lambda: fault.hits, 20, "a transaction to end")
+            world.expect(lambda: fault.hits, 20, "a transaction to end")
             world.fleet.kill(member)
             world.last(0.0, 6.0)
 
@@ -85,7 +85,7 @@ def die_in_transaction(world: World) -> None:
     assert world.proxy is not None
     member = world.any_member()
     with world.proxy.injected(drop([Api.END_TXN], client_id(member.slot))) as fault:
-        world.wait(lambda: fault.hits, 20, "a transaction to end")
+        world.expect(lambda: fault.hits, 20, "a transaction to end")
         world.fleet.kill(member)
 
 

@@ -45,7 +45,7 @@ def _command(pid: int) -> bytes:
 def _one_of(world: World) -> tuple[Member, int]:
     """A member and one of its decoders."""
     member = world.any_member()
-    world.wait(lambda: decoders(member), 20, "the member to have decoders")
+    world.expect(lambda: decoders(member), 20, "the member to have decoders")
     return member, world.chance.choice(decoders(member))
 
 
@@ -69,7 +69,7 @@ def stop_decoder(world: World) -> None:
     """SIGSTOP of a decoder for seconds: frames wait in it."""
     _, decoder = _one_of(world)
     os.kill(decoder, signal.SIGSTOP)
-    world.wait(lambda: _state(decoder) in {"T", ""}, 5, "the decoder to stop")
+    world.expect(lambda: _state(decoder) in {"T", ""}, 5, "the decoder to stop")
     world.last(2.0, 6.0)
     with contextlib.suppress(ProcessLookupError):
         os.kill(decoder, signal.SIGCONT)
@@ -80,7 +80,7 @@ def stop_isolated_decoder(world: World) -> None:
     member, decoder = _one_of(world)
     before = metric(member, _REPLACED)
     os.kill(decoder, signal.SIGSTOP)
-    world.wait(lambda: metric(member, _REPLACED) > before, 20, "the decoder that does not answer to be replaced")
+    world.expect(lambda: metric(member, _REPLACED) > before, 20, "the decoder that does not answer to be replaced")
     assert _state(decoder) in {"Z", ""}, "another decoder than the stopped one was replaced"
 
 
@@ -92,7 +92,7 @@ def starve_decoders(world: World) -> None:
         pages = int(Path(f"/proc/{decoder}/statm").read_text().split()[0])
         limit = pages * resource.getpagesize()
         resource.prlimit(decoder, resource.RLIMIT_AS, (limit, limit))
-    world.wait(lambda: metric(member, _REPLACED) > before, 20, "a decoder without memory to be replaced")
+    world.expect(lambda: metric(member, _REPLACED) > before, 20, "a decoder without memory to be replaced")
 
 
 def _state(pid: int) -> str:

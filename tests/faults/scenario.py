@@ -128,6 +128,13 @@ class World:
 
         wait_until(tend_and_look, timeout_s, what, interval=0.05)
 
+    def expect(self, predicate: Callable[[], object], timeout_s: float, what: str) -> None:
+        """Wait until the harm has struck. Raises AssertionError where it has not: then the run is void."""
+        try:
+            self.wait(predicate, timeout_s, what)
+        except TimeoutError as error:
+            raise AssertionError(str(error)) from error
+
     def last(self, at_least_s: float, at_most_s: float) -> None:
         """Let the harm last, for a time that chance chooses."""
         ends_s = time.monotonic() + self.chance.uniform(at_least_s, at_most_s)

@@ -29,7 +29,7 @@ def wait_for_pause(world: World, timeout_s: float) -> None:
     def paused(members: Iterable[Member]) -> bool:
         return any(metric(member, "sluice_paused") for member in members)
 
-    world.wait(lambda: paused(world.fleet.members), timeout_s, "a member to pause")
+    world.expect(lambda: paused(world.fleet.members), timeout_s, "a member to pause")
 
 
 def wait_for_burst(world: World, limit_s: float) -> None:
@@ -119,7 +119,7 @@ HARMS = (
         strikes=1,
         feeder=MediumFrames,
         rate=40,
-        engine_ms=(20, 60),
+        engine_ms=(400, 460),
         options={
             "limits.max_in_flight_bytes": 24 * _MIB,
             "limits.max_unacknowledged": 300,
@@ -135,7 +135,7 @@ HARMS = (
         members=1,
         feeder=Backlog,
         rate=40,
-        engine_ms=(20, 60),
+        engine_ms=(400, 460),
         options={
             "limits.max_in_flight_bytes": 24 * _MIB,
             "batching.max_batch_size": 64,
