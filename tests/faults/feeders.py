@@ -29,12 +29,13 @@ _BAD = b"no picture, frame "
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is sent. `timestamp_ms`: Unix milliseconds; 0: the time of sending."""
+    """What is sent. `timestamp_ms`: Unix milliseconds; 0: the time of sending. `partition`: -1: as the key says."""
 
     key: str | None
     value: bytes
     timestamp_ms: int = 0
     headers: tuple[tuple[str, str], ...] = ()
+    partition: int = -1
 
 
 def small_picture(number: int) -> bytes:
@@ -98,6 +99,7 @@ class SteeredFeeder(Feeder):
                     self._topic,
                     record.value,
                     record.key,
+                    record.partition,
                     timestamp=record.timestamp_ms,
                     headers=list(record.headers),
                     on_delivery=self._delivered,

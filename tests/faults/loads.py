@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import images
-from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise
+from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise, small_picture
 
 _DAY_MS = 86_400_000
 
@@ -38,12 +38,18 @@ class MediumFrames(SteeredFeeder):
 
 
 class Backlog(SteeredFeeder):
-    """Good frames of 107 kB. One camera of 40 sends a third of them; a fair engine gives it a fortieth of its time."""
+    """Small frames of one camera and of those that overtake it in partition 0, and large ones in the others.
+
+    A fair engine gives each camera of 32 as many frames of a batch as the one whose backlog it is.
+    """
 
     def record(self, number: int) -> Record:
-        source = f"{self.prefix}7" if number % 3 == 0 else f"{self.prefix}{number % 40}"
-        value = bad_picture(number) if number % BAD_EVERY == BAD_EVERY - 1 else noise(240, 180 + number % 8)
-        return Record(source, value)
+        if number % 12 < 3:
+            return Record("cam-busy", small_picture(number), partition=0)
+        if number % 12 == 3:
+            return Record(f"cam-rare-{number}", small_picture(number), partition=0)
+        camera = number % 32
+        return Record(f"cam-large-{camera}", noise(240, 180 + number % 8), partition=1 + camera % 3)
 
 
 class LargeLetters(SteeredFeeder):

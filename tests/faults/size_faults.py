@@ -127,10 +127,10 @@ HARMS = (
         },
     ),
     # Batches are filled from many cameras and partitions. The few results in each that have to wait must not keep the
-    # pictures of all the others in memory. The ring is small here, so that it shows.
+    # pictures of all the others in memory. What a member needs beside those is small here, so that it shows.
     Harm(
         "camera-backlog",
-        overload_by_one_camera(1500),
+        overload_by_one_camera(2400),
         strikes=1,
         members=1,
         feeder=Backlog,
@@ -140,6 +140,7 @@ HARMS = (
             "limits.max_in_flight_bytes": 24 * _MIB,
             "batching.max_batch_size": 64,
             "detector.image_size": 64,
+            "decode.workers": "threads",
         },
     ),
     Harm("letters-large", reject_large_frames, strikes=1, feeder=LargeLetters, prepare=limit_letters),
