@@ -102,6 +102,7 @@ HARMS = (
         "new-ids",
         die_in_transaction,
         deaths=1,
+        strikes=1,
         proxied=True,
         deliveries=_EXACTLY_ONCE,
         new_ids=True,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import images
-from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise, small_picture
+from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise
 
 _DAY_MS = 86_400_000
 
@@ -38,18 +38,17 @@ class MediumFrames(SteeredFeeder):
 
 
 class Backlog(SteeredFeeder):
-    """Small frames of one camera and of those that overtake it in partition 0, and large ones in the others.
+    """Frames of 107 kB: in partition 0 those of one camera and of many that overtake it, in the others of 32 cameras.
 
-    A fair engine gives each camera of 32 as many frames of a batch as the one whose backlog it is.
+    A fair engine gives each of those as many frames of a batch as the one whose backlog it is.
     """
 
     def record(self, number: int) -> Record:
-        if number % 12 < 3:
-            return Record("cam-busy", small_picture(number), partition=0)
-        if number % 12 == 3:
-            return Record(f"cam-rare-{number}", small_picture(number), partition=0)
-        camera = number % 32
-        return Record(f"cam-large-{camera}", noise(240, 180 + number % 8), partition=1 + camera % 3)
+        partition, turn = number % 4, number // 4
+        value = noise(240, 180 + number % 8)
+        if partition:
+            return Record(f"cam-{partition}-{turn % 11}", value, partition=partition)
+        return Record(f"cam-rare-{turn}" if turn % 2 else "cam-busy", value, partition=0)
 
 
 class LargeLetters(SteeredFeeder):

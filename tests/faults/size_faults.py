@@ -130,7 +130,7 @@ HARMS = (
     # pictures of all the others in memory. What a member needs beside those is small here, so that it shows.
     Harm(
         "camera-backlog",
-        overload_by_one_camera(2400),
+        overload_by_one_camera(2000),
         strikes=1,
         members=1,
         feeder=Backlog,
@@ -141,6 +141,7 @@ HARMS = (
             "batching.max_batch_size": 64,
             "detector.image_size": 64,
             "decode.workers": "threads",
+            "kafka.client": {"fetch.message.max.bytes": 120_000},  # a frame of each partition in turn
         },
     ),
     Harm("letters-large", reject_large_frames, strikes=1, feeder=LargeLetters, prepare=limit_letters),
