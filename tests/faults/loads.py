@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import images
-from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise
+from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise, small_picture
 
 _DAY_MS = 86_400_000
 
@@ -38,17 +38,17 @@ class MediumFrames(SteeredFeeder):
 
 
 class Backlog(SteeredFeeder):
-    """Frames of 107 kB: in partition 0 those of one camera and of many that overtake it, in the others of 32 cameras.
+    """A burst is of one camera with frames of 120 kB, and of others in its partition whose few small ones overtake it."""
 
-    A fair engine gives each of those as many frames of a batch as the one whose backlog it is.
-    """
+    BYTES = 120_000
 
     def record(self, number: int) -> Record:
-        partition, turn = number % 4, number // 4
-        value = noise(240, 180 + number % 8)
-        if partition:
-            return Record(f"cam-{partition}-{turn % 11}", value, partition=partition)
-        return Record(f"cam-rare-{turn}" if turn % 2 else "cam-busy", value, partition=0)
+        if not self._hold.is_set():
+            return super().record(number)
+        value = small_picture(number)
+        if number % 16 == 0:
+            return Record(f"cam-rare-{number}", value, partition=0)
+        return Record("cam-busy", value.ljust(self.BYTES, b"-"), partition=0)  # what follows a picture is ignored
 
 
 class LargeLetters(SteeredFeeder):
