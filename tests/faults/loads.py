@@ -38,7 +38,7 @@ class MediumFrames(SteeredFeeder):
 
 
 class Backlog(SteeredFeeder):
-    """A burst is of one camera with frames of 120 kB, and of others in its partition whose few small ones overtake it."""
+    """A burst is of one camera with frames of 120 kB, and of many in its partition whose few small ones overtake it."""
 
     BYTES = 120_000
 
