@@ -38,9 +38,9 @@ class MediumFrames(SteeredFeeder):
 
 
 class Backlog(SteeredFeeder):
-    """A burst is of one camera with frames of 120 kB, and of many in its partition whose few small ones overtake it."""
+    """A burst is of one camera with frames of 200 kB, and of many in its partition whose few small ones overtake it."""
 
-    BYTES = 120_000
+    BYTES = 200_000
 
     def record(self, number: int) -> Record:
         if not self._hold.is_set():

@@ -12,7 +12,7 @@ from process_faults import kill_one
 from scenario import Harm, World
 
 _MIB = 2**20
-_BACKLOG_BYTES = 128 * _MIB
+_BACKLOG_BYTES = 208 * _MIB
 _SLOW_BYTES_PER_S = 900_000
 _IN_FLIGHT = {"limits.max_in_flight_bytes": 8 * _MIB, "limits.max_unacknowledged": 40}
 
@@ -74,7 +74,7 @@ def overtake_a_backlog(world: World) -> None:
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.burst(2000, 60)
+    feeder.burst(1500, 60)
     world.expect(
         lambda: any(metric(each, "sluice_in_flight_bytes") > _BACKLOG_BYTES / 2 for each in world.fleet.members),
         30,
@@ -147,7 +147,7 @@ HARMS = (
         strikes=1,
         members=1,
         feeder=Backlog,
-        engine_ms=(5, 50),
+        engine_ms=(5, 100),
         options={
             "limits.max_in_flight_bytes": _BACKLOG_BYTES,
             "batching.max_batch_size": 128,
