@@ -74,7 +74,7 @@ def overtake_a_backlog(world: World) -> None:
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.burst(1500, 60)
+    feeder.burst(1200, 60)
     world.expect(
         lambda: any(metric(each, "sluice_in_flight_bytes") > _BACKLOG_BYTES / 2 for each in world.fleet.members),
         30,
@@ -123,8 +123,8 @@ HARMS = (
         deaths=1,
         strikes=1,
         feeder=LargeFrames,
-        rate=4,
-        engine_ms=(100, 800),
+        rate=3,
+        engine_ms=(700, 1500),
         options={**_IN_FLIGHT, "batching.max_batch_size": 4},
     ),
     Harm(
@@ -147,7 +147,8 @@ HARMS = (
         strikes=1,
         members=1,
         feeder=Backlog,
-        engine_ms=(5, 100),
+        rate=20,
+        engine_ms=(5, 300),
         options={
             "limits.max_in_flight_bytes": _BACKLOG_BYTES,
             "batching.max_batch_size": 128,
