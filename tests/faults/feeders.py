@@ -118,12 +118,16 @@ class SteeredFeeder(Feeder):
     def let_go(self) -> None:
         self._hold.clear()
 
-    def burst(self, frames: int, timeout_s: float = 30.0) -> None:
-        """So many frames at once, while held. Waits until the brokers have them."""
+    def send_at_once(self, frames: int) -> None:
+        """Hand so many frames to the client, while held; `hold` waits until the brokers have them."""
         assert self._hold.is_set()
         for _ in range(frames):
             self.send()
-        wait_until(lambda: len(self._client) == 0, timeout_s, "the brokers to take a burst")
+
+    def burst(self, frames: int, timeout_s: float = 30.0) -> None:
+        """So many frames at once, while held. Waits until the brokers have them."""
+        self.send_at_once(frames)
+        self.hold(timeout_s)
 
     def begin_again(self, prefix: str) -> None:
         """While held: the topic is another one. Its sources are called otherwise, and nothing was acknowledged yet."""

@@ -47,10 +47,10 @@ def overload(world: World) -> None:
     """More large frames at once than a member may hold: it pauses, and a member dies meanwhile."""
     feeder = steered(world)
     feeder.hold()
-    feeder.burst(24)
-    feeder.let_go()
+    feeder.send_at_once(30)
     wait_for_pause(world, 20)
     kill_one(world)
+    feeder.let_go()
 
 
 def overload_by_one_camera(world: World) -> None:
@@ -60,10 +60,11 @@ def overload_by_one_camera(world: World) -> None:
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.burst(900)
-    feeder.let_go()
+    feeder.send_at_once(900)
     wait_for_pause(world, 20)
+    feeder.hold()
     wait_for_burst(world, 60)
+    feeder.let_go()
 
 
 def overtake_a_backlog(world: World) -> None:
@@ -74,12 +75,13 @@ def overtake_a_backlog(world: World) -> None:
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.burst(1200, 60)
+    feeder.send_at_once(1200)
     world.expect(
         lambda: any(metric(each, "sluice_in_flight_bytes") > _BACKLOG_BYTES / 2 for each in world.fleet.members),
         30,
         "a member to hold much of the backlog",
     )
+    feeder.hold(60)
     wait_for_burst(world, 60)
     feeder.let_go()
 
