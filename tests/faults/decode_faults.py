@@ -17,7 +17,7 @@ from typing import Any
 
 from consumer.errors import EngineError
 from fleet import Member
-from loads import LargerPictures
+from loads import Photos
 from scenario import Harm, World
 from size_faults import metric
 
@@ -104,7 +104,7 @@ def _state(pid: int) -> str:
 
 def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
     exits, rejects = (EngineError.exit_code,), ("decoder_crashed", "decoder_timeout", "decoder_memory")
-    return Harm(f"decoder{name}", inflict, feeder=LargerPictures, exits=exits, rejects=rejects, **more)
+    return Harm(f"decoder{name}", inflict, feeder=Photos, exits=exits, rejects=rejects, **more)
 
 
 HARMS = (

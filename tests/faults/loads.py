@@ -13,8 +13,8 @@ _DAY_MS = 86_400_000
 
 
 @cache
-def _photo(height: int) -> bytes:
-    return images.jpeg(640, height)
+def _photo(width: int, height: int) -> bytes:
+    return images.jpeg(width, height)
 
 
 class LargeFrames(SteeredFeeder):
@@ -115,9 +115,11 @@ class LongNames(SteeredFeeder):
         return replace(plain, headers=(("frame-id", self.NAME),)) if number % 10 == 3 else plain
 
 
-class LargerPictures(SteeredFeeder):
-    """Good frames of 640x480, whose decoding takes memory and some milliseconds."""
+class Photos(SteeredFeeder):
+    """Good frames of 640x480, whose decoding takes milliseconds, and some of 1920x1080, which takes memory, too."""
 
     def record(self, number: int) -> Record:
-        bad = number % BAD_EVERY == BAD_EVERY - 1
-        return Record(self.source(number), bad_picture(number) if bad else _photo(480 + number % 8))
+        if number % BAD_EVERY == BAD_EVERY - 1:
+            return Record(self.source(number), bad_picture(number))
+        width, height = (1920, 1080) if number % 5 == 0 else (640, 480)
+        return Record(self.source(number), _photo(width, height + number % 8))
