@@ -29,11 +29,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import admin_faults
 import broker_faults
 import core
+import death_faults
+import decode_faults
+import double_faults
 import engine_faults
 import network_faults
+import outage_faults
 import process_faults
+import record_faults
+import size_faults
 from apache_kafka import ApacheKafka, mount_small_disk, unmount
 from kafka_jars import KafkaUnavailableError
 from report import render, row
@@ -58,11 +65,20 @@ from sluice_entry import BUG
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PAGE, KEPT = ROOT / "docs/faults.jsonl", ROOT / "docs/faults.md", ROOT / ".faults"
-HARMS: Mapping[str, Harm] = {
-    harm.name: harm
-    for module in (process_faults, broker_faults, network_faults, engine_faults)
-    for harm in module.HARMS
-}
+MODULES = (
+    process_faults,
+    broker_faults,
+    network_faults,
+    engine_faults,
+    admin_faults,
+    outage_faults,
+    size_faults,
+    record_faults,
+    decode_faults,
+    death_faults,
+    double_faults,
+)
+HARMS: Mapping[str, Harm] = {harm.name: harm for module in MODULES for harm in module.HARMS}
 _DISK_MIB = 768
 _LONGEST_S = 60.0  # a run is not begun with less time left, or less than the longest so far took
 _FACTS = {
@@ -175,7 +191,7 @@ def _say(done: Run, found: Mapping[str, Any]) -> None:
     print(" ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
     for violation in done.verdict.violations[:10]:
         print(f"    {violation}", flush=True)
-    for each in done.history.exits:
+    for each in done.history.exits[:10]:
         print(f"    (ended by itself with {each.code}: {each.last_words[:300]})", flush=True)
 
 

@@ -63,6 +63,7 @@ class Fleet:
     variables: Mapping[str, str] = field(default_factory=dict)  # what `sluice_entry` reads, for every member
     engine_ms: tuple[int, int] = (5, 20)  # at a batch of 1, and of 16
     may_expel: bool = False  # a member can lose its place in the group and not know it when it is told to end
+    new_ids: bool = False  # no process takes over the transactional ID of the one that it replaces
     engine_faults: str = ""  # appended to the simulated engine's address
     members: list[Member] = field(default_factory=list)
     _gone: list[Member] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Fleet:
             self.broker,
             self.topics,
             engine,
-            {**self.options, **self._identity(slot)},
+            {**self.options, **self._identity(slot, number)},
             group=self.group,
             variables={**switches, "PYTHONPATH": PATHS} if switches else {},
             entry=ENTRY if switches else ("-m", "consumer"),
@@ -151,11 +152,11 @@ class Fleet:
         self.members.remove(member)
         self._gone.append(member)
 
-    def _identity(self, slot: int) -> dict[str, Any]:
-        """What a pod of that ordinal is configured with, and keeps over restarts."""
+    def _identity(self, slot: int, number: int) -> dict[str, Any]:
+        """What a pod of that ordinal is configured with, and keeps over restarts; with `new_ids` its ID is new."""
         return {
             "kafka.client": {**self.options.get("kafka.client", {}), "client.id": client_id(slot)},
-            "kafka.transactional_id": f"{self.group}-{slot}",
+            "kafka.transactional_id": f"{self.group}-{slot}" + (f"-{number}" if self.new_ids else ""),
         }
 
 

@@ -70,7 +70,9 @@ class Way(Enum):
 
 @dataclass(eq=False)
 class Fault:
-    """Make one with the functions below. Empty `apis` or `clients`: all of them.
+    """Make one with the functions below. Empty `apis`, `clients` or `ports`: all of them.
+
+    `ports`: those that clients are told for some of the brokers (the keys of the proxy's routes).
 
     `amount`: seconds for a delay, bytes a second for a throttle. `limit`: frames after which it touches no more.
     """
@@ -82,14 +84,16 @@ class Fault:
     amount: float = 0.0
     limit: int | None = None
     hits: int = 0
+    ports: frozenset[int] = frozenset()
     _busy_until: dict[Way, float] = field(default_factory=dict)
 
-    def touches(self, way: Way, header: Header | None, client_id: str | None) -> bool:
+    def touches(self, way: Way, header: Header | None, client_id: str | None, port: int | None = None) -> bool:
         """Whether a frame is among those that it is for. `header` is None for the end of a stream: no API's own."""
         return (
             self.way in (way, Way.BOTH)
             and (not self.apis or (header is not None and header.api in self.apis))
             and (not self.clients or client_id in self.clients)
+            and (not self.ports or port in self.ports)
             and (self.limit is None or self.hits < self.limit)
         )
 
@@ -103,6 +107,21 @@ class Fault:
 def cut(*clients: str) -> Fault:
     """Connections are reset, and so is every new one, until it is lifted."""
     return Fault(Kind.CUT, clients=frozenset(clients))
+
+
+def cut_ports(*ports: int) -> Fault:
+    """As `cut`, of all clients, but only the ways to the brokers behind these ports."""
+    return Fault(Kind.CUT, ports=frozenset(ports))
+
+
+def throttle_requests(bytes_per_second: float, *clients: str) -> Fault:
+    """As `throttle`, for what is sent to the brokers; their answers come as fast as they can."""
+    return Fault(Kind.THROTTLE, Way.REQUESTS, amount=bytes_per_second, clients=frozenset(clients))
+
+
+def hold_answers(apis: Iterable[Api], *clients: str, limit: int | None = None) -> Fault:
+    """The brokers do what these requests ask, and the client is told when it is lifted."""
+    return Fault(Kind.HOLD, Way.ANSWERS, frozenset(apis), frozenset(clients), limit=limit)
 
 
 def black_hole(*clients: str) -> Fault:
@@ -123,6 +142,11 @@ def throttle(bytes_per_second: float, *clients: str) -> Fault:
 def drop_acknowledgements(*clients: str, limit: int | None = None) -> Fault:
     """Records are written and the producer is not told."""
     return drop_answers([Api.PRODUCE], *clients, limit=limit)
+
+
+def drop(apis: Iterable[Api], *clients: str, limit: int | None = None) -> Fault:
+    """These requests never arrive."""
+    return Fault(Kind.DROP, Way.REQUESTS, frozenset(apis), frozenset(clients), limit=limit)
 
 
 def drop_answers(apis: Iterable[Api], *clients: str, limit: int | None = None) -> Fault:

@@ -23,7 +23,7 @@ from scenario import SESSION_S, Harm, World
 
 # Clients give a request up after this: with the default of a minute, a lost answer would be all that a run sees.
 REQUEST_TIMEOUT_MS = 3000
-_OPTIONS: dict[str, Any] = {
+IMPATIENT: dict[str, Any] = {
     "kafka.client": {"socket.timeout.ms": REQUEST_TIMEOUT_MS, "reconnect.backoff.max.ms": 500},
     "kafka.producer": {"request.timeout.ms": REQUEST_TIMEOUT_MS},
 }
@@ -71,7 +71,7 @@ _LONG = (SESSION_S * 1.5, SESSION_S * 3)
 
 def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
     """StalledError is explained, as in `broker_faults`: a call of the client library may not come back."""
-    return Harm(f"net-{name}", inflict, proxied=True, options=_OPTIONS, exits=(StalledError.exit_code,), **more)
+    return Harm(f"net-{name}", inflict, proxied=True, options=IMPATIENT, exits=(StalledError.exit_code,), **more)
 
 
 # `deaths=None` where a member can lose its partitions, or a commit, without knowing: what is written around the strike

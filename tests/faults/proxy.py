@@ -91,9 +91,9 @@ class Proxy:
 
     # On the proxy's thread
 
-    def judge(self, way: Way, header: Header | None, client_id: str | None) -> list[Fault]:
+    def judge(self, way: Way, header: Header | None, client_id: str | None, port: int | None) -> list[Fault]:
         """The faults in force that touch this frame; each counts it."""
-        found = [fault for fault in self._faults if fault.touches(way, header, client_id)]
+        found = [fault for fault in self._faults if fault.touches(way, header, client_id, port)]
         for fault in found:
             fault.hits += 1
         return found
@@ -105,21 +105,21 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(_PATIENCE_S)
 
     async def _listen(self) -> None:
-        for port, target in self._routes.items():
+        for port in self._routes:
 
-            async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int = target) -> None:
+            async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int = port) -> None:
                 with contextlib.suppress(asyncio.CancelledError):  # by `_shut`; asyncio would log it as an error
-                    await self._accept(reader, writer, target)
+                    await self._accept(reader, writer, port)
 
             self._servers.append(await asyncio.start_server(accept, HOST, port))
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         try:
-            upstream = await asyncio.open_connection(HOST, target)
+            upstream = await asyncio.open_connection(HOST, self._routes[port])
         except OSError:  # the broker is down: so is this way to it
             _reset(writer)
             return
-        link = _Link(self, (reader, writer), upstream)
+        link = _Link(self, (reader, writer), upstream, port)
         self._links.add(link)
         try:
             await link.run()
@@ -129,7 +129,7 @@ class Proxy:
     async def _begin(self, fault: Fault) -> None:
         self._faults.append(fault)
         if fault.kind is Kind.CUT:
-            for link in [link for link in self._links if fault.touches(Way.BOTH, None, link.client_id)]:
+            for link in [link for link in self._links if fault.touches(Way.BOTH, None, link.client_id, link.port)]:
                 fault.hits += 1
                 link.reset()
 
@@ -153,8 +153,9 @@ class Proxy:
 class _Link:
     """One connection of a client, and the one to the broker that stands for it."""
 
-    def __init__(self, proxy: Proxy, client: Stream, broker: Stream) -> None:
+    def __init__(self, proxy: Proxy, client: Stream, broker: Stream, port: int) -> None:
         self._proxy = proxy
+        self.port = port  # that clients are told for this broker
         self._asked: dict[int, Header] = {}  # by correlation ID: requests whose answer has not come
         self._writers = client[1], broker[1]
         self._lanes = (
@@ -184,7 +185,7 @@ class _Link:
             lane.release(fault)
 
     def judge(self, way: Way, header: Header | None) -> list[Fault]:
-        return self._proxy.judge(way, header, self.client_id)
+        return self._proxy.judge(way, header, self.client_id, self.port)
 
     def _request(self, frame: bytes) -> Header:
         header = Header.parse(frame)

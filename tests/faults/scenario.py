@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 from apache_kafka import ApacheKafka
@@ -52,6 +53,9 @@ BROKER_SETTINGS: Mapping[str, Any] = {
     "group_consumer_session_timeout_ms": int(SESSION_S * 1000),
     "broker_session_timeout_ms": 6000,
     "broker_heartbeat_interval_ms": 1000,
+    # Retention looks often enough to act within a run, and deleted topics leave the small disks at once.
+    "log_retention_check_interval_ms": 3000,
+    "log_segment_delete_delay_ms": 1000,
 }
 
 
@@ -77,6 +81,11 @@ class Harm:
     options: Mapping[str, Any] = field(default_factory=dict)
     exits: tuple[int, ...] = ()
     rejects: tuple[str, ...] = ()
+    feeder: Callable[..., Feeder] = Feeder
+    rate: float = FRAMES_PER_S  # frames a second that the feeder sends, of all sources together
+    prepare: Callable[[World], None] | None = None  # called before the first frame and the first member
+    edit: Callable[[History], None] | None = None  # takes out of the history what this harm makes no promise about
+    new_ids: bool = False  # each process has a transactional ID of its own, also one that replaces another
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +115,14 @@ class Spec:
 class World:
     """What a harm may touch. `proxy` is there for harms that ask for it; `chance` is the only source of chance."""
 
-    def __init__(self, cluster: ApacheKafka, fleet: Fleet, observer: Observer, chance: random.Random) -> None:
+    def __init__(self, cluster: ApacheKafka, fleet: Fleet, recording: Recording, chance: random.Random) -> None:
         self.cluster = cluster
         self.fleet = fleet
-        self.observer = observer
+        self.recording = recording
+        self.observer = recording.observer
+        self.feeder = recording.feeder
         self.chance = chance
+        self.partitions = PARTITIONS  # of the input topic; a harm may add some
         self.history = fleet.history
         self.topics = fleet.topics
         self.proxy: Proxy | None = None
@@ -124,6 +136,13 @@ class World:
             return predicate()
 
         wait_until(tend_and_look, timeout_s, what, interval=0.05)
+
+    def expect(self, predicate: Callable[[], object], timeout_s: float, what: str) -> None:
+        """Wait until the harm has struck. Raises AssertionError where it has not: then the run is void."""
+        try:
+            self.wait(predicate, timeout_s, what)
+        except TimeoutError as error:
+            raise AssertionError(str(error)) from error
 
     def last(self, at_least_s: float, at_most_s: float) -> None:
         """Let the harm last, for a time that chance chooses."""
@@ -152,11 +171,11 @@ class World:
     def shared_out(self) -> bool:
         """Every member has partitions, and no partition is without a member."""
         owned = [member.partitions for member in self.fleet.members]
-        return all(owned) and sum(owned) == PARTITIONS
+        return all(owned) and sum(owned) == self.partitions
 
     def flowing_since(self, moment_s: float) -> bool:
         """A new outcome has come from every partition."""
-        return all(self.observer.fresh_s[number] > moment_s for number in range(PARTITIONS))
+        return all(self.observer.fresh_s[number] > moment_s for number in range(self.partitions))
 
 
 @dataclass(slots=True)
@@ -186,17 +205,20 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
         fleet = Fleet(broker, topics, unique_name("group"), history, _options(spec, harm), variables or {})
         fleet.engine_ms, fleet.engine_faults = harm.engine_ms, harm.engine_faults
         fleet.may_expel = harm.deaths is None
-        with _recording(history, cluster.bootstrap_servers, fleet) as (observer, feeder, sampler):
-            world = World(cluster, fleet, observer, random.Random(spec.seed))
+        fleet.new_ids = harm.new_ids
+        with _recording(history, cluster.bootstrap_servers, fleet, harm) as recording:
+            world = World(cluster, fleet, recording, random.Random(spec.seed))
             world.proxy = proxy
             try:
-                _go_through(world, harm, feeder)
-                history.final = sampler.take()
+                _go_through(world, harm)
+                history.final = recording.sampler.take()
             except TimeoutError as error:
                 history.stuck = str(error)
         history.inputs = read_inputs(cluster.bootstrap_servers, topics)
         history.commits = read_commits(cluster.bootstrap_servers, fleet.group)
-        history.outcomes = list(read_outcomes(cluster.bootstrap_servers, topics, spec.delivery, observer))
+        history.outcomes = list(read_outcomes(cluster.bootstrap_servers, topics, spec.delivery, recording.observer))
+        if harm.edit is not None:
+            harm.edit(history)
         done = Run(spec, check(history), history, fleet.logs, time.monotonic() - began)
         fleet.forget_logs()
     return done
@@ -221,7 +243,10 @@ def new_history(spec: Spec, harm: Harm) -> History:
     return history
 
 
-def _go_through(world: World, harm: Harm, feeder: Feeder) -> None:
+def _go_through(world: World, harm: Harm) -> None:
+    feeder = world.feeder
+    if harm.prepare is not None:
+        harm.prepare(world)
     for _ in range(harm.members):
         world.fleet.start()
     feeder.start()
@@ -252,21 +277,43 @@ def _ids(history: History) -> set[Any]:
     return {sent.id for sent in history.acknowledged}
 
 
+class Recording:
+    """The threads that write the history."""
+
+    def __init__(self, history: History, bootstrap: str, fleet: Fleet, harm: Harm) -> None:
+        self.observer = Observer(history.delivery, bootstrap, fleet.topics)
+        self.feeder = harm.feeder(history, bootstrap, fleet.topics.frames, sources=SOURCES, rate=harm.rate)
+        self._new_sampler = partial(Sampler, history, bootstrap, fleet.group, fleet.topics)
+        self.sampler = self._new_sampler()
+
+    def start(self) -> None:
+        """All but the feeder."""
+        self.observer.start()
+        self.sampler.start()
+
+    def sample_anew(self) -> None:
+        """The input topic has more partitions now: sample those, too."""
+        self.sampler.stop()
+        self.sampler = self._new_sampler()
+        self.sampler.start()
+
+    def stop(self) -> None:
+        for loop in (self.feeder, self.sampler, self.observer):
+            loop.stop()
+
+
 @contextlib.contextmanager
-def _recording(history: History, bootstrap: str, fleet: Fleet) -> Iterator[tuple[Observer, Feeder, Sampler]]:
-    observer = Observer(history.delivery, bootstrap, fleet.topics)
-    feeder = Feeder(history, bootstrap, fleet.topics.frames, sources=SOURCES, rate=FRAMES_PER_S)
-    sampler = Sampler(history, bootstrap, fleet.group, fleet.topics)
+def _recording(history: History, bootstrap: str, fleet: Fleet, harm: Harm) -> Iterator[Recording]:
+    recording = Recording(history, bootstrap, fleet, harm)
+    recording.start()
     memory = MemorySampler(history, fleet)
-    for loop in (observer, sampler, memory):
-        loop.start()
+    memory.start()
     try:
-        yield observer, feeder, sampler
+        yield recording
     finally:
         memory.stop()
         fleet.close()
-        for loop in (feeder, sampler, observer):
-            loop.stop()
+        recording.stop()
 
 
 def _options(spec: Spec, harm: Harm) -> dict[str, Any]:

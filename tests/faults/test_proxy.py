@@ -19,12 +19,15 @@ from network import (
     Header,
     black_hole,
     cut,
+    cut_ports,
     delay,
     drop_acknowledgements,
     hold,
+    hold_answers,
     hold_end_txn,
     hold_heartbeats,
     throttle,
+    throttle_requests,
 )
 from proxy import Proxy
 from waiting import wait_until
@@ -161,6 +164,44 @@ def test_cut_resets_the_connections_and_every_new_one_until_it_is_lifted(
             connect().call(Api.FETCH)
         assert fault.hits >= 2
     assert connect().call(Api.FETCH)
+
+
+def test_the_way_to_one_broker_is_cut_and_the_others_stay(server: Server) -> None:
+    """Catches a fault that is for one broker and cuts the clients off from all of them."""
+    one, other = free_port(), free_port()
+    with Proxy({one: server.port, other: server.port}) as proxy, contextlib.ExitStack() as stack:
+        clients = {port: Client(port) for port in (one, other)}
+        for client in clients.values():
+            stack.enter_context(client.socket)
+        assert all(client.call(Api.FETCH) for client in clients.values())
+        with proxy.injected(cut_ports(one)) as fault:
+            with pytest.raises(ConnectionResetError):
+                clients[one].answer()
+            with pytest.raises(ConnectionResetError), contextlib.closing((late := Client(one)).socket):
+                late.call(Api.FETCH)
+            assert clients[other].call(Api.FETCH)
+            assert fault.hits == 2
+
+
+def test_held_answers_come_late_though_the_request_has_arrived(
+    server: Server, proxy: Proxy, connect: Callable[..., Client]
+) -> None:
+    """Catches a fault that holds the request: then the brokers have not done what the client does not know of."""
+    client = connect()
+    with proxy.injected(hold_answers([Api.END_TXN])):
+        client.ask(Api.END_TXN)
+        wait_until(lambda: server.seen, SOON_S, "the request to arrive")
+        assert client.answer(NEVER_S) is None
+    assert client.answer() == 1
+
+
+def test_a_throttle_of_requests_leaves_the_answers_alone(proxy: Proxy, connect: Callable[..., Client]) -> None:
+    """Catches a slow way out that slows the way in, too: it would take twice as long."""
+    client = connect()
+    with proxy.injected(throttle_requests(400_000)):
+        started = time.monotonic()
+        assert client.call(Api.PRODUCE, bytes(200_000))
+        assert 0.4 <= time.monotonic() - started < 0.9
 
 
 def test_a_black_hole_keeps_the_connection_and_delivers_late(

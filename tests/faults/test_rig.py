@@ -27,6 +27,8 @@ RUNS = [
     "net-heartbeats-held:exactly_once:classic:6",
     "engine-out-of-memory:at_least_once:consumer:7",
     "sigkill-decode:at_least_once:consumer:8",
+    "partitions-added:exactly_once:classic:8",
+    "die-committed:exactly_once:consumer:9",
 ]
 
 
