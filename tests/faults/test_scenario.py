@@ -41,7 +41,8 @@ class FakeSluice:
 
 def world() -> World:
     fleet: Any = SimpleNamespace(history=History("at_least_once"), topics=None, tend=lambda: None, bury=lambda _: None)
-    return World(None, fleet, None, random.Random(1))  # type: ignore[arg-type]
+    recording: Any = SimpleNamespace(observer=None, feeder=None)
+    return World(None, fleet, recording, random.Random(1))  # type: ignore[arg-type]
 
 
 def wait_for(sluice: FakeSluice) -> None:
