@@ -6,8 +6,9 @@ know what a refusal means (`refusals`).
 """
 
 from consumer.publisher.limits import TopicLimits, topic_limits
-from consumer.publisher.plain import Publisher, producer_settings
-from consumer.publisher.transactional import TransactionalPublisher, transactional_settings
+from consumer.publisher.plain import Publisher
+from consumer.publisher.settings import producer_settings, transactional_settings
+from consumer.publisher.transactional import TransactionalPublisher
 
 __all__ = [
     "Publisher",

@@ -24,9 +24,10 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
 from consumer.publisher.letters import DeadLetters, Pending
-from consumer.publisher.limits import LADDER, TopicLimits, fitted
+from consumer.publisher.limits import TopicLimits, fitted
 from consumer.publisher.refusals import ADVICE, TOO_LARGE
 from consumer.publisher.results import Results, unpublishable
+from consumer.publisher.settings import delivery_timeout_s, plain_settings
 from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected
 from consumer.wire import Message, record_id
 
@@ -39,9 +40,6 @@ _REFUSALS = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSU
 _UNTRUSTED = "certificate verify failed"
 # Results that are encoded before they are sent: several batches, and little memory beside what librdkafka may hold.
 _TOGETHER = 256
-# librdkafka's own default, and its two names for the setting.
-_DELIVERY_TIMEOUT_MS = 300_000.0
-_DELIVERY_TIMEOUTS = ("delivery.timeout.ms", "message.timeout.ms")
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
@@ -52,48 +50,6 @@ Report = tuple[Pending, confluent_kafka.KafkaError | None]
 
 def _no_judge(_frame: Frame, _outcome: Outcome) -> None:
     """A transaction's outcomes are judged once it has committed."""
-
-
-def delivery_timeout_s(config: Config) -> float:
-    """How long an outcome may stay unacknowledged: `delivery.timeout.ms` or its alias, in seconds. 0 means no limit.
-
-    Raises:
-        RefusedError: The setting is not a number.
-    """
-    chosen = {**config.kafka.shared, **config.kafka.producer}
-    name = next((name for name in _DELIVERY_TIMEOUTS if name in chosen), "")
-    try:
-        timeout_ms = float(chosen[name]) if name else _DELIVERY_TIMEOUT_MS
-    except ValueError:
-        raise RefusedError(f"kafka.producer: {name} is {chosen[name]!r}, not a number of milliseconds") from None
-    return timeout_ms / 1000 or math.inf
-
-
-def plain_settings(config: Config) -> dict[str, Any]:
-    """As `producer_settings`, for a producer without transactions.
-
-    librdkafka never gives a message up by itself: it would send the messages behind it before we hear of that, and the
-    later results of a source would arrive without the earlier ones. `Publisher` watches the time instead.
-    """
-    settings = {name: value for name, value in producer_settings(config).items() if name not in _DELIVERY_TIMEOUTS}
-    return settings | {"message.timeout.ms": 0}
-
-
-def producer_settings(config: Config) -> dict[str, Any]:
-    """The librdkafka settings of the producer: ours, then the user's over them, then those that promises stand on."""
-    return (
-        {
-            "client.id": "sluice",
-            # Murmur2, as Java producers choose partitions; a reader may join results with other keyed topics.
-            "partitioner": "murmur2_random",
-            # As long as it takes to hand over the results of a batch: they travel together, not each in a request of
-            # its own, which costs this process and the brokers a fifth of the CPU at thousands of frames a second.
-            "linger.ms": 0.5,
-            "message.max.bytes": LADDER[0],
-        }
-        | {**config.kafka.shared, **config.kafka.producer}
-        | {"bootstrap.servers": config.kafka.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
-    )
 
 
 class Publisher:

@@ -11,20 +11,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
 from consumer.caller import Caller, StoppedError
-from consumer.config import TRANSACTION_TIMEOUT_MS, Config
+from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
 from consumer.publisher.lessons import Lessons
 from consumer.publisher.limits import TopicLimits
-from consumer.publisher.plain import Publisher, Report, producer_settings
+from consumer.publisher.plain import Publisher, Report
 from consumer.publisher.refusals import EXPELLED, FENCED, NO_TRANSACTIONS, TRANSACTION_ADVICE
+from consumer.publisher.settings import transactional_settings
 from consumer.types import Acknowledged, Clock, Finished, ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -44,21 +45,6 @@ FENCED_AGAIN_S = 60.0
 GRACE_S: Final = 1.0
 # A commit with less time left than this is not sent: rolled back for certain is better than in doubt.
 _COMMIT_S: Final = 0.5
-
-
-def transactional_settings(config: Config) -> dict[str, Any]:
-    """As `producer_settings`, for transactions."""
-    ours = {
-        # The transaction of a pod that died stays open for so long, and its readers stand still; a restarted pod with
-        # the same ID ends it at once.
-        "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-        # A commit that takes longer may have been sent twice.
-        "socket.timeout.ms": 5_000,
-        # The brokers refuse a new transaction until the markers of the last one are written. The default of 100 ms
-        # would make that wait the length of a transaction.
-        "retry.backoff.ms": 2,
-    }
-    return ours | producer_settings(config) | {"transactional.id": config.transactional_id}
 
 
 class TransactionalPublisher:

@@ -8,7 +8,7 @@ from typing import Any
 import confluent_kafka
 
 from consumer.offsets import OffsetTracker
-from consumer.publisher import Publisher, plain
+from consumer.publisher import Publisher, plain, producer_settings
 from consumer.source import client
 from consumer.source.commits import Commits
 from consumer.source.topics import TopicIds
@@ -54,7 +54,7 @@ def _old_offset_for_the_new_topic() -> list[Patch]:
 
 def _time_out_of_the_library() -> list[Patch]:
     """librdkafka gives old results up, and sends those behind them before the program hears of it."""
-    return [Patch(plain, "plain_settings", plain.producer_settings)]
+    return [Patch(plain, "plain_settings", producer_settings)]
 
 
 def _sent_again_after_a_time_out() -> list[Patch]:
@@ -74,7 +74,7 @@ def _sent_again_after_a_time_out() -> list[Patch]:
         publish(self, finished, *judge)
 
     return [
-        Patch(plain, "plain_settings", plain.producer_settings),
+        Patch(plain, "plain_settings", producer_settings),
         Patch(Publisher, "_failed", again),
         Patch(Publisher, "publish", remember),
     ]
