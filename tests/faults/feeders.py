@@ -83,9 +83,15 @@ class SteeredFeeder(Feeder):
         if self._hold.is_set():
             self._client.poll(0.02)
             self._holds.set()
-        else:
-            self._holds.clear()
-            super().turn()
+            return
+        self._holds.clear()
+        self._due = max(self._due + self._every_s, time.monotonic() - 0.5)
+        # A poll returns with each delivery report: one alone would send the next frame as soon as the last is written.
+        while (left := self._due - time.monotonic()) > 0:
+            if self._stopped.is_set() or self._hold.is_set():
+                return
+            self._client.poll(min(left, 0.1))
+        self.send()
 
     def send(self) -> None:
         self.put(self.record(self._number))

@@ -20,7 +20,7 @@ def _photo(width: int, height: int) -> bytes:
 class LargeFrames(SteeredFeeder):
     """Good frames of 1 to 3 MB, and bad ones that are small."""
 
-    SHAPES = ((760, 570), (960, 720), (1120, 840), (1280, 960))
+    SHAPES = ((760, 570), (768, 576), (784, 588), (800, 600), (1280, 960))  # 1 MB, and 3 MB
 
     def record(self, number: int) -> Record:
         if number % 10 == 9:

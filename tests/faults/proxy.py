@@ -119,6 +119,9 @@ class Proxy:
         except OSError:  # the broker is down: so is this way to it
             _reset(writer)
             return
+        except asyncio.CancelledError:  # by `_shut`, which knows only links that are complete
+            _reset(writer)
+            raise
         link = _Link(self, (reader, writer), upstream, port)
         self._links.add(link)
         try:

@@ -47,7 +47,7 @@ def overload(world: World) -> None:
     """More large frames at once than a member may hold: it pauses, and a member dies meanwhile."""
     feeder = steered(world)
     feeder.hold()
-    feeder.send_at_once(30)
+    feeder.send_at_once(24)
     wait_for_pause(world, 20)
     kill_one(world)
     feeder.let_go()
@@ -125,7 +125,7 @@ HARMS = (
         deaths=1,
         strikes=1,
         feeder=LargeFrames,
-        rate=3,
+        rate=2,
         engine_ms=(700, 1500),
         options={**_IN_FLIGHT, "batching.max_batch_size": 4},
     ),
