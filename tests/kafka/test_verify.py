@@ -1,0 +1,457 @@
+"""`sluice verify` on Apache Kafka: it finds what is wrong in topics written by hand, and nothing in those of Sluice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer
+from confluent_kafka import TopicPartition as Place
+from typer.testing import CliRunner
+
+import images
+from apache_kafka import KafkaCluster
+from brokers import Broker, unique_name
+from consumer.__main__ import app
+from consumer.errors import SluiceError
+from consumer.tools import clients
+from consumer.tools.verify.request import Request
+from consumer.tools.verify.run import open_run
+from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
+from consumer.wire import Message, ResultEncoder, encode_dead_letter
+from exactly_once import EXACTLY_ONCE, frames
+from kafka_clients import consumer_settings, new_producer
+from raw_producer import produce_raw
+from sluice_process import Topics, produce, reading, running
+from waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+AT = 1_700_000_000_000
+ENGINE = "simulated://5ms@1,20ms@16"
+
+
+class ByHand:
+    """Topics, a group, and what stands in them. An input record is named by its partition and offset."""
+
+    def __init__(self, broker: Broker, partitions: int = 1) -> None:
+        self.broker, self.partitions = broker, partitions
+        self.topics = Topics.on(broker, partitions)
+        self.group = unique_name("group")
+        self._encoder = ResultEncoder(format="json", model=ModelInfo("m", "sha256:0"), source=f"/sluice/{self.group}")
+        self.producer = new_producer(broker, partitioner="murmur2_random")
+
+    def send(self, count: int, partition: int = 0, producer: Producer | None = None) -> ByHand:
+        """So many frames, of three cameras in turn, a second apart."""
+        sender = producer or self.producer
+        for n in range(count):
+            sender.produce(self.topics.frames, b"image", f"cam-{n % 3}", partition=partition, timestamp=AT + 1000 * n)
+        assert sender.flush(30) == 0
+        return self
+
+    def result(self, *offsets: int, source: str = "cam", partition: int = 0, group: str | None = None) -> ByHand:
+        for offset in offsets:
+            self._write(self.topics.detections, self._result(offset, source, partition))
+        return self
+
+    def letter(self, *offsets: int, source: str = "cam", partition: int = 0) -> ByHand:
+        for offset in offsets:
+            message = encode_dead_letter(
+                self._frame(offset, source, partition),
+                Rejected("decode", "damaged", "why"),
+                source=f"/sluice/{self.group}",
+                max_bytes=10**6,
+                now_ms=int(time.time() * 1000),
+            )
+            self._write(self.topics.dead, message)
+        return self
+
+    def commit(self, offset: int, partition: int = 0) -> ByHand:
+        place = Place(self.topics.frames, partition, offset)
+        with closing(Consumer(consumer_settings(self.broker, group_id=self.group))) as client:
+            client.commit(offsets=[place], asynchronous=False)
+        return self
+
+    def options(self) -> list[str]:
+        """Of `sluice verify`."""
+        topics = ["--input", self.topics.frames, "--output", self.topics.detections, "--dead-letter", self.topics.dead]
+        return ["--bootstrap-servers", self.broker.bootstrap_servers, *topics, "--group", self.group]
+
+    def verify(self, *more: str, code: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(sluice_verify(*self.options(), "--json", *more, code=code))
+        return found
+
+    def _frame(self, offset: int, source: str, partition: int) -> Frame:
+        record = Record(source.encode(), b"image", (), AT)
+        at = TopicPartition(self.topics.frames, partition)
+        return Frame(source, str(offset), AT, b"image", 0.0, Receipt(at, offset, 1), record)
+
+    def _result(self, offset: int, source: str, partition: int) -> Message:
+        return self._encoder.encode(
+            self._frame(offset, source, partition),
+            Detected(Detections.none(), 640, 480),
+            batch_size=1,
+            timings_ms={"queue": 1.0, "decode_wait": 0.1, "infer": 6.5},
+            published_at_ms=int(time.time() * 1000),
+        )
+
+    def _write(self, topic: str, message: Message) -> None:
+        self.producer.produce(
+            topic, message.value, message.key, headers=message.headers, timestamp=message.timestamp_ms or 0
+        )
+        assert self.producer.flush(30) == 0
+
+
+def sluice_verify(*arguments: str, code: int) -> str:
+    """Its stdout. `code` is the exit code that the program would have."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = CliRunner().invoke(app, ["verify", *arguments])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    failure = done.exception
+    found = failure.exit_code if isinstance(failure, SluiceError) else done.exit_code
+    assert found == code, (found, failure, done.output)
+    return done.stdout if failure is None or isinstance(failure, SystemExit) else str(failure)
+
+
+def kinds(found: dict[str, Any]) -> dict[str, int]:
+    return {kind: count for kind, count in found["counts"]["violations"].items() if count}
+
+
+@pytest.fixture
+def by_hand(apache_broker: Broker) -> ByHand:
+    return ByHand(apache_broker)
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_the_real_program_is_found_to_keep_its_promises_while_it_runs_and_when_it_has_ended(
+    apache_broker: Broker, delivery: str
+) -> None:
+    """Also across a SIGKILL. Catches: a false alarm at markers, aborted transactions, open ones, or a commit that is
+    newer than the outcomes that were read."""
+    sent, topics = frames(1500), Topics.on(apache_broker)
+    options = {**EXACTLY_ONCE, "delivery": delivery, "kafka__commit_interval_ms": 50}
+    options["kafka__consumer"] = {**apache_broker.client_settings, "group.instance.id": "pod-0"}
+    with (
+        running(apache_broker, topics, ENGINE, **options) as sluice,
+        reading(apache_broker, topics.detections) as results,
+    ):
+        produce(apache_broker, topics.frames, sent)
+        arguments = [
+            *("--bootstrap-servers", apache_broker.bootstrap_servers, "--group", sluice.group, "--json"),
+            *("--input", topics.frames, "--output", topics.detections, "--dead-letter", topics.dead),
+            *("--delivery", delivery.replace("_", "-")),
+        ]
+        results.read(100, 60, alive=lambda: sluice.running)
+        checks = 0
+        while len(results.messages) < 1300:
+            found = json.loads(sluice_verify(*arguments, code=0))
+            assert found["counts"]["judged"] > 0
+            checks += 1
+            if checks == 2:
+                sluice.kill()
+                sluice.start()
+            results.read(len(results.messages) + 100, 60, alive=lambda: sluice.running)
+        assert checks > 2
+        results.read(sum(value != b"damaged" for _, value in sent), 60, alive=lambda: sluice.running)
+        assert sluice.terminate() == 0, sluice.log
+    counts = json.loads(sluice_verify(*arguments, code=0))["counts"]
+    assert (counts["records"], counts["answered"], counts["judged"], counts["pending"]) == (1500, 1500, 1500, 0)
+    assert not any(counts["ignored"].values())
+
+
+def test_a_missing_outcome_is_found_with_its_source(by_hand: ByHand) -> None:
+    """Catches: a loss that is covered by the outcomes around it."""
+    by_hand.send(10).result(0, 1, 2, 3, 5, 6, 8).letter(7, 9).commit(10)
+    found = by_hand.verify(code=1)
+    assert kinds(found) == {"missing": 1, "commit_ahead": 1}
+    missing = found["violations"][0]
+    assert (missing["input"], missing["source"]) == (f"{by_hand.topics.frames}/0/4", "cam-1")
+
+
+def test_a_repeated_outcome_is_found_under_exactly_once_and_counted_under_at_least_once(by_hand: ByHand) -> None:
+    """Catches: a repeat that hides in the dead-letter topic."""
+    by_hand.send(4).result(0, 1, 2, 3).result(1).letter(3).commit(4)
+    found = by_hand.verify("--delivery", "exactly-once", code=1)
+    assert kinds(found) == {"repeat": 2}
+    assert {each["place"] for each in found["violations"]} == {
+        f"{by_hand.topics.detections}[0]@4",
+        f"{by_hand.topics.dead}[0]@0",
+    }
+    assert by_hand.verify("--delivery", "at-least-once", code=0)["counts"]["repeats"] == 2
+
+
+def test_two_swapped_outcomes_of_one_source_are_found(by_hand: ByHand) -> None:
+    """Catches: an order among all sources, which sources that overtake each other break."""
+    by_hand.send(6).result(4, 5, source="a").result(0, 1, 3, 2, source="b").commit(6)
+    found = by_hand.verify(code=1)
+    assert kinds(found) == {"order": 1}
+    assert found["violations"][0]["input"] == f"{by_hand.topics.frames}/0/2"
+    assert found["violations"][0]["source"] == "b"
+
+
+def test_a_committed_offset_that_was_set_ahead_is_found(by_hand: ByHand) -> None:
+    """Catches: a group that skips records without a word."""
+    by_hand.send(10).result(0, 1, 2).commit(3)
+    assert by_hand.verify(code=0)["counts"]["pending"] == 7
+    by_hand.commit(8)
+    found = by_hand.verify(code=1)
+    assert kinds(found) == {"missing": 5, "commit_ahead": 1}
+    assert "committed 8" in found["violations"][-1]["text"]
+    by_hand.result(*range(3, 10)).commit(15)
+    assert kinds(by_hand.verify(code=1)) == {"commit_ahead": 1}
+
+
+def test_markers_and_aborted_records_of_the_input_raise_no_alarm(by_hand: ByHand) -> None:
+    """Catches: offsets that are counted instead of records, and an end of the topic that is never reached."""
+    producer = new_producer(by_hand.broker, transactional_id=unique_name("camera"))
+    producer.init_transactions(30)
+    for commit in (True, False, True, False):
+        producer.begin_transaction()
+        by_hand.send(5, producer=producer)
+        producer.commit_transaction(30) if commit else producer.abort_transaction(30)
+    good = [*range(5), *range(12, 17)]  # 5 and 17 are markers of commits, 6 to 10 and 18 to 22 are aborted
+    by_hand.result(*good).commit(24)
+    counts = by_hand.verify("--delivery", "exactly-once", code=0)["counts"]
+    assert (counts["records"], counts["answered"]) == (10, 10)
+    by_hand.result(7)
+    assert kinds(by_hand.verify(code=1)) == {"invented": 1}
+    all_records = by_hand.verify("-X", "isolation.level=read_uncommitted", code=1)["counts"]
+    assert (all_records["records"], all_records["answered"], all_records["missing"]) == (20, 11, 9)
+
+
+def test_outcomes_of_aborted_transactions_are_none(by_hand: ByHand) -> None:
+    """Catches: a reader of what is not committed, to whom each aborted try is a repeat, or an answer."""
+    by_hand.send(4)
+    plain, by_hand.producer = by_hand.producer, new_producer(by_hand.broker, transactional_id=unique_name("sluice"))
+    by_hand.producer.init_transactions(30)
+    for offsets, commit in (((0, 1), True), ((2, 3), False), ((2, 3), True)):
+        by_hand.producer.begin_transaction()
+        by_hand.result(*offsets)
+        by_hand.producer.commit_transaction(30) if commit else by_hand.producer.abort_transaction(30)
+    by_hand.commit(4)
+    counts = by_hand.verify("--delivery", "exactly-once", code=0)["counts"]
+    assert (counts["answered"], counts["outcomes_read"]) == (4, 4)
+    by_hand.producer.begin_transaction()
+    by_hand.result(1)
+    by_hand.producer.abort_transaction(30)
+    by_hand.producer = plain
+    assert by_hand.verify("--delivery", "exactly-once", code=0)["counts"]["answered"] == 4
+
+
+def test_a_transaction_that_is_not_marked_yet_is_waited_for(by_hand: ByHand) -> None:
+    """Its offsets are committed before its marker is in the output topic. Catches: a false loss in that moment."""
+    by_hand.send(4).result(0, 1)
+    by_hand.producer = new_producer(by_hand.broker, transactional_id=unique_name("sluice"))
+    by_hand.producer.init_transactions(30)
+    by_hand.producer.begin_transaction()
+    by_hand.result(2, 3).commit(4)
+    waited = []
+
+    def progress(what: str, passed: int, total: int) -> None:
+        waited.append(what)
+        if waited.count("reading the outcomes") == 10:
+            by_hand.producer.commit_transaction(30)
+
+    topics = by_hand.topics
+    request = Request(
+        (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
+    )
+    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
+    run = open_run(there, request, now_ms=AT, stop=threading.Event(), progress=progress)
+    answer = run()
+    assert answer.verdict.clean
+    assert answer.verdict.partitions[0].answered == 4
+    assert waited.count("reading the outcomes") >= 10
+
+
+def test_an_outcome_that_is_written_after_its_commit_is_a_commit_ahead(by_hand: ByHand) -> None:
+    """Catches: a commit before its outcome that is forgiven, because the outcome is there in the end."""
+    by_hand.send(4).result(0, 1, 2).commit(4)
+
+    def progress(what: str, passed: int, total: int) -> None:
+        if what == "reading the input" and passed:
+            by_hand.result(3)
+
+    topics = by_hand.topics
+    request = Request(
+        (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
+    )
+    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
+    answer = open_run(there, request, now_ms=AT, stop=threading.Event(), progress=progress)()
+    assert dict(answer.verdict.totals) == {"commit_ahead": 1}
+    assert answer.verdict.partitions[0].answered == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "records", "missing"),
+    [
+        ((), 10, 2),
+        (("--from", "3"), 7, 1),
+        (("--from", "3", "--to", "7"), 4, 0),
+        (("--from", str(AT + 3000)), 7, 1),
+        (("--from", str(AT + 2001), "--to", str(AT + 7000)), 4, 0),
+        (("--from", "2023-11-14T22:13:21+00:00", "--to", "2023-11-14T22:13:24+00:00"), 3, 1),
+        (("--to", "2023-11-14T22:13:21+00:00"), 1, 0),
+    ],
+)
+def test_only_the_records_of_the_range_are_checked(
+    by_hand: ByHand, options: Sequence[str], records: int, missing: int
+) -> None:
+    """Records 2 and 8 have no outcome. Catches: a range that is one off, and outcomes of others that are invented."""
+    by_hand.send(10).result(0, 1, 3, 4, 5, 6, 7, 9).commit(10)
+    found = by_hand.verify(*options, code=1 if missing else 0)
+    assert (found["counts"]["records"], found["counts"]["missing"]) == (records, missing)
+    assert kinds(found) == ({"missing": missing, "commit_ahead": 1} if missing else {})
+
+
+def offsets_of(broker: Broker, topics: Iterable[str]) -> dict[tuple[str, int], int]:
+    with closing(Consumer(consumer_settings(broker))) as client:
+        known = client.list_topics(timeout=10).topics
+        return {
+            (topic, number): client.get_watermark_offsets(Place(topic, number), timeout=10)[1]
+            for topic in topics
+            for number in known[topic].partitions
+        }
+
+
+def test_nothing_is_written_and_nothing_is_committed(apache_kafka: KafkaCluster, by_hand: ByHand) -> None:
+    """Catches: a checker that joins a group, commits for itself or for the group, or makes a topic."""
+    by_hand.send(50).result(*range(48)).commit(50)
+    admin = apache_kafka.admin()
+
+    def state() -> tuple[Any, ...]:
+        topics = admin.list_topics(timeout=10).topics
+        watched = [*(name for name in topics if name.startswith("__")), *vars_of(by_hand.topics)]
+        request = [ConsumerGroupTopicPartitions(by_hand.group)]
+        committed = admin.list_consumer_group_offsets(request)[by_hand.group].result(10).topic_partitions
+        groups = {each.group_id for each in admin.list_consumer_groups().result(10).valid}
+        return (
+            sorted(topics),
+            offsets_of(by_hand.broker, watched),
+            [(each.topic, each.partition, each.offset) for each in committed],
+            groups,
+        )
+
+    before = state()
+    assert by_hand.group in before[3]
+    assert kinds(by_hand.verify(code=1)) == {"missing": 2, "commit_ahead": 1}
+    assert state() == before
+
+
+def vars_of(topics: Topics) -> list[str]:
+    return [topics.frames, topics.detections, topics.dead]
+
+
+def delete(kafka: KafkaCluster, topic: str, before: int) -> None:
+    """Remove what stands below an offset of partition 0, as retention does."""
+    admin = kafka.admin()
+    for each in admin.delete_records([Place(topic, 0, before)]).values():
+        each.result(10)
+
+
+def test_what_retention_has_deleted_raises_no_alarm(apache_kafka: KafkaCluster, by_hand: ByHand) -> None:
+    """Catches: outcomes and records that are gone and are called lost, invented or out of order."""
+    by_hand.send(6).result(0, 1, 2, 3, 4, 5).commit(6)
+    delete(apache_kafka, by_hand.topics.frames, 2)
+    found = by_hand.verify(code=0)
+    assert (found["counts"]["records"], found["counts"]["ignored"]["outside_range"]) == (4, 2)
+    delete(apache_kafka, by_hand.topics.detections, 4)
+    found = by_hand.verify(code=0)
+    assert (found["counts"]["answered"], found["counts"]["unjudged"]) == (2, 2)
+    assert found["notes"]
+
+
+def test_a_loss_that_is_younger_than_what_retention_has_deleted_is_found(
+    apache_kafka: KafkaCluster, apache_topic: Callable[..., str], by_hand: ByHand
+) -> None:
+    """Catches: a dead-letter topic whose old letters are gone, which excuses every loss from then on."""
+    by_hand.topics = replace(by_hand.topics, dead=apache_topic(retention_ms=3_600_000))
+    by_hand.send(3).letter(0, 1, 2)
+    delete(apache_kafka, by_hand.topics.dead, 3)
+    for n in range(3):  # now, and not in 2023
+        by_hand.producer.produce(by_hand.topics.frames, b"image", f"cam-{n}", partition=0)
+    assert by_hand.producer.flush(30) == 0
+    by_hand.result(3, 5).commit(6)
+    found = by_hand.verify(code=1)
+    assert found["violations"][0]["input"] == f"{by_hand.topics.frames}/0/4"
+    assert (found["counts"]["missing"], found["counts"]["unjudged"]) == (1, 3)
+
+
+def test_records_of_others_in_the_output_topic_are_counted_and_ignored(by_hand: ByHand) -> None:
+    """Catches: another program, or a header name that is not text, that decides or ends the check."""
+    by_hand.send(3).result(0, 1, 2).commit(3)
+    by_hand.producer.produce(by_hand.topics.detections, b"x", b"k", headers={"ce_id": b"1"})
+    assert by_hand.producer.flush(30) == 0
+    produce_raw(by_hand.broker, by_hand.topics.detections, b"k", b"v", [(b"\xff", b"x")])
+    other = ByHand(by_hand.broker)
+    other.topics = by_hand.topics
+    other.result(0, 0, 99)
+    ignored = by_hand.verify("--delivery", "exactly-once", code=0)["counts"]["ignored"]
+    assert (ignored["foreign"], ignored["other_group"]) == (2, 3)
+
+
+def test_every_partition_and_every_topic_is_checked(apache_broker: Broker) -> None:
+    """Catches: offsets of one partition that answer for another's."""
+    by_hand = ByHand(apache_broker, partitions=3)
+    for partition in range(3):
+        by_hand.send(5, partition)
+        for offset in range(5):
+            if (partition, offset) != (1, 2):
+                by_hand.result(offset, source=f"cam-{offset}", partition=partition)
+        by_hand.commit(5, partition)
+    found = by_hand.verify(code=1)
+    assert [each["input"] for each in found["violations"] if each["kind"] == "missing"] == [
+        f"{by_hand.topics.frames}/1/2"
+    ]
+    assert [each["missing"] for each in found["partitions"]] == [0, 1, 0]
+
+
+def test_the_report_for_a_person_names_every_promise_and_the_violations(by_hand: ByHand) -> None:
+    """Catches: a report from which nobody learns what is lost."""
+    by_hand.send(4).result(0, 1, 3).commit(4)
+    said = sluice_verify(*by_hand.options(), code=1)
+    for promise in ("every record answered", "answered once", "in order per source", "no commit ahead"):
+        assert promise in said
+    assert f"missing: {by_hand.topics.frames}/0/2 of cam-2: has no outcome" in said
+    assert said.splitlines()[-1] == "broken: 2 violations"
+
+
+def test_wrong_options_and_unreachable_brokers_have_their_own_exit_codes(by_hand: ByHand) -> None:
+    """Catches: a check of nothing that ends with 0, and trouble that looks like a violation."""
+    by_hand.send(3).result(0, 1, 2).commit(3)
+    assert "has committed no offset" in sluice_verify(*by_hand.options(), "--group", unique_name("none"), code=2)
+    assert "the range is empty" in sluice_verify(*by_hand.options(), "--from", "5", "--to", "5", code=2)
+    assert "expected an offset" in sluice_verify(*by_hand.options(), "--from", "soon", code=2)
+    assert "at-least-once" in sluice_verify(*by_hand.options(), "--delivery", "twice", code=2)
+    assert "different topics" in sluice_verify(*by_hand.options(), "--output", by_hand.topics.frames, code=2)
+    assert "nowhere" in sluice_verify(*by_hand.options(), "--input", "nowhere", code=4)
+    nobody = ["--bootstrap-servers", "127.0.0.1:1"]
+    assert "no answer" in sluice_verify(*by_hand.options(), *nobody, code=4)
+
+
+def test_a_compacted_output_topic_cannot_be_judged(by_hand: ByHand, apache_topic: Callable[..., str]) -> None:
+    """Catches: outcomes that compaction has removed and that are called lost."""
+    by_hand.send(3).commit(3)
+    compacted = apache_topic(cleanup_policy="compact")
+    assert "compacted" in sluice_verify(*by_hand.options(), "--output", compacted, code=2)
+
+
+def test_frames_of_three_megabytes_are_read(by_hand: ByHand) -> None:
+    """Catches: a reader that asks for records in sizes that large frames exceed."""
+    for n in range(30):
+        by_hand.producer.produce(by_hand.topics.frames, images.jpeg(64, 48) + bytes(3_000_000), f"cam-{n}")
+        by_hand.producer.flush(30)
+    by_hand.result(*range(29)).commit(30)
+    found = by_hand.verify(code=1)
+    assert (found["counts"]["records"], found["violations"][0]["source"]) == (30, "cam-29")
+    wait_until(lambda: by_hand.producer.flush(0) == 0, 5, "nothing to be left")
