@@ -20,12 +20,12 @@ _NAMES: Final[dict[Kind, str]] = {
     "commit_ahead": "no commit ahead of an outcome",
 }
 _IGNORED: Final = {
-    "foreign": "{} records of other programs",
-    "other_group": "{} outcomes of other groups",
-    "other_topic": "{} outcomes of other input topics",
-    "outside_range": "{} outcomes of records outside the range",
-    "deleted_input": "{} outcomes of records that are deleted",
-    "compacted_input": "{} outcomes of offsets that hold no record now",
+    "foreign": "records of other programs",
+    "other_group": "outcomes of other groups",
+    "other_topic": "outcomes of other input topics",
+    "outside_range": "outcomes of records outside the range",
+    "deleted_input": "outcomes of records that are deleted",
+    "compacted_input": "outcomes of offsets that hold no record now",
 }
 
 
@@ -52,17 +52,17 @@ def _detail(kind: Kind, request: Request, answer: Answer) -> str:
     verdict = answer.verdict
     if kind == "missing":
         return (
-            f"{_sum(answer, 'answered'):,} of {_sum(answer, 'records'):,} records have an outcome, "
-            f"{_sum(answer, 'missing'):,} have none, {_sum(answer, 'pending'):,} are pending (not committed yet)"
+            f"{_sum(answer, 'answered'):,} of {_sum(answer, 'records'):,} records; {_sum(answer, 'missing'):,} missing, "
+            f"{_sum(answer, 'pending'):,} pending (not committed yet)"
         )
     if kind == "repeat":
-        return f"{verdict.repeats:,} repeats" + ("" if request.exactly_once else ", which at least once allows")
+        return f"repeats: {verdict.repeats:,}" + ("" if request.exactly_once else ", which at least once allows")
     if kind == "order":
-        return f"{verdict.sources:,} sources with outcomes"
+        return f"sources with outcomes: {verdict.sources:,}"
     if kind == "invented":
-        return f"{answer.outcomes_read:,} records of the output topics read"
+        return f"records of the output topics read: {answer.outcomes_read:,}"
     below = sum(each.span.committed >= 0 for each in verdict.partitions)
-    return f"committed offsets of {below:,} of {len(verdict.partitions):,} partitions"
+    return f"partitions with a committed offset: {below:,} of {len(verdict.partitions):,}"
 
 
 def _judged(answer: Answer) -> int:
@@ -85,9 +85,9 @@ def lines(answer: Answer) -> Iterator[str]:
             yield f"{kind}: {left:,} more"
     for name, words in _IGNORED.items():
         if count := verdict.ignored[name]:
-            yield f"ignored: {words.format(f'{count:,}')}"
+            yield f"ignored: {words}: {count:,}"
     if unjudged := _sum(answer, "unjudged"):
-        yield f"unjudged: {unjudged:,} records have no outcome, and it may be deleted"
+        yield f"unjudged: records without an outcome, which may have been deleted: {unjudged:,}"
     yield from (f"note: {printable(note)}" for note in answer.notes)
     yield conclusion(answer)
 
