@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer
 from confluent_kafka import TopicPartition as Place
@@ -20,8 +23,10 @@ import images
 from apache_kafka import KafkaCluster
 from brokers import Broker, unique_name
 from consumer.__main__ import app
-from consumer.errors import SluiceError
+from consumer.errors import KafkaError, SluiceError
 from consumer.tools import clients
+from consumer.tools.embedded import dies_with_parent
+from consumer.tools.verify.reading import Brokers
 from consumer.tools.verify.request import Request
 from consumer.tools.verify.run import open_run
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
@@ -274,6 +279,44 @@ def test_a_transaction_that_is_not_marked_yet_is_waited_for(by_hand: ByHand) -> 
     assert waited.count("reading the outcomes") >= 10
 
 
+def open_transaction(by_hand: ByHand) -> None:
+    """A result that is written and neither committed nor aborted."""
+    by_hand.send(2).result(0).commit(2)
+    by_hand.producer = new_producer(by_hand.broker, transactional_id=unique_name("sluice"))
+    by_hand.producer.init_transactions(30)
+    by_hand.producer.begin_transaction()
+    by_hand.result(1)
+
+
+def test_a_transaction_that_stays_open_is_told_and_not_judged(by_hand: ByHand) -> None:
+    """Catches: a check that hangs, or one that calls what it could not read lost."""
+    open_transaction(by_hand)
+    brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
+    with brokers.reader("read_committed") as reader:
+        reader._open_s = 1.0
+        with pytest.raises(KafkaError, match="a transaction has been open at offset 1 of partition 0"):
+            reader.scan(by_hand.topics.detections, {0: (0, 2)}, lambda *_: None, lambda _: None)
+    by_hand.producer.abort_transaction(30)
+
+
+def test_ctrl_c_ends_it_without_a_verdict(by_hand: ByHand) -> None:
+    """Catches: half of a topic that is judged as if it were all."""
+    open_transaction(by_hand)
+    command = dies_with_parent([sys.executable, "-m", "consumer", "verify", *by_hand.options()])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        watched = psutil.Process(process.pid)
+        wait_until(watched.net_connections, 60, "the process to have a connection")
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out) == (130, "")
+    assert "nothing is judged" in said
+    by_hand.producer.abort_transaction(30)
+
+
 def test_an_outcome_that_is_written_after_its_commit_is_a_commit_ahead(by_hand: ByHand) -> None:
     """Catches: a commit before its outcome that is forgiven, because the outcome is there in the end."""
     by_hand.send(4).result(0, 1, 2).commit(4)
@@ -454,4 +497,3 @@ def test_frames_of_three_megabytes_are_read(by_hand: ByHand) -> None:
     by_hand.result(*range(29)).commit(30)
     found = by_hand.verify(code=1)
     assert (found["counts"]["records"], found["violations"][0]["source"]) == (30, "cam-29")
-    wait_until(lambda: by_hand.producer.flush(0) == 0, 5, "nothing to be left")

@@ -51,10 +51,10 @@ def table(request: Request, answer: Answer) -> Table:
 def _detail(kind: Kind, request: Request, answer: Answer) -> str:
     verdict = answer.verdict
     if kind == "missing":
-        return (
-            f"{_sum(answer, 'answered'):,} of {_sum(answer, 'records'):,} records; {_sum(answer, 'missing'):,} missing, "
-            f"{_sum(answer, 'pending'):,} pending (not committed yet)"
+        answered, records, missing, pending = (
+            f"{_sum(answer, name):,}" for name in ("answered", "records", "missing", "pending")
         )
+        return f"{answered} of {records} records; {missing} missing, {pending} pending (not committed yet)"
     if kind == "repeat":
         return f"repeats: {verdict.repeats:,}" + ("" if request.exactly_once else ", which at least once allows")
     if kind == "order":
