@@ -28,7 +28,8 @@ from consumer.tools import clients
 from consumer.tools.embedded import dies_with_parent
 from consumer.tools.verify.reading import Brokers
 from consumer.tools.verify.request import Request
-from consumer.tools.verify.run import open_run
+from consumer.tools.verify.run import Progress, open_run
+from consumer.tools.verify.verdict import Answer
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
 from consumer.wire import Message, ResultEncoder, encode_dead_letter
 from exactly_once import EXACTLY_ONCE, frames
@@ -126,6 +127,17 @@ def sluice_verify(*arguments: str, code: int) -> str:
     found = failure.exit_code if isinstance(failure, SluiceError) else done.exit_code
     assert found == code, (found, failure, done.output)
     return done.stdout if failure is None or isinstance(failure, SystemExit) else str(failure)
+
+
+def run_in_process(by_hand: ByHand, progress: Progress) -> Answer:
+    """Something happens in the middle of the check: `progress` does it."""
+    topics = by_hand.topics
+    request = Request(
+        (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
+    )
+    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
+    now_ms = int(time.time() * 1000)
+    return open_run(there, request, now_ms=now_ms, stop=threading.Event(), progress=progress)()
 
 
 def kinds(found: dict[str, Any]) -> dict[str, int]:
@@ -267,13 +279,7 @@ def test_a_transaction_that_is_not_marked_yet_is_waited_for(by_hand: ByHand) -> 
         if waited.count("reading the outcomes") == 10:
             by_hand.producer.commit_transaction(30)
 
-    topics = by_hand.topics
-    request = Request(
-        (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
-    )
-    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
-    run = open_run(there, request, now_ms=AT, stop=threading.Event(), progress=progress)
-    answer = run()
+    answer = run_in_process(by_hand, progress)
     assert answer.verdict.clean
     assert answer.verdict.partitions[0].answered == 4
     assert waited.count("reading the outcomes") >= 10
@@ -292,7 +298,7 @@ def test_a_transaction_that_stays_open_is_told_and_not_judged(by_hand: ByHand) -
     """Catches: a check that hangs, or one that calls what it could not read lost."""
     open_transaction(by_hand)
     brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
-    with brokers.reader("read_committed") as reader:
+    with brokers.reader("read_committed", skips_deleted=False) as reader:
         reader._open_s = 1.0
         with pytest.raises(KafkaError, match="a transaction has been open at offset 1 of partition 0"):
             reader.scan(by_hand.topics.detections, {0: (0, 2)}, lambda *_: None, lambda _: None)
@@ -325,12 +331,7 @@ def test_an_outcome_that_is_written_after_its_commit_is_a_commit_ahead(by_hand: 
         if what == "reading the input" and passed:
             by_hand.result(3)
 
-    topics = by_hand.topics
-    request = Request(
-        (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
-    )
-    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
-    answer = open_run(there, request, now_ms=AT, stop=threading.Event(), progress=progress)()
+    answer = run_in_process(by_hand, progress)
     assert dict(answer.verdict.totals) == {"commit_ahead": 1}
     assert answer.verdict.partitions[0].answered == 4
 
@@ -412,6 +413,25 @@ def test_what_retention_has_deleted_raises_no_alarm(apache_kafka: KafkaCluster, 
     found = by_hand.verify(code=0)
     assert (found["counts"]["answered"], found["counts"]["unjudged"]) == (2, 2)
     assert found["notes"]
+
+
+def test_what_retention_deletes_during_the_check_raises_no_alarm(apache_kafka: KafkaCluster, by_hand: ByHand) -> None:
+    """Catches: outcomes that were there when the check began, and are called lost."""
+    by_hand.send(6).result(0, 1, 2, 3, 4, 5).commit(6)
+
+    def progress(what: str, passed: int, total: int) -> None:
+        if what == "reading the input" and passed:
+            delete(apache_kafka, by_hand.topics.detections, 4)
+
+    answer = run_in_process(by_hand, progress)
+    assert answer.verdict.clean
+    assert (answer.verdict.partitions[0].answered, answer.verdict.partitions[0].unjudged) == (2, 4)
+    brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
+    with (
+        brokers.reader("read_committed", skips_deleted=False) as reader,
+        pytest.raises(KafkaError, match="retention has deleted records just before they were read"),
+    ):
+        reader.scan(by_hand.topics.detections, {0: (0, 6)}, lambda *_: None, lambda _: None)
 
 
 def test_a_loss_that_is_younger_than_what_retention_has_deleted_is_found(

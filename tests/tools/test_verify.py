@@ -209,7 +209,7 @@ def test_an_offset_beyond_the_end_of_the_topic_is_a_commit_ahead() -> None:
 
 def test_a_missing_outcome_that_may_have_been_deleted_is_not_judged() -> None:
     """Catches: retention of the output topic that is reported as loss."""
-    made = checker(cut=frozenset({("result", 0)}))
+    made = checker(cut={("result", 0)})
     verdict = judge(made, Stream().result(4, 5, 6, 8, 9), judged_from={FRAMES: 6})
     assert found(verdict) == {"missing": ["frames/0/7"], "commit_ahead": ["frames/0/7"]}
     assert verdict.partitions[0].unjudged == 4
@@ -218,12 +218,10 @@ def test_a_missing_outcome_that_may_have_been_deleted_is_not_judged() -> None:
 def test_a_repeat_whose_first_outcome_was_deleted_is_not_disorder() -> None:
     """0 to 7 was written, then 4 to 9 again, and retention took 0 to 5. Catches: 4 and 5 behind 6 and 7."""
     rest = Stream().result(6, 7).result(4, 5, 6, 7, 8, 9)
-    assert judge(checker(cut=frozenset({("result", 0)})), rest, judged_from={FRAMES: 10}).clean
+    assert judge(checker(cut={("result", 0)}), rest, judged_from={FRAMES: 10}).clean
     assert "order" in found(judge(checker(), rest))
     swapped = Stream().result(6, 9, 8)
-    assert found(judge(checker(cut=frozenset({("result", 0)})), swapped, judged_from={FRAMES: 10})) == {
-        "order": ["frames/0/8"]
-    }
+    assert found(judge(checker(cut={("result", 0)}), swapped, judged_from={FRAMES: 10})) == {"order": ["frames/0/8"]}
 
 
 def test_so_many_violations_are_listed_and_all_are_counted() -> None:

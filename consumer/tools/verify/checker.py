@@ -39,7 +39,7 @@ class Checker:
     spans: Mapping[TopicPartition, Span]
     exactly_once: bool
     keep: int = 20
-    cut: frozenset[tuple[Role, int]] = frozenset()
+    cut: set[tuple[Role, int]] = field(default_factory=set)
     _partitions: dict[TopicPartition, Partition] = field(init=False)
     _topics: frozenset[str] = field(init=False)
     _last: dict[tuple[Role, int, int, str], int] = field(default_factory=dict)

@@ -36,7 +36,6 @@ _OURS: Final = {
     "enable.auto.offset.store": False,
     "enable.partition.eof": True,
     "allow.auto.create.topics": False,
-    "auto.offset.reset": "earliest",  # what retention deletes under the reader is skipped
 }
 # Settings of the program's consumer that make a member of it, or that it reads its own way.
 _NOT_TAKEN: Final = ("group.", "partition.assignment.", "session.", "heartbeat.", "isolation.level", "debug")
@@ -58,10 +57,17 @@ class Brokers:
         self._admin = clients.admin(bootstrap_servers, {**self._settings, "log_level": 0})
 
     @contextmanager
-    def reader(self, isolation: str) -> Iterator[Reader]:
-        """A client that reads records. `isolation`: read_committed or read_uncommitted."""
-        name = {"group.id": f"sluice-verify-{uuid.uuid4()}", "isolation.level": isolation}  # no broker hears of the ID
-        client = clients.consumer(self._servers, {**_DEFAULTS, **self._settings, **_OURS, **name})
+    def reader(self, isolation: str, *, skips_deleted: bool) -> Iterator[Reader]:
+        """A client that reads records. `isolation`: read_committed or read_uncommitted.
+
+        `skips_deleted`: what retention deletes before it is read is left out; otherwise reading ends with KafkaError.
+        """
+        own = {
+            "group.id": f"sluice-verify-{uuid.uuid4()}",  # no broker hears of it
+            "isolation.level": isolation,
+            "auto.offset.reset": "earliest" if skips_deleted else "error",
+        }
+        client = clients.consumer(self._servers, {**_DEFAULTS, **self._settings, **_OURS, **own})
         try:
             yield Reader(client, self._stop)
         finally:
@@ -199,6 +205,11 @@ class Reader:
     @staticmethod
     def _check(topic: str, message: Any) -> None:
         error = message.error()
+        if error.code() == Code._AUTO_OFFSET_RESET:  # noqa: SLF001
+            raise KafkaError(
+                f"topic {clients.printable(topic)}: retention has deleted records just before they were read. Run "
+                "this again"
+            )
         if error.code() != Code._PARTITION_EOF and clients.is_hopeless(error):  # noqa: SLF001
             raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
 

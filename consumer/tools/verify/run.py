@@ -40,12 +40,16 @@ Progress = Callable[[str, int, int], None]  # what is read, offsets passed since
 
 @dataclass(slots=True)
 class _Log:
-    """One partition of outcomes: what is read of it. `first_ms`: when its first record that was read was written."""
+    """One partition of outcomes: what is read of it. `first_ms`: when its first record that was read was written.
+
+    `chosen`: the user asked for this start. `cut`: there were records before it.
+    """
 
     role: Role
     start: int
     end: int
-    chosen: bool  # the user asked for this start
+    chosen: bool
+    cut: bool = False
     first_ms: int | None = None
 
 
@@ -65,16 +69,20 @@ class Run:
     def __call__(self) -> Answer:
         """Raises ConfigError for a range or topics that cannot be judged, KafkaError, and Stopped."""
         request = self.request
-        with self.brokers.reader(request.isolation) as reader, self.brokers.reader("read_committed") as outputs:
+        with (
+            self.brokers.reader(request.isolation, skips_deleted=True) as reader,
+            self.brokers.reader("read_committed", skips_deleted=False) as outputs,
+        ):
             inputs = [each for topic in request.inputs for each in reader.partitions(topic)]
             committed = self.brokers.committed(request.group, inputs)  # 1
             self._find_logs(outputs)  # 2
             spans = self._spans(inputs, committed)  # 3
-            cut = frozenset((log.role, at.partition) for at, log in self._logs.items() if log.start > 0)
-            checker = Checker(spans, request.exactly_once, request.keep, cut)
+            checker = Checker(spans, request.exactly_once, request.keep)
             self._read_input(reader, checker)  # 4
-            self._read_outcomes(outputs, checker)  # 5
-            judged_from = self._judged_from(spans) if cut and checker.has_open() else {}  # 6
+            for topic in request.roles.values():
+                self._find_beginnings(topic, checker)
+                self._read_outcomes(topic, outputs, checker)  # 5
+            judged_from = self._judged_from(spans) if checker.cut and checker.has_open() else {}  # 6
             if checker.settle(judged_from):
                 self._read_later_outcomes(outputs, checker)
             verdict = checker.verdict()
@@ -149,31 +157,41 @@ class Run:
         for partition, offset in self.brokers.beginnings(checker.spans).items():
             checker.deleted_below(partition, offset)
 
-    def _read_outcomes(self, outputs: Reader, checker: Checker) -> None:
+    def _find_beginnings(self, topic: str, checker: Checker) -> None:
+        """Retention may have deleted more since step 2."""
+        logs = {each: log for each, log in self._logs.items() if each.topic == topic}
+        for each, oldest in self.brokers.beginnings(logs).items():
+            log = logs[each]
+            log.start = max(log.start, oldest)
+            if log.start > 0:
+                log.cut = True
+                checker.cut.add((log.role, each.partition))
+
+    def _read_outcomes(self, topic: str, outputs: Reader, checker: Checker) -> None:
         known = Outcomes(self.request.group)
         total = sum(max(0, log.end - log.start) for log in self._logs.values())
-        for role, topic in self.request.roles.items():
+        spans = {each.partition: (log.start, log.end) for each, log in self._logs.items() if each.topic == topic}
 
-            def take(partition: TopicPartition, offset: int, record: Record, role: Role = role) -> None:
-                self._read += 1
-                log = self._logs[partition]
-                if log.first_ms is None:
-                    log.first_ms = written_ms(record)
-                outcome = known.read(role, Place(*partition, offset), record)
-                if isinstance(outcome, str):
-                    checker.ignore(outcome)
-                else:
-                    checker.add_outcome(outcome)
+        def take(partition: TopicPartition, offset: int, record: Record) -> None:
+            self._read += 1
+            log = self._logs[partition]
+            if log.first_ms is None:
+                log.first_ms = written_ms(record)
+            outcome = known.read(log.role, Place(*partition, offset), record)
+            if isinstance(outcome, str):
+                checker.ignore(outcome)
+            else:
+                checker.add_outcome(outcome)
 
-            spans = {each.partition: (log.start, log.end) for each, log in self._logs.items() if log.role == role}
-            outputs.scan(topic, spans, take, lambda passed: self.progress("reading the outcomes", passed, total))
+        outputs.scan(topic, spans, take, lambda passed: self.progress("reading the outcomes", passed, total))
 
     def _read_later_outcomes(self, outputs: Reader, checker: Checker) -> None:
         """What was written since step 2: a record whose outcome is there is not lost, but its commit was ahead."""
         for each, end in self.brokers.ends(self._logs).items():
             log = self._logs[each]
             log.start, log.end = log.end, max(log.end, end)
-        self._read_outcomes(outputs, checker)
+        for topic in self.request.roles.values():
+            self._read_outcomes(topic, outputs, checker)
 
     def _judged_from(self, spans: Iterable[TopicPartition]) -> Offsets:
         """From these records on, an outcome that is not there was not deleted.
@@ -181,7 +199,7 @@ class Run:
         A deleted outcome is older than the first one that is left in its partition. So the outcome of a record that is
         younger than that is not deleted.
         """
-        since_ms = max(self._deleted_before_ms(each, log) for each, log in self._logs.items() if log.start > 0)
+        since_ms = max(self._deleted_before_ms(each, log) for each, log in self._logs.items() if log.cut)
         self._notes.append(
             "the beginning of an output topic is deleted or was left out: records without an outcome that are older "
             "than what is left are counted as unjudged"
