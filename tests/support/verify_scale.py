@@ -1,6 +1,7 @@
 """Measures `sluice verify` on many small records: starts Apache Kafka, writes them and their outcomes, and checks them.
 
     python tests/support/verify_scale.py 10000000
+    python tests/support/verify_scale.py 400 3000000        # records of so many bytes
 
 Prints the object of `sluice verify --json` without its partitions, the seconds, the CPU seconds, and the largest
 resident memory (RSS) of the process, asked for every 0.2 s. It needs some GB of disk below the temporary directory.
@@ -9,6 +10,7 @@ resident memory (RSS) of the process, asked for every 0.2 s. It needs some GB of
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,11 +32,11 @@ _HEADERS = [
 ]
 
 
-def write(bootstrap: str, count: int) -> None:
+def write(bootstrap: str, count: int, value: bytes) -> None:
     """Records in turn to all partitions, and the outcome of each, in order."""
     settings = {"enable.idempotence": True, "linger.ms": 50, "batch.num.messages": 100_000, "compression.type": "lz4"}
-    limits = {"queue.buffering.max.messages": 500_000, "batch.size": 4_000_000, "bootstrap.servers": bootstrap}
-    producer = Producer({**settings, **limits})
+    limits = {"queue.buffering.max.messages": 500_000, "queue.buffering.max.kbytes": 200_000, "batch.size": 4_000_000}
+    producer = Producer({**settings, **limits, "message.max.bytes": 16_000_000, "bootstrap.servers": bootstrap})
     sources = [b"cam-%d" % n for n in range(SOURCES)]
     for topic in ("frames", "detections"):
         for n in range(count):
@@ -44,7 +46,7 @@ def write(bootstrap: str, count: int) -> None:
             while True:
                 try:
                     if topic == "frames":
-                        producer.produce(topic, b"x", source, partition)
+                        producer.produce(topic, value, source, partition)
                     else:
                         producer.produce(topic, b"{}", source, partition, headers=headers)
                     break
@@ -62,12 +64,12 @@ def commit(bootstrap: str, count: int) -> None:
         client.commit(offsets=ends, asynchronous=False)
 
 
-def main(count: int) -> None:
+def main(count: int, size: int = 1) -> None:
     with ApacheKafka() as kafka:
         for topic, partitions in (("frames", PARTITIONS), ("detections", PARTITIONS), ("frames-dead", 1)):
             kafka.create_topic(topic, partitions)
         started = time.monotonic()
-        write(kafka.bootstrap_servers, count)
+        write(kafka.bootstrap_servers, count, os.urandom(size))
         commit(kafka.bootstrap_servers, count)
         print(f"written in {time.monotonic() - started:.0f} s", flush=True)
         command = [sys.executable, "-m", "consumer", "verify", "--bootstrap-servers", kafka.bootstrap_servers]
@@ -89,4 +91,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -28,7 +28,10 @@ _AT_ONCE_BYTES: Final = 8 * 2**20
 _DEFAULTS: Final = {
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 10,  # the default of 1000 ms starves a reader of large records
+    # Small records cost the client library far more than their bytes, which is all that the next limit counts.
+    "queued.min.messages": 2000,
     "queued.max.messages.kbytes": 32 * 1024,
+    "fetch.message.max.bytes": 256 * 1024,  # of one partition; a larger record comes alone
     "fetch.max.bytes": 16 * 2**20,
 }
 _OURS: Final = {
