@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 import images
 from apache_kafka import KafkaCluster
-from brokers import Broker, unique_name
+from brokers import EMBEDDED, Broker, unique_name
 from consumer.__main__ import app
 from consumer.errors import KafkaError, SluiceError
 from consumer.tools import clients
-from consumer.tools.embedded import dies_with_parent
+from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
 from consumer.tools.verify.reading import Brokers
 from consumer.tools.verify.request import Request
 from consumer.tools.verify.run import Progress, open_run
@@ -507,6 +507,14 @@ def test_a_compacted_output_topic_cannot_be_judged(by_hand: ByHand, apache_topic
     by_hand.send(3).commit(3)
     compacted = apache_topic(cleanup_policy="compact")
     assert "compacted" in sluice_verify(*by_hand.options(), "--output", compacted, code=2)
+
+
+def test_a_broker_that_does_not_tell_where_topics_end_is_refused(embedded_broker: EmbeddedBroker) -> None:
+    """The embedded one says where the last batch begins. Catches: a false alarm on each of its topics."""
+    make = lambda name, partitions: embedded_broker.create_topics({name: partitions})  # noqa: E731
+    broker = Broker("embedded", embedded_broker.bootstrap_servers, CLIENT_SETTINGS, EMBEDDED, make)
+    by_hand = ByHand(broker).send(10).result(*range(10)).commit(10)
+    assert "nothing can be judged" in sluice_verify(*by_hand.options(), "-X", "fetch.wait.max.ms=100", code=4)
 
 
 def test_frames_of_three_megabytes_are_read(by_hand: ByHand) -> None:

@@ -140,6 +140,7 @@ class Reader:
         self._stop = stop
         self._silence_s = silence_s
         self._open_s = open_s
+        self.seen_ends: dict[TopicPartition, int] = {}  # by the answers with the records themselves
 
     def partitions(self, topic: str) -> list[TopicPartition]:
         """Of a topic as it is now. Raises KafkaError where there is none."""
@@ -182,6 +183,10 @@ class Reader:
                     self._client.pause([confluent_kafka.TopicPartition(topic, number)])
             on_progress(passed)
             self._check_patience(topic, at, waits, time.monotonic() - heard)
+        for place in places:
+            known = self._client.get_watermark_offsets(place, cached=True)
+            if known is not None and known[1] > 0:
+                self.seen_ends[TopicPartition(topic, place.partition)] = known[1]
         self._client.unassign()
 
     def record_at(self, partition: TopicPartition, offset: int) -> Record | None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from consumer.errors import ConfigError
+from consumer.errors import ConfigError, KafkaError
 from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster
 from consumer.tools.verify.checker import Checker
@@ -79,6 +79,7 @@ class Run:
             spans = self._spans(inputs, committed)  # 3
             checker = Checker(spans, request.exactly_once, request.keep)
             self._read_input(reader, checker)  # 4
+            self._check_ends(reader)
             for topic in request.roles.values():
                 self._find_beginnings(topic, checker)
                 self._read_outcomes(topic, outputs, checker)  # 5
@@ -156,6 +157,15 @@ class Run:
         # Only now: what retention deleted while this read is not taken for a record that never was.
         for partition, offset in self.brokers.beginnings(checker.spans).items():
             checker.deleted_below(partition, offset)
+
+    def _check_ends(self, reader: Reader) -> None:
+        """The verdict stands on ends: a broker that gives the beginning of the last batch instead makes it wrong."""
+        for partition, end in self.brokers.ends(reader.seen_ends).items():
+            if end < reader.seen_ends[partition]:
+                raise KafkaError(
+                    f"the brokers say that {clients.printable(str(partition))} ends at {end}, and have told of records "
+                    f"up to {reader.seen_ends[partition]}: if they do not tell ends exactly, nothing can be judged"
+                )
 
     def _find_beginnings(self, topic: str, checker: Checker) -> None:
         """Retention may have deleted more since step 2."""
