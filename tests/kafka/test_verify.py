@@ -7,141 +7,31 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions
 from confluent_kafka import TopicPartition as Place
-from typer.testing import CliRunner
 
 import images
 from apache_kafka import KafkaCluster
 from brokers import EMBEDDED, Broker, unique_name
-from consumer.__main__ import app
-from consumer.errors import KafkaError, SluiceError
-from consumer.tools import clients
+from consumer.errors import KafkaError
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
 from consumer.tools.verify.reading import Brokers
-from consumer.tools.verify.request import Request
-from consumer.tools.verify.run import Progress, open_run
-from consumer.tools.verify.verdict import Answer
-from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
-from consumer.wire import Message, ResultEncoder, encode_dead_letter
 from exactly_once import EXACTLY_ONCE, frames
 from kafka_clients import consumer_settings, new_producer
 from raw_producer import produce_raw
 from sluice_process import Topics, produce, reading, running
+from verify_topics import AT, ByHand, kinds, run_in_process, sluice_verify
 from waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
-AT = 1_700_000_000_000
 ENGINE = "simulated://5ms@1,20ms@16"
-
-
-class ByHand:
-    """Topics, a group, and what stands in them. An input record is named by its partition and offset."""
-
-    def __init__(self, broker: Broker, partitions: int = 1) -> None:
-        self.broker, self.partitions = broker, partitions
-        self.topics = Topics.on(broker, partitions)
-        self.group = unique_name("group")
-        self._encoder = ResultEncoder(format="json", model=ModelInfo("m", "sha256:0"), source=f"/sluice/{self.group}")
-        self.producer = new_producer(broker, partitioner="murmur2_random")
-
-    def send(self, count: int, partition: int = 0, producer: Producer | None = None) -> ByHand:
-        """So many frames, of three cameras in turn, a second apart."""
-        sender = producer or self.producer
-        for n in range(count):
-            sender.produce(self.topics.frames, b"image", f"cam-{n % 3}", partition=partition, timestamp=AT + 1000 * n)
-        assert sender.flush(30) == 0
-        return self
-
-    def result(self, *offsets: int, source: str = "cam", partition: int = 0, group: str | None = None) -> ByHand:
-        for offset in offsets:
-            self._write(self.topics.detections, self._result(offset, source, partition))
-        return self
-
-    def letter(self, *offsets: int, source: str = "cam", partition: int = 0) -> ByHand:
-        for offset in offsets:
-            message = encode_dead_letter(
-                self._frame(offset, source, partition),
-                Rejected("decode", "damaged", "why"),
-                source=f"/sluice/{self.group}",
-                max_bytes=10**6,
-                now_ms=int(time.time() * 1000),
-            )
-            self._write(self.topics.dead, message)
-        return self
-
-    def commit(self, offset: int, partition: int = 0) -> ByHand:
-        place = Place(self.topics.frames, partition, offset)
-        with closing(Consumer(consumer_settings(self.broker, group_id=self.group))) as client:
-            client.commit(offsets=[place], asynchronous=False)
-        return self
-
-    def options(self) -> list[str]:
-        """Of `sluice verify`."""
-        topics = ["--input", self.topics.frames, "--output", self.topics.detections, "--dead-letter", self.topics.dead]
-        return ["--bootstrap-servers", self.broker.bootstrap_servers, *topics, "--group", self.group]
-
-    def verify(self, *more: str, code: int) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(sluice_verify(*self.options(), "--json", *more, code=code))
-        return found
-
-    def _frame(self, offset: int, source: str, partition: int) -> Frame:
-        record = Record(source.encode(), b"image", (), AT)
-        at = TopicPartition(self.topics.frames, partition)
-        return Frame(source, str(offset), AT, b"image", 0.0, Receipt(at, offset, 1), record)
-
-    def _result(self, offset: int, source: str, partition: int) -> Message:
-        return self._encoder.encode(
-            self._frame(offset, source, partition),
-            Detected(Detections.none(), 640, 480),
-            batch_size=1,
-            timings_ms={"queue": 1.0, "decode_wait": 0.1, "infer": 6.5},
-            published_at_ms=int(time.time() * 1000),
-        )
-
-    def _write(self, topic: str, message: Message) -> None:
-        self.producer.produce(
-            topic, message.value, message.key, headers=message.headers, timestamp=message.timestamp_ms or 0
-        )
-        assert self.producer.flush(30) == 0
-
-
-def sluice_verify(*arguments: str, code: int) -> str:
-    """Its stdout. `code` is the exit code that the program would have."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        done = CliRunner().invoke(app, ["verify", *arguments])
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    failure = done.exception
-    found = failure.exit_code if isinstance(failure, SluiceError) else done.exit_code
-    assert found == code, (found, failure, done.output)
-    return done.stdout if failure is None or isinstance(failure, SystemExit) else str(failure)
-
-
-def run_in_process(by_hand: ByHand, progress: Progress) -> Answer:
-    """Something happens in the middle of the check: `progress` does it."""
-    topics = by_hand.topics
-    request = Request(
-        (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
-    )
-    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
-    now_ms = int(time.time() * 1000)
-    return open_run(there, request, now_ms=now_ms, stop=threading.Event(), progress=progress)()
-
-
-def kinds(found: dict[str, Any]) -> dict[str, int]:
-    return {kind: count for kind, count in found["counts"]["violations"].items() if count}
 
 
 @pytest.fixture
@@ -394,60 +284,6 @@ def test_nothing_is_written_and_nothing_is_committed(apache_kafka: KafkaCluster,
 
 def vars_of(topics: Topics) -> list[str]:
     return [topics.frames, topics.detections, topics.dead]
-
-
-def delete(kafka: KafkaCluster, topic: str, before: int) -> None:
-    """Remove what stands below an offset of partition 0, as retention does."""
-    admin = kafka.admin()
-    for each in admin.delete_records([Place(topic, 0, before)]).values():
-        each.result(10)
-
-
-def test_what_retention_has_deleted_raises_no_alarm(apache_kafka: KafkaCluster, by_hand: ByHand) -> None:
-    """Catches: outcomes and records that are gone and are called lost, invented or out of order."""
-    by_hand.send(6).result(0, 1, 2, 3, 4, 5).commit(6)
-    delete(apache_kafka, by_hand.topics.frames, 2)
-    found = by_hand.verify(code=0)
-    assert (found["counts"]["records"], found["counts"]["ignored"]["outside_range"]) == (4, 2)
-    delete(apache_kafka, by_hand.topics.detections, 4)
-    found = by_hand.verify(code=0)
-    assert (found["counts"]["answered"], found["counts"]["unjudged"]) == (2, 2)
-    assert found["notes"]
-
-
-def test_what_retention_deletes_during_the_check_raises_no_alarm(apache_kafka: KafkaCluster, by_hand: ByHand) -> None:
-    """Catches: outcomes that were there when the check began, and are called lost."""
-    by_hand.send(6).result(0, 1, 2, 3, 4, 5).commit(6)
-
-    def progress(what: str, passed: int, total: int) -> None:
-        if what == "reading the input" and passed:
-            delete(apache_kafka, by_hand.topics.detections, 4)
-
-    answer = run_in_process(by_hand, progress)
-    assert answer.verdict.clean
-    assert (answer.verdict.partitions[0].answered, answer.verdict.partitions[0].unjudged) == (2, 4)
-    brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
-    with (
-        brokers.reader("read_committed", skips_deleted=False) as reader,
-        pytest.raises(KafkaError, match="retention has deleted records just before they were read"),
-    ):
-        reader.scan(by_hand.topics.detections, {0: (0, 6)}, lambda *_: None, lambda _: None)
-
-
-def test_a_loss_that_is_younger_than_what_retention_has_deleted_is_found(
-    apache_kafka: KafkaCluster, apache_topic: Callable[..., str], by_hand: ByHand
-) -> None:
-    """Catches: a dead-letter topic whose old letters are gone, which excuses every loss from then on."""
-    by_hand.topics = replace(by_hand.topics, dead=apache_topic(retention_ms=3_600_000))
-    by_hand.send(3).letter(0, 1, 2)
-    delete(apache_kafka, by_hand.topics.dead, 3)
-    for n in range(3):  # now, and not in 2023
-        by_hand.producer.produce(by_hand.topics.frames, b"image", f"cam-{n}", partition=0)
-    assert by_hand.producer.flush(30) == 0
-    by_hand.result(3, 5).commit(6)
-    found = by_hand.verify(code=1)
-    assert found["violations"][0]["input"] == f"{by_hand.topics.frames}/0/4"
-    assert (found["counts"]["missing"], found["counts"]["unjudged"]) == (1, 3)
 
 
 def test_records_of_others_in_the_output_topic_are_counted_and_ignored(by_hand: ByHand) -> None:
