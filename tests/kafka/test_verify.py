@@ -23,9 +23,11 @@ from consumer.errors import KafkaError
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
 from consumer.tools.verify.reading import Brokers
 from exactly_once import EXACTLY_ONCE, frames
-from kafka_clients import consumer_settings, new_producer
+from fleet import ENTRY, PATHS
+from kafka_clients import consumer_settings, group_offset, new_producer
 from raw_producer import produce_raw
-from sluice_process import Topics, produce, reading, running
+from sluice_entry import BUG
+from sluice_process import Sluice, Topics, produce, reading, running
 from verify_topics import AT, ByHand, kinds, run_in_process, sluice_verify
 from waiting import wait_until
 
@@ -74,6 +76,36 @@ def test_the_real_program_is_found_to_keep_its_promises_while_it_runs_and_when_i
     counts = json.loads(sluice_verify(*arguments, code=0))["counts"]
     assert (counts["records"], counts["answered"], counts["judged"], counts["pending"]) == (1500, 1500, 1500, 0)
     assert not any(counts["ignored"].values())
+
+
+@pytest.mark.parametrize(("bug", "kind"), [("drop-rejections", "missing"), ("batches-out-of-order", "order")])
+def test_a_program_with_a_bug_is_found_out(apache_broker: Broker, bug: str, kind: str) -> None:
+    """The seeded bugs of the fault rig. Catches: a checker that knows violations only as its own tests write them."""
+    sent, topics = frames(1000), Topics.on(apache_broker)
+    produce(apache_broker, topics.frames, sent)
+    sluice = Sluice(
+        apache_broker,
+        topics,
+        ENGINE,
+        {"batching.max_batch_size": 16, "kafka.commit_interval_ms": 50},
+        entry=ENTRY,
+        variables={BUG: bug, "PYTHONPATH": PATHS},
+    )
+    try:
+        sluice.start().wait_ready()  # before that, the broker may not know the group's coordinator
+        wait_until(lambda: group_offsets(sluice) == len(sent), 120, "all frames to be committed")
+    finally:
+        sluice.stop()
+    options = ["--bootstrap-servers", apache_broker.bootstrap_servers, "--group", sluice.group, "--json"]
+    options += ["--input", topics.frames, "--output", topics.detections, "--dead-letter", topics.dead]
+    found = kinds(json.loads(sluice_verify(*options, code=1)))
+    assert found.pop(kind) > 0
+    assert found.keys() <= {"commit_ahead"}
+
+
+def group_offsets(sluice: Sluice) -> int:
+    """Committed offsets of all partitions, together."""
+    return sum(group_offset(sluice.broker, sluice.group, sluice.topics.frames, n) for n in range(4))
 
 
 def test_a_missing_outcome_is_found_with_its_source(by_hand: ByHand) -> None:
