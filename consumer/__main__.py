@@ -30,6 +30,7 @@ from consumer.tools.dlq import app as dlq
 from consumer.tools.doctor import doctor
 from consumer.tools.produce import produce
 from consumer.tools.tail import tail
+from consumer.tools.verify import verify
 
 if TYPE_CHECKING:  # the command line starts fast
     from consumer.deadline import Stop
@@ -106,6 +107,7 @@ app.command()(demo)
 app.command()(doctor)
 app.command()(produce)
 app.command()(tail)
+app.command()(verify)
 app.add_typer(dlq, name="dlq")
 
 

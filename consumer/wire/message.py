@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import Any, Final, NamedTuple
 
 from consumer.types import Receipt, Record
@@ -10,6 +11,9 @@ from consumer.types import Receipt, Record
 ORIGINAL_TIMESTAMP: Final = "sluice-original-timestamp-ms"
 
 HeaderList = list[tuple[str, bytes | None]]
+# Not `message.headers()`: once that line has run a few times, CPython's fast call no longer checks whether the client
+# library reports an error beside its result, and the error appears at a later line, outside of the `try`.
+_headers_of: Final = methodcaller("headers")
 
 
 class Message(NamedTuple):
@@ -37,7 +41,7 @@ def read_record(message: Any) -> Record:
     kind, timestamp_ms = message.timestamp()
     headers, lost = (), False
     try:
-        headers = tuple(message.headers() or ())
+        headers = tuple(_headers_of(message) or ())
     except (SystemError, UnicodeDecodeError):
         lost = True
     return Record(message.key(), message.value(), headers, timestamp_ms if kind else None, lost)

@@ -58,6 +58,25 @@ def test_a_header_name_that_is_no_text_costs_its_record_alone(broker: Broker) ->
     assert "1 record is no dead letter of Sluice" in listed
 
 
+@pytest.mark.kafka
+def test_a_header_name_that_is_no_text_costs_its_record_alone_in_a_program_that_has_run_for_a_while(
+    apache_broker: Broker,
+) -> None:
+    """Catches an error of the client library that only a program at its start sees where it happens.
+
+    CPython checks it in the first few calls of a line. Later it appears somewhere else, and ends the process.
+    """
+    topics = Topics.on(apache_broker, partitions=1)
+    good = ("cam-good", images.jpeg(64, 48))
+    with running(apache_broker, topics, FREE) as sluice, reading(apache_broker, topics.detections) as reader:
+        produce_all(apache_broker, topics.frames, [good] * 100)
+        reader.read(100, 60, alive=lambda: sluice.running)
+        produce_raw(apache_broker, topics.frames, b"cam-1", b"value", [(b"caf\xe9", b"y")])
+        produce_all(apache_broker, topics.frames, [good])
+        reader.read(101, 60, alive=lambda: sluice.running)
+        assert sluice.terminate() == 0, sluice.log
+
+
 GOOD = Record(b"cam-good", images.jpeg(64, 48), (), None)
 CASES = 300  # of each kind
 

@@ -1,0 +1,140 @@
+"""The options of `sluice verify`, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from consumer.errors import ConfigError
+from consumer.tools import clients
+from consumer.tools.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from consumer.tools.verify.request import Request
+    from consumer.tools.verify.run import Progress
+    from consumer.tools.verify.verdict import Answer
+
+_WHEN: Final = "An offset, 2h (ago), 2026-01-31T22:00, or Unix milliseconds."
+_INTERRUPTED: Final = 130
+
+
+def verify(
+    *,
+    config: clients.ConfigFile = None,
+    bootstrap_servers: clients.BootstrapServers = None,
+    input_topic: Annotated[
+        list[str] | None, typer.Option("--input", metavar="TOPIC", help="Can be repeated. Default: input.topics.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="TOPIC", help="Topic of the results. Default: output.topic.")
+    ] = None,
+    dead_letter: Annotated[str | None, typer.Option(metavar="TOPIC", help="Default: dead_letter.topic.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="The consumer group that is checked. Default: kafka.group_id.")
+    ] = None,
+    delivery: Annotated[
+        str | None, typer.Option(metavar="at-least-once|exactly-once", help="What was promised. Default: delivery.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="WHEN", help=f"First record. {_WHEN} Default: the oldest.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="WHEN", help="End before this one. Default: the newest.")
+    ] = None,
+    outcomes_from: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Begin to read the output topics here, to save time. Default: the oldest."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="List so many violations of each kind.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a report.")] = False,
+    setting: clients.Settings = None,
+) -> None:
+    """Check that every record was answered, once, in order per source, and that no commit was ahead of an outcome.
+
+    Reads the topics between two offsets or times. Writes to no topic, joins no group, commits nothing. Exits with 0 if
+    every promise was kept, 1 if one was broken, 2 for a wrong option, 4 if the brokers do not answer.
+    """
+    from consumer.tools.verify.reading import Stopped
+    from consumer.tools.verify.report import as_json as document
+    from consumer.tools.verify.request import Request, check_order, parse_bound
+    from consumer.tools.verify.run import open_run
+
+    there = clients.connection(config, bootstrap_servers, setting)
+    program, now_ms = there.config, time.time_ns() // 1_000_000
+    request = Request(
+        inputs=tuple(dict.fromkeys(input_topic or program.input.topics)),
+        output=output or program.output.topic,
+        dead_letter=dead_letter or program.dead_letter.topic,
+        group=group or program.kafka.group_id,
+        exactly_once=_delivery(delivery or program.delivery) == "exactly_once",
+        isolation=str(there.consumer.get("isolation.level", "read_committed")),
+        start=parse_bound("--from", start, now_ms),
+        end=parse_bound("--to", end, now_ms),
+        outcomes_from=parse_bound("--outcomes-from", outcomes_from, now_ms),
+        keep=limit,
+    )
+    _check(request)
+    check_order(request.start, request.end)
+    with _progress() as progress:
+        try:
+            answer = open_run(there, request, now_ms=now_ms, stop=stop_on_signals(), progress=progress)()
+        except Stopped:
+            print("stopped before the end, so nothing is judged", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+    if as_json:
+        print(json.dumps(document(request, answer), indent=2))
+    else:
+        _print(request, answer)
+    raise typer.Exit(0 if answer.verdict.clean else 1)
+
+
+def _print(request: Request, answer: Answer) -> None:
+    from rich.console import Console
+
+    from consumer.tools.verify import report
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(report.heading(request), markup=False)
+    console.print(report.table(request, answer))
+    for line in report.lines(answer):
+        console.print(line, markup=False)
+
+
+def _delivery(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in ("at_least_once", "exactly_once"):
+        raise ConfigError(f"--delivery {clients.printable(text)}: expected at-least-once or exactly-once")
+    return name
+
+
+def _check(request: Request) -> None:
+    topics = [*request.inputs, request.output, request.dead_letter]
+    if len(set(topics)) < len(topics):
+        raise ConfigError("--input, --output and --dead-letter: expected different topics")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar for each step, on stderr if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<21}"), BarColumn(20), TextColumn("{task.percentage:>3.0f} %"))
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+
+        def passed(what: str, count: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], advance=count, total=total)
+
+        yield passed
