@@ -14,7 +14,7 @@ from consumer.wire import Message, ResultEncoder, message_bytes
 
 # What a result has beside its value, at most: key, headers and what is around them. Not counted for every frame.
 _BESIDE_VALUE = 2048
-# A result up to so large is not measured exactly, unless its topic takes less.
+# A result up to so large is not measured exactly, unless its topic or its batch takes less.
 _SMALL = 60_000
 
 
@@ -27,6 +27,8 @@ class Results:
         self.topic = config.output.topic
         self.encoder = ResultEncoder(format=config.output.format, model=model, source=source)
         self._limits = limits
+        # One that may be alone in its batch, and so be refused for itself, is measured too.
+        self._small = min(_SMALL, int(settings["batch.size"]))
         # A compressed result may be smaller than its topic's limit although its text is not.
         self._compressed = compresses(settings)
 
@@ -52,7 +54,7 @@ class Results:
         except ValueError as error:
             return unpublishable(frame, str(error), at), None
         size = len(message.value or b"") + _BESIDE_VALUE
-        if size > _SMALL or size > most:
+        if size > self._small or size > most:
             size = message_bytes(message)
             if size > most:
                 self._limits.cut(self.topic)

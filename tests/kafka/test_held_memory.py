@@ -18,8 +18,8 @@ pytestmark = pytest.mark.kafka
 MIB = 2**20
 # One camera has a backlog in partition 0; frames of others lie in it and overtake it. They are small. Large frames of
 # other partitions go through at once, in the same batches.
-BUSY, BUSY_BYTES, EVERY = 900, 150_000, 8
-OTHERS, OTHER_BYTES, PARTITIONS = 300, 450_000, 8
+BUSY, BUSY_BYTES, EVERY = 600, 300_000, 8
+OTHERS, OTHER_BYTES, PARTITIONS = 300, 300_000, 8
 FRAMES = BUSY + OTHERS * (PARTITIONS - 1)
 # The allocator's and the client library's own share, with small queues of the consumer.
 BESIDE_COUNTED = 250 * MIB
@@ -42,7 +42,7 @@ def test_memory_follows_what_is_counted(apache_broker: Broker) -> None:
     }
     # Without these the allocator keeps what was freed, and its own threshold moves.
     variables = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
-    sluice = Sluice(apache_broker, topics, "simulated://1000ms@1,1000ms@128", options, variables=variables)
+    sluice = Sluice(apache_broker, topics, "simulated://600ms@1,600ms@128", options, variables=variables)
     produce(apache_broker, topics.frames, backlog, partition=0)
     for number in range(1, PARTITIONS):
         sent = [(f"cam-{number}-{n % 9}", large) for n in range(OTHERS)]
