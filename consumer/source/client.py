@@ -240,15 +240,15 @@ class Source:
 
     def _explain_reset(self, partition: TopicPartition, offset: int, text: str) -> KafkaError:
         """The offset to read from is not in the log. Asks the brokers why; blocks for seconds."""
-        before, now = self._assigned.topic_id(partition), ""
+        before = self._assigned.topic_id(partition)
         log: tuple[int, int] | None = None
         try:
-            now = self._topic_ids.look_up([partition.topic]).get(partition.topic, "")
+            now = self._topic_ids.look_up_another(partition.topic, before) if before else ""
+            if now:
+                return topic_replaced(Replaced(partition.topic, before, now))
             log = self._client.get_watermark_offsets(confluent_kafka.TopicPartition(*partition), timeout=ANSWER_S)
         except KafkaException as error:
             _log.warning("cannot ask why the offset is not in the log", error=group.text_of(error))
-        if before and now and before != now:
-            return topic_replaced(Replaced(partition.topic, before, now))
         return offset_reset(partition, offset, log, text)
 
     # Callbacks: they run inside poll, on its thread, and never raise

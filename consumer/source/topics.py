@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
@@ -76,6 +77,21 @@ class TopicIds:
                 if topic_id != _NO_ID:
                     found[topic] = topic_id
         return found
+
+    def look_up_another(self, topic: str, before: str) -> str:
+        """The ID of the topic if it is not `before`; "" if it still is after `ANSWER_S`, or if the topic is not there.
+
+        A broker may answer with the old ID although another broker serves the new topic already, so it is asked again.
+
+        Raises:
+            KafkaException: The brokers do not answer.
+        """
+        until = time.monotonic() + ANSWER_S
+        while True:
+            now = self.look_up([topic]).get(topic, "")
+            if (now and now != before) or time.monotonic() >= until:
+                return now if now != before else ""
+            self._stop.wait(_WATCH_EVERY_S)
 
     def watch(self, ids: Mapping[str, str]) -> None:
         """Expect these IDs from now on, and say in `replaced` if a topic has another one."""

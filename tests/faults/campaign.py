@@ -256,7 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         harms = [harm for harm in harms if harm.name != "disk-full"]
     seed = chosen.seed if chosen.seed is not None else random.randrange(2**32)
     print(f"campaign of {chosen.minutes:g} minutes, seed {seed}", flush=True)
-    ours = [each for each in read_rows() if each.get("core") == core.digest()]
+    current = core.digest()
+    ours = [each for each in read_rows() if each.get("core") == current]
     return int(campaign(plan(ours, harms, random.Random(seed)), chosen.minutes, chosen.bug) > 0)
 
 

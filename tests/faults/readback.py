@@ -11,7 +11,7 @@ from typing import Any
 import confluent_kafka
 
 import pictures
-from consumer.wire import decode_result
+from consumer.wire import decode_result, read_dead_letter, read_record
 from history import Commit, Content, Delivery, InputId, Outcome, Sent
 from recorder import Observer, beginnings, input_id, isolation_of, key_of, position_of, reader
 from sluice_process import Topics
@@ -23,9 +23,15 @@ def read_inputs(bootstrap: str, topics: Topics) -> list[Sent]:
     """The whole input topic, with what has to become of each record."""
     messages = _read_all(bootstrap, [topics.frames], "read_uncommitted")
     return [
-        Sent(InputId(message.partition(), message.offset()), key_of(message), pictures.expected(message.value()))
+        Sent(InputId(message.partition(), message.offset()), key_of(message), _expected(message))
         for message in messages
     ]
+
+
+def _expected(message: confluent_kafka.Message) -> Content:
+    """What the outcome of a record has to say. One without a key names no source, whatever its picture is."""
+    content = pictures.expected(message.value())
+    return content if message.key() is not None else Content("rejected", "bad_source_id", frame=content.frame)
 
 
 def read_outcomes(bootstrap: str, topics: Topics, delivery: Delivery, observer: Observer) -> Iterator[Outcome]:
@@ -37,13 +43,20 @@ def read_outcomes(bootstrap: str, topics: Topics, delivery: Delivery, observer: 
         body = decode_result(message.value()) if "ce_type" in headers else None
         yield Outcome(
             input_id(message),
-            key_of(message),
+            key_of(message) if body else _key_in_letter(message),
             position_of(message),
             writer=str(body["model"]["name"]) if body else "",
             published_ms=int(body["published_at_ms"]) if body else 0,
             arrived_s=observer.arrived_s.get(position_of(message), now),
             content=content_of_result(body) if body else content_of_letter(message.value(), headers),
         )
+
+
+def _key_in_letter(message: confluent_kafka.Message) -> str:
+    """The key of the frame: its dead letter may have another one, where the topic takes none without."""
+    letter = read_dead_letter(read_record(message))
+    assert letter is not None, f"not a dead letter: {position_of(message)}"
+    return (letter.record.key or b"").decode()
 
 
 def content_of_result(body: Mapping[str, Any]) -> Content:
