@@ -87,8 +87,10 @@ def _kept(publisher: Publisher) -> dict[Receipt, Any]:
 
 
 SOURCE_BUGS: Mapping[str, Bug] = {
-    "ends-ignored": Bug("the end is committed", "at_least_once", _ends_ignored, "retention-markers"),
-    "end-done-when-read": Bug("committed after published", "at_least_once", _end_is_done_when_it_is_read, "txn-input"),
+    "ends-ignored": Bug("the end is committed", "at_least_once", _ends_ignored, "records-deleted-marker"),
+    "end-done-when-read": Bug(
+        "committed after published", "at_least_once", _end_is_done_when_it_is_read, "input-in-transactions"
+    ),
     "no-topic-watch": real_bug("complete", "at_least_once", _no_topic_watch, "topic-remade"),
     "old-offset-for-the-new-topic": real_bug(
         "complete", "at_least_once", _old_offset_for_the_new_topic, "topic-remade"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from bugs import BUGS, plant, planted
+from campaign import HARMS
 from schedules import SCHEDULES, first_violation, without_logs
 
 RUNS = 5
@@ -35,6 +36,11 @@ def test_a_seeded_bug_is_caught_within_five_runs(name: str) -> None:
 def test_without_a_bug_the_same_runs_find_nothing(delivery: str) -> None:
     """Catches a rig that cries wolf: it would catch every bug, too."""
     assert [first_violation(SCHEDULES[delivery], seed) for seed in range(RUNS)] == [""] * RUNS
+
+
+def test_every_harm_that_a_bug_names_exists() -> None:
+    """Catches a harm that was renamed: its bugs would never run on real brokers."""
+    assert {bug.harm for bug in BUGS.values()} <= {*HARMS, ""}
 
 
 def test_there_are_ten_and_a_name_that_is_none_is_refused() -> None:
