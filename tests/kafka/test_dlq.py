@@ -110,7 +110,7 @@ def mode(broker: Broker) -> list[str]:
 
 
 def test_what_is_replayed_is_the_original_byte_for_byte_and_counted(broker: Broker, topics: Topics, dlq: Dlq) -> None:
-    """Catches: our headers left on the record, a producer's ce_id lost, a key rewritten, a time that retention deletes."""
+    """Catches: our headers left on the record, a producer's ce_id lost, a key rewritten, a time long ago."""
     before_ms = time.time_ns() // 1_000_000
     sent = bury(broker, topics, [(f"cam-{n % 3}", bytes([n]) * 100, "damaged") for n in range(9)])
     said = dlq.replay(*mode(broker))
