@@ -108,7 +108,7 @@ def _order(outcomes: Iterable[Outcome]) -> Iterator[Violation]:
     seen: set[InputId] = set()
     last: dict[tuple[str, str, int], Outcome] = {}
     for outcome in outcomes:
-        if outcome.id in seen:
+        if outcome.id in seen or not outcome.source:  # the dead letters of frames without a source are spread
             continue
         seen.add(outcome.id)
         key = (outcome.position.topic, outcome.source, outcome.id.partition)
@@ -128,7 +128,7 @@ def _order_in_a_tenure(outcomes: Iterable[Outcome], tenures: Tenures) -> Iterato
     last: dict[tuple[Tenure, str, str], Outcome] = {}
     for outcome in outcomes:
         tenure = tenures.of(outcome)
-        if tenure is None:
+        if tenure is None or not outcome.source:
             continue
         key = (tenure, outcome.position.topic, outcome.source)
         before = last.get(key)
