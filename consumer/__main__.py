@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import MutableMapping
 from functools import partial
 from pathlib import Path
@@ -171,8 +170,6 @@ def _set_up_process() -> None:
     sys.setswitchinterval(0.0001)
     # Else there is a second series beside each counter, which nothing here reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    # A producer that is thrown away tries to abort what its successor resolves; and the log has one format.
-    warnings.filterwarnings("ignore", "Producer abort_transaction failed", RuntimeWarning)
     configure_opencv()
 
 

@@ -135,7 +135,7 @@ class TestAFailure:
         assert bench.transact() == [7]
         assert bench.producers == 2
         assert bench.client is not old
-        wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
+        wait_until(lambda: old.calls[-1] == "purge", 5, "the old producer to be closed")
 
     def test_of_a_call_that_never_comes_back_is_told_in_time_and_its_producer_is_closed_only_behind_it(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -154,7 +154,7 @@ class TestAFailure:
         assert bench.client is not old
         assert old.calls[-1] == call
         back.set()
-        wait_until(lambda: old.calls[-1] == "close", 5, "the old producer to be closed")
+        wait_until(lambda: old.calls[-1] == "purge", 5, "the old producer to be closed")
         assert old.calls[-2] == f"{call} is back"
 
     @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ class TestWhatAPersonMustMend:
         assert time.monotonic() - began < 3
         back.set()
         client = FakeTransactionalProducer.made[-1]
-        wait_until(lambda: client.calls[-1] == "close", 5, "the producer to be closed")
+        wait_until(lambda: client.calls[-1] == "purge", 5, "the producer to be closed")
 
     def test_the_embedded_broker_is_refused(self, make: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(FakeTransactionalProducer, "cluster", "sluice-embedded-1")

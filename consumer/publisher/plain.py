@@ -101,6 +101,12 @@ class Publisher:
         """For the transactions around what is published."""
         return self._client
 
+    def release(self) -> confluent_kafka.Producer:
+        """Give the client away. Nothing else may be asked of this publisher afterwards."""
+        client = self._client
+        del self._client
+        return client
+
     @property
     def outstanding(self) -> int:
         """Outcomes published and not yet acknowledged."""

@@ -183,8 +183,8 @@ class TransactionalPublisher:
         self._suspect = False
 
     def _give_up(self) -> None:
-        """Its closing may wait for brokers that are away, or behind a call that hangs, and nothing depends on it."""
-        self._caller.end(partial(_close, self._publisher.client))
+        """Its end may wait for brokers that are away, or behind a call that hangs, and nothing depends on it."""
+        self._caller.end(partial(_drop, [self._publisher.release()]))
 
     def _connect(self, within_s: float, stop: Stop | None) -> None:
         try:
@@ -267,7 +267,12 @@ def _errors(failure: BaseException | None) -> Iterator[confluent_kafka.KafkaErro
         failure = failure.__cause__ or failure.__context__
 
 
-def _close(client: confluent_kafka.Producer) -> None:
+def _drop(held: list[confluent_kafka.Producer]) -> None:
+    """Let go of the only reference to a client, which ends it.
+
+    Not `close`: that asks the brokers to abort the transaction, which the next producer resolves. The request may raise
+    the epoch of the transactional ID once more, behind that of the next producer, and fence it.
+    """
     with contextlib.suppress(KafkaException, SystemError):  # as in `Publisher.close`
-        client.purge()
-        client.close()
+        held[0].purge()
+    held.clear()

@@ -272,8 +272,12 @@ class FakeTransactionalProducer(FakeProducer):
         self.queue = deque(late)
         self._call("commit_transaction")
 
+    def purge(self) -> None:
+        super().purge()
+        self.calls.append("purge")
+
     def close(self) -> None:
-        self.calls.append("close")
+        raise AssertionError("it asks the brokers to abort what the next producer resolves")
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
