@@ -25,6 +25,8 @@ _log = structlog.get_logger(__name__)
 RECOVERY_S = 120.0
 # Offsets that rise without an outcome (behind transaction markers) wait so long for a transaction that has outcomes.
 OFFSETS_ONLY_S: Final = 1.0
+# What a revocation or a stop may spend on them.
+LAST_OFFSETS_S: Final = 4.0
 # From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
 TRANSACTION_S: Final = 10.0
 
@@ -106,7 +108,7 @@ class Delivery(Protocol):
         ...
 
     def commit(self, risen: Sequence[Committable]) -> None:
-        """These watermarks rose by what was acknowledged."""
+        """These watermarks rose by what was acknowledged, or to the end of a partition."""
         ...
 
     def hand_over(self, watermarks: Sequence[Committable]) -> None:
@@ -200,8 +202,8 @@ class ExactlyOnce:
         # Watermarks of the current epochs: those that transactions have committed, and those that rose beyond them
         # without an outcome.
         self._committed: dict[TopicPartition, int] = {}
-        self._due: dict[TopicPartition, int] = {}
-        self._due_since = 0.0
+        self._uncommitted_ends: dict[TopicPartition, int] = {}
+        self._ends_since = 0.0
         self._budget = TransactionBudget()
         self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
         self._failed_since: float | None = None  # the first failure of a row that no success has ended
@@ -229,7 +231,7 @@ class ExactlyOnce:
     def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
         self._refused = False
         ready = [] if self.broken else self._held.take(self._offsets, self._budget.bytes)
-        quiet = not self.broken and bool(self._due) and self._clock() - self._due_since >= OFFSETS_ONLY_S
+        quiet = not self.broken and bool(self._uncommitted_ends) and self._clock() - self._ends_since >= OFFSETS_ONLY_S
         if not ready and not quiet:
             if wait_s:
                 self._publisher.rest(wait_s)
@@ -247,9 +249,9 @@ class ExactlyOnce:
         """The transactions did, except for what rose without an outcome: the next one does, or one of its own."""
         for partition, next_offset in risen:
             if next_offset > self._committed.get(partition, -1):
-                if not self._due:
-                    self._due_since = self._clock()
-                self._due[partition] = next_offset
+                if not self._uncommitted_ends:
+                    self._ends_since = self._clock()
+                self._uncommitted_ends[partition] = next_offset
 
     def hand_over(self, watermarks: Sequence[Committable]) -> None:
         """The transactions did, except for what rose without an outcome."""
@@ -263,7 +265,7 @@ class ExactlyOnce:
         ended = list(partitions)
         for partition in ended:
             self._committed.pop(partition, None)
-            self._due.pop(partition, None)
+            self._uncommitted_ends.pop(partition, None)
         return [item.frame for item in self._held.forget(ended)]
 
     def recover(self) -> None:
@@ -285,7 +287,7 @@ class ExactlyOnce:
     def _transact(self, ready: Sequence[Finished], within_s: float) -> list[Acknowledged] | None:
         """One transaction with these outcomes and all offsets that they or earlier ones allow. None: it failed."""
         last = {item.frame.receipt.partition: item.frame.receipt.offset for item in ready}
-        risen = {**self._due, **dict(self._offsets.watermarks_after(last))}
+        risen = {**self._uncommitted_ends, **dict(self._offsets.watermarks_after(last))}
         offsets = [Committable(*item) for item in risen.items()]
         began, size = self._clock(), sum(map(outcome_bytes, ready))
         try:
@@ -301,7 +303,7 @@ class ExactlyOnce:
         # At once, not when the watermarks are reported: a rewind must not go below them, whatever comes first.
         self._source.transacted(offsets)
         self._committed.update(risen)
-        self._due.clear()
+        self._uncommitted_ends.clear()
         self._failed_since = None
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction.observe(took_s)
@@ -311,8 +313,8 @@ class ExactlyOnce:
         """Best effort: if it fails, the next owner of the partition reads to the same end again and commits it."""
         self.commit(watermarks)
         wanted = {partition for partition, _ in watermarks}
-        if not self.broken and wanted & self._due.keys():
-            self._transact([], OFFSETS_ONLY_S)
+        if not self.broken and wanted & self._uncommitted_ends.keys():
+            self._transact([], LAST_OFFSETS_S)
 
     def _membership(self) -> object:
         membership = self._source.membership()
@@ -324,7 +326,8 @@ class ExactlyOnce:
         """Rolled back for certain, it is tried again in the next turn: the next poll may bring what was the matter."""
         for item in ready:
             self._held.hold(item)
-        self.broken = not error.rolled_back
+        # In doubt, offsets alone take nothing back: everything below them is done.
+        self.broken = not error.rolled_back and bool(ready)
         self._refused = error.expelled
         self._metrics.transactions.labels("failed").inc()
         self._failures.warning(

@@ -45,11 +45,19 @@ class RefusedError(KafkaError):
 
 
 class TopicReplacedError(KafkaError):
-    """An input topic was created again, or its log was cut, while it was read. Nothing is committed on the way out."""
+    """An input topic was created again, or its log was cut, while it was read. Nothing more of it is committed."""
+
+    def __init__(self, message: str, topic: str) -> None:
+        super().__init__(message)
+        self.topic = topic
 
 
 class OffsetsLostError(RefusedError):
-    """The next offset is not in the log. Nothing is committed on the way out; a person chooses where to read on."""
+    """The next offset is not in the log: a person chooses where to read on. Nothing more of its topic is committed."""
+
+    def __init__(self, message: str, topic: str) -> None:
+        super().__init__(message)
+        self.topic = topic
 
 
 class PublishError(KafkaError):

@@ -14,8 +14,8 @@ from consumer.config import Config
 from consumer.errors import KafkaError
 from consumer.offsets import Committable
 from consumer.source import Source, consumer_settings, group
-from consumer.types import Frame
-from fake_kafka import FakeConsumer, FakeMessage, FakeTopicIds, group_metadata
+from consumer.types import Frame, Receipt
+from fake_kafka import FakeConsumer, FakeMessage, FakeTopicIds, failed, group_metadata
 from made_frames import P0, P1, VirtualClock, offsets
 
 
@@ -83,6 +83,15 @@ class TestRewind:
         for _ in range(2):
             assert bench.source.rewind() is not None
         assert bench.client.called("seek") == [[(P0, 40)], [(P0, 40)]]
+
+    def test_of_a_partition_without_a_frame_keeps_its_end(self, bench: Bench) -> None:
+        """The client reports an end once. Catches an end behind markers that a recovery forgets, and a lag for good."""
+        end = FakeMessage(P1, 11, error=failed(confluent_kafka.KafkaError._PARTITION_EOF))
+        bench.play(FakeMessage(P0, 40), end)
+        assert [each.offset for each in bench.source.ends()] == [11]
+        epochs = bench.source.rewind()
+        assert epochs is not None
+        assert bench.source.ends() == [Receipt(P1, 11, epochs[P1])]
 
     def test_never_goes_below_what_a_transaction_has_committed(self, bench: Bench) -> None:
         """Catches repeats where a coordinator that has just taken over answers with older offsets than there were."""

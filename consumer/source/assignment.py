@@ -15,7 +15,7 @@ import structlog
 from consumer.errors import TopicReplacedError
 from consumer.offsets import Committable
 from consumer.source.position import Position
-from consumer.source.topics import from_metadata
+from consumer.source.topics import from_metadata, is_another
 from consumer.types import Frame, Lag, Receipt, TopicPartition
 from consumer.wire import parse_frame, read_record
 
@@ -53,12 +53,15 @@ class Assignment:
             position.leader_epochs.append((start.offset - 1, start.leader_epoch))
         return partition, position.epoch
 
-    def renew(self) -> dict[TopicPartition, int]:
+    def new_epochs(self) -> dict[TopicPartition, int]:
         """All partitions are read again from an earlier offset, in new epochs."""
         for partition, before in self._positions.items():
             position = self._positions[partition] = Position(self._next_epoch(), start=before.start)
             position.first_offset, position.floor = before.first_offset, before.floor
             position.topic_id = before.topic_id
+            if before.next_offset is not None:  # it did not go back; the client does not report this end again
+                position.next_offset = before.next_offset
+                self._ends.append(Receipt(partition, before.next_offset, position.epoch))
         return {partition: position.epoch for partition, position in self._positions.items()}
 
     def end(self, partitions: Iterable[TopicPartition]) -> None:
@@ -78,7 +81,8 @@ class Assignment:
         if position.next_offset is not None and offset < position.next_offset:
             raise TopicReplacedError(
                 f"the offsets of {partition} went back from {position.next_offset} to {offset}: the log was cut, or "
-                "the topic was created again. A restart reads it from there"
+                "the topic was created again. A restart reads it from there",
+                partition.topic,
             )
         position.read(offset, record.timestamp_ms, message.leader_epoch())
         return parse_frame(record, Receipt(partition, offset, position.epoch), received_at)
@@ -107,7 +111,7 @@ class Assignment:
             if (position := self._positions.get(partition)) is not None
         ]
 
-    def committed(self, offsets: Iterable[Committable]) -> None:
+    def mark_committed(self, offsets: Iterable[Committable]) -> None:
         """A transaction has committed these: a rewind never goes below them."""
         for partition, next_offset in offsets:
             if (position := self._positions.get(partition)) is not None:
@@ -115,17 +119,21 @@ class Assignment:
 
     def rewound(
         self, committed: confluent_kafka.TopicPartition, seek: Callable[[confluent_kafka.TopicPartition], None]
-    ) -> None:
-        """Go back to what the group has committed, but not below what our transactions have; or to the first frame."""
+    ) -> int:
+        """Go back to what the group has committed, but not below what our transactions have. Returns where that is.
+
+        If nothing was committed yet, that is where this assignment began.
+        """
         position = self._positions[TopicPartition(committed.topic, committed.partition)]
         offset = max(committed.offset, position.floor)
-        if offset < 0:  # nothing was committed yet: back to where this assignment began
-            if position.first_offset is None:
-                return
+        if offset < 0:
+            if position.first_offset is None:  # no frame was read: there is nothing to go back from
+                return position.start
             offset = position.first_offset
         seek(confluent_kafka.TopicPartition(committed.topic, committed.partition, offset))
         position.start = offset
         position.next_offset = None  # it may go back now, even if the seek of another partition fails
+        return offset
 
     def lag(self, watermarks: Callable[[confluent_kafka.TopicPartition], tuple[int, int]], now_ms: int) -> list[Lag]:
         """See `Source.lag`. `watermarks`: the first offset and the one behind the last, negative if not known."""
@@ -165,7 +173,7 @@ def start_offsets(
         before, now = from_metadata(item.metadata), ids.get(item.topic, "")
         if offset < 0:
             offset, leader_epoch = without_commit, -1
-        elif before and now and before != now:
+        elif is_another(before, now):
             _log.warning(
                 "the topic was created again since its offsets were committed; it is read from its beginning",
                 partition=f"{item.topic}[{item.partition}]",

@@ -27,7 +27,7 @@ from consumer.source.commits import Commits
 from consumer.source.errors import offset_reset, topic_replaced, verdict
 from consumer.source.listener import RebalanceListener
 from consumer.source.settings import consumer_settings
-from consumer.source.topics import ANSWER_S, Replaced, TopicIds, from_metadata
+from consumer.source.topics import ANSWER_S, Replaced, TopicIds, from_metadata, is_another
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 
 _log = structlog.get_logger(__name__)
@@ -119,7 +119,8 @@ class Source:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             if isinstance(failure, TopicReplacedError | OffsetsLostError):
-                self._commits.withhold(self._client, self._assigned.partitions)
+                of_topic = [each for each in self._assigned.partitions if each.topic == failure.topic]
+                self._commits.withhold(self._client, of_topic)
             raise failure
         return frames
 
@@ -179,7 +180,7 @@ class Source:
         A coordinator that has just taken over was seen to answer with older offsets than its predecessor had.
         """
         self._check_owner()
-        self._assigned.committed(offsets)
+        self._assigned.mark_committed(offsets)
 
     def rewind(self) -> dict[TopicPartition, int] | None:
         """Go back to what the group has committed, and fetch again. For a time when no transaction is open.
@@ -190,15 +191,16 @@ class Source:
         try:
             found = self._committed(self._assigned.partitions, tries=2) if self._assigned else []
             self.resume()  # before the seek: it would go on at the position of the pause
-            for item in found:
-                self._assigned.rewound(item, self._client.seek)
+            went = {
+                f"{item.topic}[{item.partition}]": self._assigned.rewound(item, self._client.seek) for item in found
+            }
         except RefusedError:
             raise
         except (KafkaException, KafkaError) as error:
             _log.warning("cannot go back to the committed offsets yet", error=group.text_of(error))
             return None
-        _log.info("rewound", offsets={f"{item.topic}[{item.partition}]": item.offset for item in found})
-        return self._assigned.renew()
+        _log.info("rewound", offsets=went)
+        return self._assigned.new_epochs()
 
     def lag(self) -> list[Lag]:
         """How far each assigned partition is behind, from what the last fetches said. Asks nobody.
@@ -235,7 +237,7 @@ class Source:
             self._assigned.reached(partition, message.offset())
         elif code != _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._verdict(error)
-        elif not self._gave_up:  # after a stop nobody looked up where to start, and the client found nothing either
+        elif not self._gave_up:  # after a stop, no start offset was looked up, so this error is expected
             self._fail(self._explain_reset(partition, message.offset(), error.str()))
 
     def _explain_reset(self, partition: TopicPartition, offset: int, text: str) -> KafkaError:
@@ -243,8 +245,8 @@ class Source:
         before = self._assigned.topic_id(partition)
         log: tuple[int, int] | None = None
         try:
-            now = self._topic_ids.look_up_another(partition.topic, before) if before else ""
-            if now:
+            now = self._topic_ids.look_up_settled(partition.topic) if before else ""
+            if is_another(before, now):
                 return topic_replaced(Replaced(partition.topic, before, now))
             log = self._client.get_watermark_offsets(confluent_kafka.TopicPartition(*partition), timeout=ANSWER_S)
         except KafkaException as error:
@@ -310,10 +312,14 @@ class Source:
                 raise
             self._gave_up = True
             return assigned, {}  # nothing is read of them any more
-        # A topic that is not there now is watched for with the ID that its commits name.
+        # A topic that is not there now is watched for with the ID that its commits name. One that seems to be another
+        # topic may be seen so by a broker that is behind.
         for item in committed:
-            if item.topic not in ids and (known := from_metadata(item.metadata)):
+            known = from_metadata(item.metadata)
+            if item.topic not in ids and known:
                 ids[item.topic] = known
+            elif is_another(known, ids.get(item.topic, "")):
+                ids[item.topic] = self._topic_ids.look_up_settled(item.topic) or ids[item.topic]
         return start_offsets(committed, ids, without_commit=self._without_commit), ids
 
     def _look_up_ids(self, topics: Collection[str]) -> dict[str, str]:

@@ -39,12 +39,11 @@ class Commits:
         self._uncommitted = False  # something was stored since the last commit was sent, or that one has failed
         self._sent_at = clock()
         self._is_answered = True
-        self._withheld = False
+        self._withheld: set[tuple[str, int]] = set()
 
     def withhold(self, client: confluent_kafka.Consumer, partitions: Sequence[TopicPartition]) -> None:
-        """Commit nothing more, neither now nor when the client is closed: what is stored may be of another log."""
-        self._withheld = True
-        self._uncommitted = False
+        """Commit nothing more of these, neither now nor when the client is closed: it may be of another log."""
+        self._withheld |= {(item.topic, item.partition) for item in partitions}
         forgotten = [TopicPartition(item.topic, item.partition, confluent_kafka.OFFSET_INVALID) for item in partitions]
         for item in forgotten:  # one by one: one that is not assigned any more does not keep the others stored
             try:
@@ -54,7 +53,8 @@ class Commits:
 
     def store(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> None:
         """Hand these to the next commit."""
-        if not offsets or self._withheld:
+        offsets = self._allowed(offsets)
+        if not offsets:
             return
         try:
             client.store_offsets(offsets=list(offsets))
@@ -71,7 +71,7 @@ class Commits:
         Never two at a time: librdkafka tries each again by itself while the coordinator is away, in no certain order,
         and an old one that arrives last takes the group back.
         """
-        if self._withheld or (self._is_answered and not self._uncommitted):
+        if self._is_answered and not self._uncommitted:
             return
         waited_s = self._clock() - self._sent_at
         if waited_s < (self._every_s if self._is_answered else _UNANSWERED_S):
@@ -85,7 +85,8 @@ class Commits:
 
     def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition], caller: Caller) -> None:
         """Commit these and wait for the answer, for `LAST_COMMIT_S` at most. `caller` makes the call."""
-        if not offsets or self._withheld:
+        offsets = self._allowed(offsets)
+        if not offsets:
             return
         try:
             refusal = caller.call(partial(_insist, client, list(offsets)), LAST_COMMIT_S)
@@ -105,6 +106,9 @@ class Commits:
             self._uncommitted = True
             _log.warning("commit failed; the next one makes up for it", error=error.name(), text=error.str())
             self._count(ok=False)
+
+    def _allowed(self, offsets: Sequence[TopicPartition]) -> list[TopicPartition]:
+        return [item for item in offsets if (item.topic, item.partition) not in self._withheld]
 
     def _count(self, *, ok: bool) -> None:
         stored_at = self._stored_at

@@ -54,7 +54,8 @@ def topic_replaced(replaced: Replaced) -> TopicReplacedError:
     """A topic was deleted and created again while its frames were read."""
     return TopicReplacedError(
         f"the input topic {replaced.topic} was deleted and created again: its topic ID was {replaced.before} and is "
-        f"{replaced.now}. Nothing more is committed for the old topic. A restart reads the new one from its beginning"
+        f"{replaced.now}. Nothing more is committed for the old topic. A restart reads the new one from its beginning",
+        replaced.topic,
     )
 
 
@@ -70,10 +71,13 @@ def offset_reset(partition: TopicPartition, offset: int, log: tuple[int, int] | 
             f"records {offset} to {log[0] - 1} of {partition} were deleted before this group committed them. They were "
             "frames, or only transaction markers"
         )
+    elif log is not None:
+        said = f"the log of {partition} was cut below offset {offset} and written again: {text}"
     else:
         said = f"the next offset of {partition}, {offset}, is not in the log: {text}"
     return OffsetsLostError(
-        f"{said}. Choose where to read on and reset the offsets of the group: docs/operations.md, Offsets out of range"
+        f"{said}. Choose where to read on and reset the offsets of the group: docs/operations.md, Offsets out of range",
+        partition.topic,
     )
 
 

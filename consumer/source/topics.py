@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
@@ -24,6 +25,7 @@ _Code = confluent_kafka.KafkaError
 
 ANSWER_S: Final = 5.0
 _WATCH_EVERY_S: Final = 0.15
+_AGREEING: Final = 8  # answers in a row, over a second
 _NO_ID: Final = "A" * 22  # 16 bytes of zeros: brokers before 2.8 have no topic IDs
 _PREFIX: Final = "topic-id:"
 # The topic is not there at the moment, or this user may not know: there is nothing to compare.
@@ -44,7 +46,9 @@ class TopicIds:
     def __init__(self, config: Config) -> None:
         # As the consumer connects. Quiet: the consumer logs what is wrong with the brokers.
         settings = {**config.kafka.shared, **config.kafka.consumer, "log_level": 0}
+        settings.pop("debug", None)  # it would log all the same
         self._client = AdminClient(settings | {"bootstrap.servers": config.kafka.bootstrap_servers})
+        self._cluster = ""
         self._expected: Mapping[str, str] = {}  # replaced as a whole, never changed: two threads read it
         self._replaced: Replaced | None = None
         self._stop = threading.Event()
@@ -56,13 +60,16 @@ class TopicIds:
         return self._replaced
 
     def look_up(self, topics: Collection[str]) -> dict[str, str]:
-        """The IDs of these topics, without those that are not there or have none. Blocks for `ANSWER_S` at most.
+        """`<cluster ID>/<topic ID>` of these topics, without those that are not there or have none.
+
+        Blocks for `ANSWER_S` at most, the first time for twice that.
 
         Raises:
             KafkaException: The brokers do not answer.
         """
         if not topics:
             return {}
+        self._cluster = self._cluster or self._client.list_topics(timeout=ANSWER_S).cluster_id or ""
         found: dict[str, str] = {}
         asked = self._client.describe_topics(TopicCollection(sorted(topics)), request_timeout=ANSWER_S)
         for topic, answer in asked.items():
@@ -75,23 +82,25 @@ class TopicIds:
                 raise KafkaException(_Code(_Code._TIMED_OUT, "no answer")) from error  # noqa: SLF001 - its own name
             else:
                 if topic_id != _NO_ID:
-                    found[topic] = topic_id
+                    found[topic] = f"{self._cluster}/{topic_id}"
         return found
 
-    def look_up_another(self, topic: str, before: str) -> str:
-        """The ID of the topic if it is not `before`; "" if it still is after `ANSWER_S`, or if the topic is not there.
+    def look_up_settled(self, topic: str) -> str:
+        """The ID of the topic on which the brokers agree, or the last answer after `ANSWER_S`; "" if it is not there.
 
-        A broker may answer with the old ID although another broker serves the new topic already, so it is asked again.
+        For some time after a topic was created again, a broker that is behind answers with the old ID.
 
         Raises:
             KafkaException: The brokers do not answer.
         """
         until = time.monotonic() + ANSWER_S
-        while True:
-            now = self.look_up([topic]).get(topic, "")
-            if (now and now != before) or time.monotonic() >= until:
-                return now if now != before else ""
+        answers: deque[str] = deque(maxlen=_AGREEING)
+        while len(answers) < _AGREEING or len(set(answers)) > 1:
+            answers.append(self.look_up([topic]).get(topic, ""))
+            if time.monotonic() >= until:
+                break
             self._stop.wait(_WATCH_EVERY_S)
+        return answers[-1]
 
     def watch(self, ids: Mapping[str, str]) -> None:
         """Expect these IDs from now on, and say in `replaced` if a topic has another one."""
@@ -111,6 +120,12 @@ class TopicIds:
                 if expected is self._expected:  # else the assignment has changed meanwhile
                     other = [Replaced(topic, expected[topic], now) for topic, now in found.items()]
                     self._replaced = self._replaced or next((each for each in other if each.before != each.now), None)
+
+
+def is_another(before: str, now: str) -> bool:
+    """Whether these are IDs of two topics of one cluster. Of two clusters, one topic may be the mirror of the other."""
+    clusters = before.partition("/")[0], now.partition("/")[0]
+    return bool(before and now) and before != now and clusters[0] == clusters[1]
 
 
 def to_metadata(topic_id: str) -> str:

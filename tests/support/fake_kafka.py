@@ -173,9 +173,8 @@ class FakeTopicIds:
             raise KafkaException(failed(KafkaError._TIMED_OUT))
         return {topic: self.ids[topic] for topic in topics if topic in self.ids}
 
-    def look_up_another(self, topic: str, before: str) -> str:
-        now = self.look_up([topic]).get(topic, "")
-        return now if now != before else ""
+    def look_up_settled(self, topic: str) -> str:
+        return self.look_up([topic]).get(topic, "")
 
     def watch(self, ids: Mapping[str, str]) -> None:
         self.expected = dict(ids)
