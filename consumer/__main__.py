@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import MutableMapping
 from functools import partial
@@ -63,18 +61,12 @@ ConfigPath = Annotated[
 def run(config: ConfigPath = None) -> None:
     """Run the consumer until SIGTERM or SIGINT, then drain and exit 0. A second signal ends it at once."""
     from consumer.deadline import Stop
+    from consumer.signals import stop_on_signals
 
     settings = load_config(config)
     set_up_logging(settings.log)
     stop = Stop(time.monotonic)
-
-    def on_signal(number: int, _frame: object) -> None:
-        if stop.is_set():
-            _end_at_once(number)
-        stop.set()
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, on_signal)
+    stop_on_signals(stop)
     try:
         serve(settings, stop)
     except ConfigError:
@@ -298,20 +290,6 @@ def main() -> None:
         lines = map(clients.printable, str(error).split("\n"))  # a wrong configuration has one for each option
         sys.stderr.write("sluice: " + "\n".join(lines) + "\n")
         raise SystemExit(error.exit_code) from None
-
-
-def _end_at_once(number: int) -> NoReturn:
-    """A second signal, while the first is still being obeyed: the user does not want to wait for the drain."""
-    code = 128 + number
-    said = threading.Thread(
-        target=_log.critical,
-        args=("second signal: ended without draining; frames in flight were not committed and will be repeated",),
-        kwargs={"signal": signal.Signals(number).name, "exit_code": code, "restart_helps": True},
-        daemon=True,
-    )
-    said.start()  # on a thread of its own: the signal may have interrupted a log line, which holds the lock of the log
-    said.join(1.0)
-    os._exit(code)
 
 
 def _leave(code: int) -> NoReturn:

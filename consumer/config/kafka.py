@@ -19,6 +19,8 @@ TRANSACTION_TIMEOUT_MS: Final = 15_000
 _ENDING_MS: Final = 15_000
 _MAX_POLL_INTERVAL_MS: Final = 300_000  # librdkafka's default
 
+_FETCH_BACKOFF: Final = "fetch.error.backoff.ms"
+_LEAST_FETCH_BACKOFF_MS: Final = 500  # librdkafka's default
 _SECRET_BYTES: Final = 64 * 1024  # a chain of certificates has a few thousand
 
 # librdkafka settings on which a promise stands, each with what to do instead.
@@ -109,6 +111,12 @@ class KafkaConfig(Section):
         for section in ("client", "consumer", "producer"):
             if str(getattr(self, section).get("partitioner", "")) == "random":
                 raise ValueError(f"{section}: partitioner 'random' would scatter the results of a source")
+            backoff_ms = float(getattr(self, section).get(_FETCH_BACKOFF, _LEAST_FETCH_BACKOFF_MS))
+            if section != "producer" and backoff_ms < _LEAST_FETCH_BACKOFF_MS:
+                raise ValueError(
+                    f"{section}: {_FETCH_BACKOFF} is less than {_LEAST_FETCH_BACKOFF_MS}: Sluice must notice an input "
+                    "topic that was created again before the client reads on in it"
+                )
             for name in getattr(self, section):
                 if name in OWN_SETTINGS:
                     raise ValueError(f"{section}: {name!r} is not free: {OWN_SETTINGS[name]}")
