@@ -494,20 +494,44 @@ class TestWhatIsNotWrittenInTime:
             bench.transact(finished(7), finished(8))
         assert not caught.value.rolled_back
 
-    def test_is_cut_if_it_is_a_lone_dead_letter_that_is_late_twice(self, bench: Bench) -> None:
-        """Catches a large dead letter on a slow way that is tried forever, and one that is cut for a short outage."""
-        letter = finished(7, outcome=REJECTED, payload=bytes(4_000_000))
+    @staticmethod
+    def sent(bench: Bench, item: Finished, within_s: float = WITHIN_S) -> int:
+        """Bytes of the one message of a transaction whose way takes no more than 2.5 MB in time."""
+        late = item.frame.record.size_bytes > 2_500_000
         sizes: list[int] = []
-        for _ in range(3):
-            bench.client.withheld = lambda m: sizes.append(len(m["value"])) or len(m["value"]) > 2_500_000  # type: ignore[func-returns-value]
-            bench.fails("commit_transaction", *([RETRIABLE] if len(sizes) < 2 else []))
-            FakeTransactionalProducer.takes["commit_transaction"] = WITHIN_S if len(sizes) < 2 else 0.1
-            with contextlib.suppress(TransactionError):
-                assert bench.transact(letter) == [7]
-            bench.publisher.renew()
-        assert sizes[:2] == [4_000_000] * 2
-        assert 1_300_000 < sizes[2] < 1_400_000
+        bench.client.withheld = lambda m: sizes.append(len(m["value"])) or len(m["value"]) > 2_500_000  # type: ignore[func-returns-value]
+        bench.fails("commit_transaction", *([RETRIABLE] if late else []))
+        FakeTransactionalProducer.takes["commit_transaction"] = within_s if late else 0.1
+        with contextlib.suppress(TransactionError):
+            bench.publisher.transact([item], positions(item), METADATA, within_s)
+        FakeTransactionalProducer.fails.clear()
+        bench.publisher.renew()
+        return sizes[0]
 
+    def test_is_cut_if_it_is_a_lone_dead_letter_that_is_late_twice(self, bench: Bench) -> None:
+        """Catches a large dead letter on a slow way that is tried forever, and one that is cut for a short outage.
+
+        Also catches a count that the transactions of other partitions reset: the letter was never cut.
+        """
+        letter = finished(7, outcome=REJECTED, payload=bytes(4_000_000))
+        assert self.sent(bench, letter) == 4_000_000
+        assert self.sent(bench, finished(3, P1)) < 2000
+        assert self.sent(bench, letter) == 4_000_000
+        assert self.sent(bench, finished(4, P1)) < 2000
+        assert 1_300_000 < self.sent(bench, letter) < 1_400_000
+
+    def test_counts_once_for_each_letter(self, bench: Bench) -> None:
+        """Catches a partition whose earlier lateness cuts a later letter at once."""
+        assert self.sent(bench, finished(7, outcome=REJECTED, payload=bytes(4_000_000))) == 4_000_000
+        assert self.sent(bench, finished(7, outcome=REJECTED, payload=bytes(1_000_000))) == 1_000_000
+        assert self.sent(bench, finished(8, outcome=REJECTED, payload=bytes(4_000_000))) == 4_000_000
+        assert self.sent(bench, finished(8, outcome=REJECTED, payload=bytes(4_000_000))) == 4_000_000
+
+    def test_says_nothing_of_the_way_if_a_revocation_left_it_little_time(self, bench: Bench) -> None:
+        """Catches letters that are cut for minutes because two rebalances were short of time."""
+        letter = finished(7, outcome=REJECTED, payload=bytes(4_000_000))
+        sizes = [self.sent(bench, letter, within_s=2.0) for _ in range(4)]
+        assert sizes == [4_000_000] * 4
 
 class TestADeadLetterThatIsTooLarge:
     def test_is_cut_when_it_is_written_again(self, bench: Bench) -> None:

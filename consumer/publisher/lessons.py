@@ -10,7 +10,7 @@ import structlog
 from consumer.publisher.limits import LADDER, LEAST_BATCH, TopicLimits
 from consumer.publisher.plain import Publisher, Report
 from consumer.publisher.refusals import ADVICE, TOO_LARGE
-from consumer.types import Finished, Receipt
+from consumer.types import Finished, TopicPartition
 from consumer.wire import record_id
 
 _log = structlog.get_logger(__name__)
@@ -22,11 +22,12 @@ class Lessons:
     def __init__(self, limits: TopicLimits, settings: dict[str, Any]) -> None:
         self._limits = limits
         self._settings = settings
-        self._late: Receipt | None = None  # of the lone outcome that the last transaction could not write in time
+        # Partitions whose next outcome is a lone dead letter that a transaction could not write in time.
+        self._late: set[TopicPartition] = set()
 
-    def committed(self) -> None:
-        """A transaction went well."""
-        self._late = None
+    def committed(self, finished: Sequence[Finished]) -> None:
+        """A transaction with these outcomes succeeded. Other partitions stay late: each has its turns."""
+        self._late -= {item.frame.receipt.partition for item in finished}
 
     def learn(self, publisher: Publisher, reports: Sequence[Report], failure: Exception) -> None:
         """From what the brokers refused: the next transaction writes it in another way.
@@ -48,15 +49,15 @@ class Lessons:
     def watch(self, finished: Sequence[Finished], late_bytes: int) -> None:
         """From what was not written in time: a lone dead letter that is late twice is cut, or it never passes.
 
-        `late_bytes`: of the messages without a report.
+        Transactions of other partitions may succeed in between. `late_bytes`: of the messages without a report.
         """
-        before, self._late = self._late, None
         if len(finished) != 1 or late_bytes <= LADDER[-1]:
             return
         receipt = finished[0].frame.receipt
-        if before != receipt:
-            self._late = receipt
+        if receipt.partition not in self._late:
+            self._late.add(receipt.partition)
             return
+        self._late.discard(receipt.partition)
         _log.warning(
             "a dead letter does not pass within a transaction; dead letters are cut for a while",
             id=record_id(receipt),

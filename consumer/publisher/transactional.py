@@ -45,6 +45,8 @@ FENCED_AGAIN_S = 60.0
 GRACE_S: Final = 1.0
 # A commit with less time left than this is not sent: rolled back for certain is better than in doubt.
 _COMMIT_S: Final = 0.5
+# A transaction that had less time than this (in a revocation or a drain) does not show that the way is slow.
+_LATE_S: Final = 5.0
 
 
 class TransactionalPublisher:
@@ -123,10 +125,11 @@ class TransactionalPublisher:
             reports, undelivered = publisher.reports(), publisher.outstanding
             # librdkafka asks for the end of a transaction only once every message of it is reported as written.
             asked = committing and not undelivered and not any(refusal for _, refusal in reports)
-            self._lessons.watch(finished, publisher.buffered_bytes if undelivered else 0)
+            if undelivered and deadline - started >= _LATE_S:
+                self._lessons.watch(finished, publisher.buffered_bytes)
             self._judge(error, reports, open_s=self._clock() - started, rolled_back=not asked)
         self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
-        self._lessons.committed()
+        self._lessons.committed(finished)
         return publisher.poll()
 
     def renew(self) -> None:
