@@ -21,7 +21,7 @@ from consumer.types import Acknowledged, Clock, Finished, Frame, Lag, Outcome, R
 
 _log = structlog.get_logger(__name__)
 
-# How long it is tried to begin anew after a failed transaction, before the process ends.
+# How long it is tried to begin again after a failed transaction, before the process ends.
 RECOVERY_S = 120.0
 # Offsets that rise without an outcome (behind transaction markers) wait so long for a transaction that has outcomes.
 OFFSETS_ONLY_S: Final = 1.0
@@ -122,7 +122,7 @@ class Delivery(Protocol):
         ...
 
     def recover(self) -> None:
-        """One try to begin anew, in new epochs of the offset tracker. Blocks for seconds. See `broken` for success."""
+        """One try to begin again, in new epochs of the offset tracker. Blocks for seconds. See `broken` for success."""
         ...
 
 
@@ -297,7 +297,7 @@ class ExactlyOnce:
             self._failed(ready, error)
             return None
         took_s = self._clock() - began
-        self._budget.committed(size, took_s, full=self._held.more)
+        self._budget.committed(size, took_s, full=bool(ready) and self._held.more)
         # At once, not when the watermarks are reported: a rewind must not go below them, whatever comes first.
         self._source.transacted(offsets)
         self._committed.update(risen)

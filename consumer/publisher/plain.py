@@ -176,7 +176,7 @@ class Publisher:
 
     def _dispatch(self, pending: Pending, message: Message | None) -> Outcome:
         if message is None:
-            self._bury(pending)
+            self._send_dead_letter(pending)
             return pending.outcome
         try:
             self._send(self._topic, message, pending)
@@ -184,20 +184,20 @@ class Publisher:
             if error.args[0].code() not in TOO_LARGE:
                 raise self.refused(pending, error.args[0]) from error
             pending = unpublishable(pending.frame, _text(error), pending.published_at)
-            self._bury(pending)
+            self._send_dead_letter(pending)
         return pending.outcome
 
-    def _bury(self, pending: Pending) -> None:
+    def _send_dead_letter(self, pending: Pending) -> None:
         pending, message = self._letters.make(pending)
         try:
             self._send(self._letters.topic, message, pending)
         except KafkaException as error:
-            self._bury_another(pending, error.args[0])
+            self._send_again_as_dead_letter(pending, error.args[0])
 
-    def _bury_another(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
+    def _send_again_as_dead_letter(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if not self._letters.learn(pending, error):
             raise self.refused(pending, error)
-        self._bury(pending._replace(tries=pending.tries + 1))
+        self._send_dead_letter(pending._replace(tries=pending.tries + 1))
 
     def learn(self, pending: Pending, error: confluent_kafka.KafkaError) -> bool:
         """What a refusal says of later messages of the topic. False: nothing that would help."""
@@ -205,7 +205,7 @@ class Publisher:
             return self._letters.learn(pending, error)
         # Of a batch of several, any may be the large one, or all together.
         alone = error.code() in TOO_LARGE and pending.size >= self.batch_bytes
-        return alone and self._limits.refused(self._topic, pending.size, exactly=True)
+        return alone and self._results.refused(pending.size)
 
     def _send(self, topic: str, message: Message, pending: Pending) -> None:
         full_since: float | None = None
@@ -265,11 +265,11 @@ class Publisher:
 
     def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if isinstance(pending.outcome, Rejected):
-            self._bury_another(pending, error)
+            self._send_again_as_dead_letter(pending, error)
             return
         if self.learn(pending, error):
             why = self._results.too_large(pending.size)
-            self._bury(unpublishable(pending.frame, why, pending.published_at))
+            self._send_dead_letter(unpublishable(pending.frame, why, pending.published_at))
             return
         # What was published behind it must not arrive before its repetition does.
         self._client.purge()

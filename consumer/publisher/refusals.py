@@ -24,7 +24,7 @@ ADVICE: Final = {
     _Code.CLUSTER_AUTHORIZATION_FAILED: "grant this user IDEMPOTENT_WRITE on the cluster, or WRITE on topic {topic}",
     _Code.UNKNOWN_TOPIC_OR_PART: "create it",
     _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
-    _Code._UNKNOWN_PARTITION: "create it anew: it has lost partitions",  # noqa: SLF001
+    _Code._UNKNOWN_PARTITION: "create it again: it has lost partitions",  # noqa: SLF001
     _Code.TOPIC_EXCEPTION: "its name is not one that the brokers take: correct output.topic or dead_letter.topic",
     _Code.INVALID_TIMESTAMP: "the clocks of this machine and of the brokers differ by more than "
     "message.timestamp.before.max.ms or message.timestamp.after.max.ms of the topic allow: set the clocks, "

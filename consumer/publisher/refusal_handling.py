@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
 
-from consumer.publisher.limits import LADDER, LEAST_BATCH, TopicLimits
+from consumer.publisher.limits import LADDER, TopicLimits
 from consumer.publisher.plain import Publisher, Report
 from consumer.publisher.refusals import ADVICE, TOO_LARGE
 from consumer.types import Finished, TopicPartition
@@ -16,12 +15,11 @@ from consumer.wire import record_id
 _log = structlog.get_logger(__name__)
 
 
-class Lessons:
-    """`settings`: of the next producer; batches become smaller in there."""
+class RefusalHandling:
+    """`limits`: of the topics. What `learn` and `watch` change in them counts for the next producer."""
 
-    def __init__(self, limits: TopicLimits, settings: dict[str, Any]) -> None:
+    def __init__(self, limits: TopicLimits) -> None:
         self._limits = limits
-        self._settings = settings
         # Partitions whose next outcome is a lone dead letter that a transaction could not write in time.
         self._late: set[TopicPartition] = set()
 
@@ -40,7 +38,7 @@ class Lessons:
                 continue
             if error.code() in TOO_LARGE and pending.size < publisher.batch_bytes:
                 # Any message of its batch may be the large one, or all together.
-                batches_lowered = batches_lowered or self._lower_batches(publisher.batch_bytes // 2)
+                batches_lowered = batches_lowered or self._limits.refused_batch(publisher.batch_bytes)
                 if batches_lowered:
                     continue
             if not publisher.learn(pending, error):
@@ -64,10 +62,3 @@ class Lessons:
             bytes=late_bytes,
             cut_to=self._limits.too_slow(late_bytes),
         )
-
-    def _lower_batches(self, size: int) -> bool:
-        if size < LEAST_BATCH:
-            return False
-        self._settings["batch.size"] = size
-        _log.warning("a topic refuses a batch for its size; batches are made smaller", batch_size=size)
-        return True
