@@ -6,7 +6,7 @@ outcomes until every earlier offset of their partition has one, then writes them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -59,6 +59,7 @@ class PublisherLike(Protocol):
     def buffered_bytes(self) -> int: ...
     def publish(self, finished: Sequence[Finished], judge: Judge) -> None: ...
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
+    def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]: ...
 
 
 class TransactionsLike(Protocol):
@@ -166,8 +167,9 @@ class AtLeastOnce:
         self._source.store(watermarks)
         self._source.commit(watermarks)
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:  # noqa: ARG002
-        return []  # what is on its way is acknowledged still, and ignored then
+    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
+        # What is on its way is acknowledged still, and ignored then.
+        return self._publisher.forget(set(partitions))
 
     def recover(self) -> None:
         raise AssertionError("it is never broken")

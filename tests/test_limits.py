@@ -14,7 +14,8 @@ from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import RefusedError
 from consumer.publisher import producer_settings
-from consumer.publisher.limits import LADDER, SLOW_S, Described, TopicLimits, fitted, topic_limits
+from consumer.publisher.descriptions import Described
+from consumer.publisher.limits import LADDER, SLOW_S, TopicLimits, fitted, topic_limits
 from made_frames import VirtualClock
 from waiting import wait_until
 

@@ -16,7 +16,8 @@ from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, RefusedError, TransactionError, UnwritableError
 from consumer.publisher import TopicLimits, TransactionalPublisher, transactional, transactional_settings
-from consumer.publisher.limits import UNKNOWN_BATCH_BYTES, Described
+from consumer.publisher.descriptions import Described
+from consumer.publisher.limits import UNKNOWN_BATCH_BYTES
 from consumer.publisher.transactional import FENCED_AGAIN_S
 from consumer.types import Detected, Detections, Finished, ModelInfo, Outcome, Rejected
 from fake_kafka import FakeTransactionalProducer, failed

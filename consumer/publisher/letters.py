@@ -24,6 +24,7 @@ class Pending(NamedTuple):
     published_at: float
     size: int = 0  # bytes of the message in a request of its own, or a few more
     tries: int = 0  # how often the brokers have refused its dead letter
+    alone: bool = False  # its dead letter must have no other in its batch
     keyed: bool = False  # the dead letter was made with a key
 
 

@@ -11,23 +11,20 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import ConfigResource
 
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import RefusedError
+from consumer.publisher.descriptions import Describe, Described, describe
 from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)
-_Code = confluent_kafka.KafkaError
 
 # A dead letter holds a whole input record. If nothing is known of its topic, it is cut to these in turn.
 LADDER: Final = (64 * 2**20, 900_000, 60_000)
@@ -39,7 +36,6 @@ _AROUND: Final = 512
 UNKNOWN_BATCH_BYTES: Final = LADDER[-1] - _AROUND
 # Below this a batch holds one result, and a smaller one would change nothing.
 LEAST_BATCH: Final = 4096
-_ANSWER_S: Final = 5.0
 # An answer is taken for true for so long while it makes us cut, and as long as nothing is refused.
 _FRESH_S: Final = 60.0
 # How long dead letters stay cut to what a slow way took within a transaction.
@@ -53,17 +49,6 @@ _PRODUCER_ONLY: Final = frozenset(
         *("message.timeout.ms", "partitioner", "retry.backoff.ms", "transaction.timeout.ms", "transactional.id"),
     )
 )
-
-
-class Described(NamedTuple):
-    """What the brokers say of one topic. `refused`: this user may not ask."""
-
-    max_bytes: int | None = None
-    compacted: bool = False
-    refused: bool = False
-
-
-Describe = Callable[[], Mapping[str, Described]]
 
 
 @dataclass(slots=True)
@@ -280,27 +265,6 @@ def number(settings: Mapping[str, Any], name: str, unit: str, default: int = 0) 
 def compresses(settings: Mapping[str, Any]) -> bool:
     """Whether the brokers count other bytes than ours."""
     return str(settings.get("compression.type", settings.get("compression.codec", "none"))) != "none"
-
-
-def describe(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, Described]:
-    """Ask the brokers, for seconds at most. Topics that they say nothing of have empty answers."""
-    # It does not log: the producer says the same of brokers that are away.
-    client = AdminClient({**settings, "log_level": 0})
-    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
-    answers = client.describe_configs(resources, request_timeout=_ANSWER_S)
-    found = {}
-    for resource, answer in answers.items():
-        try:
-            entries = answer.result(_ANSWER_S + 1)
-        except KafkaException as error:
-            code = error.args[0].code()
-            refused = code in (_Code.TOPIC_AUTHORIZATION_FAILED, _Code.CLUSTER_AUTHORIZATION_FAILED)
-            found[resource.name] = Described(refused=refused)
-        else:
-            size = entries["max.message.bytes"].value if "max.message.bytes" in entries else None
-            policy = entries["cleanup.policy"].value if "cleanup.policy" in entries else ""
-            found[resource.name] = Described(int(size) if size else None, "compact" in str(policy))
-    return found
 
 
 def _answer(describe: Describe, answers: queue.SimpleQueue[Mapping[str, Described]]) -> None:
