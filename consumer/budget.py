@@ -12,7 +12,7 @@ FIRST_BYTES: Final = 2**20
 LEAST_BYTES: Final = 64 * 1024
 # What librdkafka holds of a transaction lies beside what the pipeline holds.
 MOST_BYTES: Final = 32 * 2**20
-# A transaction should take no longer. It may take four times that, with a limit at `delivery.TRANSACTION_S`.
+# A transaction should take no longer. Above twice this, the budget shrinks.
 TARGET_S: Final = 2.0
 
 

@@ -6,7 +6,7 @@ outcomes until every earlier offset of their partition has one, then writes them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -21,7 +21,7 @@ from consumer.types import Acknowledged, Clock, Finished, Frame, Lag, Outcome, R
 
 _log = structlog.get_logger(__name__)
 
-# How long it is tried to begin anew after a failed transaction, before the process ends.
+# How long it is tried to begin again after a failed transaction, before the process ends.
 RECOVERY_S = 120.0
 # Offsets that rise without an outcome (behind transaction markers) wait so long for a transaction that has outcomes.
 OFFSETS_ONLY_S: Final = 1.0
@@ -61,6 +61,7 @@ class PublisherLike(Protocol):
     def buffered_bytes(self) -> int: ...
     def publish(self, finished: Sequence[Finished], judge: Judge) -> None: ...
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
+    def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]: ...
 
 
 class TransactionsLike(Protocol):
@@ -124,7 +125,7 @@ class Delivery(Protocol):
         ...
 
     def recover(self) -> None:
-        """One try to begin anew, in new epochs of the offset tracker. Blocks for seconds. See `broken` for success."""
+        """One try to begin again, in new epochs of the offset tracker. Blocks for seconds. See `broken` for success."""
         ...
 
 
@@ -168,8 +169,9 @@ class AtLeastOnce:
         self._source.store(watermarks)
         self._source.commit(watermarks)
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:  # noqa: ARG002
-        return []  # what is on its way is acknowledged still, and ignored then
+    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
+        # What is on its way is acknowledged still, and ignored then.
+        return self._publisher.forget(set(partitions))
 
     def recover(self) -> None:
         raise AssertionError("it is never broken")
@@ -299,7 +301,7 @@ class ExactlyOnce:
             self._failed(ready, error)
             return None
         took_s = self._clock() - began
-        self._budget.committed(size, took_s, full=self._held.more)
+        self._budget.committed(size, took_s, full=bool(ready) and self._held.more)
         # At once, not when the watermarks are reported: a rewind must not go below them, whatever comes first.
         self._source.transacted(offsets)
         self._committed.update(risen)

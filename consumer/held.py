@@ -33,7 +33,7 @@ class HeldOutcomes:
 
     def __init__(self) -> None:
         self._held: dict[TopicPartition, dict[int, Finished]] = {}  # by offset
-        self.more = False  # the last `take` left what is ready, for want of room
+        self.more = False  # the last `take` left ready outcomes that did not fit
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))

@@ -8,9 +8,14 @@ from collections.abc import Callable, Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from consumer.config import Config
 from consumer.deadline import Stop
-from consumer.publisher.limits import LADDER, SLOW_S, Described, TopicLimits, fitted
+from consumer.errors import RefusedError
+from consumer.publisher import producer_settings
+from consumer.publisher.descriptions import Described
+from consumer.publisher.limits import LADDER, SLOW_S, TopicLimits, fitted, topic_limits
 from made_frames import VirtualClock
 from waiting import wait_until
 
@@ -89,10 +94,10 @@ def test_a_limit_that_was_raised_is_found_by_the_first_message_that_it_cuts_late
     brokers = Brokers(dead=Described(100_000))
     limits = limits_of(brokers, clock)
     brokers.says = {OUT: Described(), DEAD: Described(1_000_000)}
-    limits.cut(DEAD)
+    limits.refresh_if_stale(DEAD)
     assert brokers.asked == 1, "each large letter asks"
     clock.advance(61)
-    limits.cut(DEAD)
+    limits.refresh_if_stale(DEAD)
     wait_until(lambda: limits.largest(DEAD) == 1_000_000, 10, "the new limit")
 
 
@@ -136,7 +141,61 @@ def test_batches_are_made_for_the_smaller_topic_unless_the_user_says_otherwise()
     limits = limits_of(Brokers(out=Described(200_000), dead=Described(1_000_000)))
     assert 199_000 < fitted({}, limits)["batch.size"] < 200_000
     assert fitted({"batch.size": 300_000}, limits)["batch.size"] == 300_000
-    assert fitted({}, limits_of(None))["batch.size"] == 1_000_000
+    assert (
+        fitted({}, limits_of(Brokers(out=Described(5_000_000), dead=Described(5_000_000))))["batch.size"] == 1_000_000
+    )
+
+
+def test_batches_are_small_while_a_limit_is_unknown_unless_the_user_says_otherwise() -> None:
+    """Catches full batches of 1 MB that a topic with a lower limit refuses, again after each restart."""
+    for limits in (limits_of(None), limits_of(Brokers(dead=Described(2_000_000)))):
+        assert fitted({}, limits)["batch.size"] < LADDER[-1]
+        assert fitted({"batch.size": 900_000}, limits)["batch.size"] == 900_000
+
+
+@pytest.mark.parametrize("chosen", [{}, {"batch.size": 1_000_000}])
+def test_batches_that_were_refused_become_smaller_and_the_user_is_not_blamed(chosen: dict[str, int]) -> None:
+    """Catches a warning of a batch.size that the user never set, and one that lifts what the brokers advertise."""
+    limits = limits_of(Brokers(out=Described(100_000), dead=Described(1_000_000)))
+    assert limits.refused_batch(1_000_000)
+    with capture_logs() as logs:
+        assert 99_000 < fitted(dict(chosen), limits)["batch.size"] < 100_000
+        assert limits.refused_batch(99_000)
+        assert fitted(dict(chosen), limits)["batch.size"] == 49_500
+    assert not [line for line in logs if "kafka.producer" in line["event"]]
+    assert not limits.refused_batch(5000), "a smaller one changes nothing"
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch.size", "many"), ("message.max.bytes", "1MB")])
+def test_a_setting_that_is_no_number_is_refused_with_its_name(name: str, value: str) -> None:
+    """Catches a traceback."""
+    config = Config(kafka={"producer": {name: value}})  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match=rf"kafka\.producer: {name} is '{value}', not a number of bytes"):
+        fitted(producer_settings(config), topic_limits(config, producer_settings(config), VirtualClock()))
+
+
+def test_the_question_is_asked_without_the_debug_lines_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches lines on stderr that are no log lines: the client that asks has no logger."""
+    asked: list[Mapping[str, object]] = []
+    monkeypatch.setattr("consumer.publisher.limits.describe", lambda settings, _: asked.append(settings) or {})
+    config = Config(kafka={"client": {"debug": "all"}})  # type: ignore[arg-type]
+    assert producer_settings(config)["debug"] == "all"
+    topic_limits(config, producer_settings(config), VirtualClock()).ask()
+    wait_until(lambda: asked, 10, "a question")
+    assert "debug" not in asked[0]
+
+
+def test_a_compressed_result_that_was_refused_counts_until_the_limit_is_raised() -> None:
+    """Catches what is advertised in place of what was refused, and a limit that no later change lifts."""
+    clock, brokers = VirtualClock(), Brokers(out=Described(1_000_000))
+    limits = limits_of(brokers, clock)
+    limits.refused_uncompressed(OUT, 3_000_000)
+    wait_for(limits)
+    assert limits.largest_uncompressed(OUT) == 2_999_999
+    brokers.says = {OUT: Described(2_000_000)}
+    clock.advance(61)
+    limits.refresh_if_stale(OUT)
+    wait_until(lambda: limits.largest_uncompressed(OUT) > 1e9, 10, "the new limit")
 
 
 def test_a_slow_way_cuts_letters_for_a_while() -> None:

@@ -13,9 +13,11 @@ from consumer.delivery import Judge
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
 from consumer.pipeline import GATHER_S, PATIENCE_S
+from consumer.publisher.letter_line import LetterLine
 from consumer.types import BatchResult, Finished, Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world
+from pipeline_world import BAD, World
 
 
 class TestCommit:
@@ -253,6 +255,51 @@ class TestWriting:
         began = made.clock.now
         until(made, lambda: made.source.stored.get(P0) == 160, turns=5000)
         assert made.clock.now - began < 160 / made.worker.size * 0.005 * 2
+
+
+class TestDeadLettersThatWait:
+    """Those beyond the first wait until it is reported; results go on."""
+
+    @staticmethod
+    def world(records: int = 8) -> World:
+        made = world(dead_letter={"max_consecutive": 0})
+        made.publisher.line = LetterLine(0)
+        made.delay_s = lambda: NEVER
+        for n in range(records):
+            made.log.append(P0, f"cam-{n % 2}", BAD if n % 2 else b"good")
+        made.steps(30)
+        return made
+
+    def test_let_results_pass_and_count_as_outstanding(self) -> None:
+        made = self.world()
+        assert [offset for _, offset in published(made)] == [0, 1, 2, 4, 6]
+        assert made.pipeline._delivery.outstanding == 8
+
+    def test_of_a_partition_that_is_lost_are_dropped_and_their_bytes_are_free(self) -> None:
+        """Catches a dead letter of an epoch that has ended, and bytes that are held for good."""
+        made = self.world()
+        made.source.rebalances.append((0, lambda: made.source.lose([P0])))
+        made.steps()
+        assert made.pipeline._delivery.outstanding == 5
+        for line in made.publisher.lanes.values():
+            line[:] = [(0.0, done) for _, done in line]
+        made.steps(5)
+        assert made.pipeline._held_bytes == 0
+        assert len(made.publisher.published) == 5
+
+    @pytest.mark.parametrize("end", ["revocation", "shutdown"])
+    def test_are_written_before_a_partition_is_given_back(self, end: str) -> None:
+        """Catches frames that their next owner repeats because their dead letters only waited."""
+        made = self.world()
+        made.delay_s = lambda: 0.01
+        for line in made.publisher.lanes.values():
+            line[:] = [(0.0, done) for _, done in line]
+        if end == "revocation":
+            made.source.rebalances.append((0, lambda: made.source.revoke([P0])))
+            made.steps()
+        else:
+            run(made, 0)
+        assert made.log.committed[P0] == 8
 
 
 class TestShutdown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import confluent_kafka
@@ -11,22 +12,30 @@ import pytest
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, RejectRateError, UnwritableError
-from consumer.publisher import Publisher
+from consumer.publisher import Publisher, TopicLimits
+from consumer.publisher.descriptions import Described
+from consumer.publisher.limits import LADDER
+from consumer.publisher.plain import MOST_BUFFERED_BYTES
 from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Rejected, Skipped
 from consumer.wire import Message
 from consumer.wire.results import decode_result
 from fake_kafka import FakeProducer, failed
-from made_frames import REJECTED, VirtualClock, detected, frame, result
+from made_frames import P0, P1, REJECTED, VirtualClock, detected, frame, result
 
 _Code = confluent_kafka.KafkaError
 TOO_LARGE = failed(_Code.MSG_SIZE_TOO_LARGE)
 
 
 class Bench:
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, limits: TopicLimits | None = None) -> None:
         self.clock = VirtualClock()
+        self.limits = limits or TopicLimits(("detections", "frames-dead"), clock=self.clock)
         self.publisher = Publisher(
-            config or Config(), ModelInfo("m.pt", "sha256:0"), clock=self.clock, wall_clock_ms=self.clock.unix_ms
+            config or Config(),
+            ModelInfo("m.pt", "sha256:0"),
+            clock=self.clock,
+            wall_clock_ms=self.clock.unix_ms,
+            limits=self.limits,
         )
         self.client: FakeProducer = self.publisher._client  # type: ignore[assignment]
         self.client.on_poll = self.clock.advance
@@ -57,6 +66,14 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
     return Bench()
+
+
+def advertised(max_bytes: int) -> TopicLimits:
+    """Limits that the brokers have said, at the start."""
+    said = {topic: Described(max_bytes) for topic in ("detections", "frames-dead")}
+    limits = TopicLimits(tuple(said), describe=lambda: said, clock=time.monotonic)
+    limits.ask(10.0)
+    return limits
 
 
 def not_a_number() -> Detected:
@@ -195,12 +212,39 @@ class TestUnpublishable:
         assert bench.topics == ["detections", "frames-dead", "frames-dead"]
         assert not bench.client.purged
 
+    def test_a_small_result_that_is_refused_with_its_batch_ends_the_process_until_a_restart_if_that_helps(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The brokers say the new limit to the next process. Catches an exit that says that no restart helps."""
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        bench = Bench(limits=advertised(1_000_000))
+        bench.publish(detected())
+        bench.client.report = lambda _: TOO_LARGE
+        with pytest.raises(PublishError, match=r"detections: .*was lowered, and a restart learns") as caught:
+            bench.publisher.poll()
+        assert caught.value.retriable
+        assert bench.client.purged
+        bench = Bench(Config(kafka={"producer": {"batch.size": 900_000}}), advertised(1_000_000))  # type: ignore[arg-type]
+        bench.publish(detected())
+        bench.client.report = lambda _: TOO_LARGE
+        with pytest.raises(UnwritableError, match=r"lower batch\.size"):
+            bench.publisher.poll()
+
     def test_a_small_result_that_is_refused_with_its_batch_ends_the_process(self, bench: Bench) -> None:
         """Later results of its source may be written by now. Catches a dead letter for a frame that has no fault."""
         bench.publish(detected())
         bench.client.report = lambda _: TOO_LARGE
         with pytest.raises(UnwritableError, match=r"lower batch\.size"):
             bench.publisher.poll()
+
+    @pytest.mark.parametrize(("known", "gapless"), [(True, True), (False, None)])
+    def test_a_refusal_stops_the_producer_if_it_can_only_be_of_a_limit_that_changed(
+        self, monkeypatch: pytest.MonkeyPatch, *, known: bool, gapless: bool | None
+    ) -> None:
+        """Catches batches that pass a refused one, and a producer that each large message of an unknown topic ends."""
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        bench = Bench(limits=advertised(1_000_000) if known else None)
+        assert bench.client.settings.get("enable.gapless.guarantee") is gapless
 
 
 class TestBufferedBytes:
@@ -213,6 +257,40 @@ class TestBufferedBytes:
         assert bench.publisher.buffered_bytes > sum(len(m["value"]) for m in bench.client.produced)
         bench.publisher.poll()
         assert bench.publisher.buffered_bytes == 0
+
+    def test_have_a_limit_above_which_dead_letters_wait_in_their_order(self, bench: Bench) -> None:
+        """Catches a second copy of all records that the pipeline holds, and a letter that overtakes those that wait.
+
+        The sixth is a result that cannot be written.
+        """
+        size, count = 10_000_000, 6
+        frames = [frame(n, payload=bytes(size)) for n in range(count)]
+        outcomes: list[Outcome] = [*[REJECTED] * (count - 1), not_a_number()]
+        of = result(frames, outcomes).summary
+        judged: list[int] = []
+        bench.publisher.publish(
+            [Finished(item, outcome, of) for item, outcome in zip(frames, outcomes, strict=True)],
+            lambda item, _: judged.append(item.receipt.offset),
+        )
+        assert judged == list(range(count)), "the breaker counts them as they come"
+        bench.publish(detected(), frame(9))
+        assert bench.topics == ["frames-dead"] * 4 + ["detections"]
+        assert bench.publisher.buffered_bytes < MOST_BUFFERED_BYTES + size + 10_000
+        assert bench.publisher.outstanding == count + 1
+        done = [each.frame.receipt.offset for _ in range(2) for each in bench.publisher.poll()]
+        assert done == [0, 1, 2, 3, 9, 4, 5]
+        assert (bench.publisher.outstanding, bench.publisher.buffered_bytes) == (0, 0)
+
+    def test_of_a_partition_that_has_ended_are_not_waited_for(self, bench: Bench) -> None:
+        """Catches bytes that are held for good, and dead letters that two owners of a partition write."""
+        bench.client.holds = True
+        for n in range(6):
+            bench.publish(REJECTED, frame(n, partition=(P0, P1)[n % 2], payload=bytes(12_000_000)))
+        assert [item.receipt.offset for item in bench.publisher.forget({P1})] == [3, 5]
+        bench.client.holds = False
+        done = [each.frame.receipt.offset for _ in range(3) for each in bench.publisher.poll()]
+        assert done == [0, 1, 2, 4]
+        assert bench.publisher.outstanding == 0
 
     def test_count_a_letter_that_is_cut_and_sent_again_once(self, bench: Bench) -> None:
         bench.client.report = lambda m: TOO_LARGE if len(m["value"]) > 1_000_000 else None
@@ -248,6 +326,34 @@ class TestDeadLetters:
         bench.client.refuse = lambda _: next(refusals, None)
         bench.publish(REJECTED, self.large())
         assert len(bench.publisher.poll()) == 1
+
+    def test_that_are_refused_with_their_batch_are_sent_again_one_by_one_and_teach_no_limit(self, bench: Bench) -> None:
+        """Catches an end of the process, or letters cut to 60 kB, because a batch was refused as a whole."""
+        refused = iter([TOO_LARGE] * 3)
+        bench.client.report = lambda _: next(refused, None)
+        for n in range(3):
+            bench.publish(REJECTED, frame(n, payload=bytes(30_000)))
+        assert bench.publisher.poll() == []
+        bench.publish(REJECTED, frame(3))
+        done = []
+        for _ in range(4):
+            assert len(bench.client.queue) == 1, "one alone in its batch, or the one behind them"
+            done += [each.frame.receipt.offset for each in bench.publisher.poll()]
+        assert done == [0, 1, 2, 3]
+        assert bench.limits.largest("frames-dead") == LADDER[0]
+
+    def test_that_are_refused_alone_teach_the_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The 600 kB letter is too large, the small one beside it is not. Catches one that stays whole forever."""
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        bench = Bench(Config(kafka={"producer": {"batch.size": 900_000}}))  # type: ignore[arg-type]
+        bench.publish(REJECTED, frame(0, payload=bytes(30_000)))
+        bench.publish(REJECTED, frame(1, payload=bytes(600_000)))
+        fresh = iter([TOO_LARGE] * 2)
+        bench.client.report = lambda m: next(fresh, TOO_LARGE if len(m["value"]) > 100_000 else None)
+        done = [each.frame.receipt.offset for _ in range(5) for each in bench.publisher.poll()]
+        assert done == [0, 1]
+        assert [len(m["value"]) for m in bench.dead_letters][2:4] == [30_000, 600_000]
+        assert 58_000 < len(bench.dead_letters[-1]["value"]) < 60_000
 
     def test_that_never_fit_end_the_process(self, bench: Bench) -> None:
         """Catches an endless loop, and a dead letter that is given up in silence."""

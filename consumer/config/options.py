@@ -149,7 +149,10 @@ class LimitsConfig(Section):
         25, description="Seconds for finishing work in flight: on SIGTERM in all, on a rebalance at most half of it."
     )
     max_in_flight_bytes: int = Field(
-        512 * 2**20, ge=2**20, description="Bytes of records held at most: waiting, in batches, not yet acknowledged."
+        512 * 2**20,
+        ge=2**20,
+        description="Bytes of records held at most: waiting, in batches, not yet acknowledged. The copies of dead letters "
+        "on their way to the brokers come on top: 32 MiB, or one letter if it is larger.",
     )
     max_unacknowledged: int = Field(
         10_000, ge=1, description="Outcomes written and not yet acknowledged at most; then polling pauses."

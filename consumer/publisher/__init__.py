@@ -1,8 +1,8 @@
 """publish: the sole owner of `confluent_kafka.Producer`. Results, skips and dead letters go out here.
 
 `plain` writes outcomes and says when the brokers have them; `transactional` does so in transactions that hold the
-input offsets too. Both make of a result (`results`) or a dead letter (`letters`) what its topic takes (`limits`), and
-know what a refusal means (`refusals`).
+input offsets too. Both fit results (`results`) and dead letters (`letters`) to the limits of their topics
+(`limits`), and know what a refusal means (`refusals`).
 """
 
 from consumer.publisher.limits import TopicLimits, topic_limits

@@ -12,7 +12,7 @@ from consumer.publisher.refusals import TOO_LARGE
 from consumer.types import Frame, Outcome, Rejected
 from consumer.wire import Message, encode_dead_letter, message_bytes
 
-# Of one dead letter. Each refusal teaches something, and there is not more to be learned.
+# Refusals of one dead letter before the process ends.
 _TRIES = 6
 
 
@@ -24,7 +24,8 @@ class Pending(NamedTuple):
     published_at: float
     size: int = 0  # bytes of the message in a request of its own, or a few more
     tries: int = 0  # how often the brokers have refused its dead letter
-    keyed: bool = False  # its dead letter has a key for certain
+    alone: bool = False  # its dead letter must have no other in its batch
+    keyed: bool = False  # the dead letter was made with a key
 
 
 class DeadLetters:
@@ -50,7 +51,7 @@ class DeadLetters:
             keyed=keyed,
         )
         if pending.frame.record.size_bytes > limit:
-            self._limits.cut(self.topic)
+            self._limits.refresh_if_stale(self.topic)
         return pending._replace(size=message_bytes(message), keyed=keyed), message
 
     def learn(self, pending: Pending, error: confluent_kafka.KafkaError) -> bool:

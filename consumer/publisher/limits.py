@@ -1,39 +1,41 @@
 """What the topics take, as far as it is known: the largest message, and whether a record needs a key.
 
 The brokers say it to a user who has DESCRIBE_CONFIGS on a topic: they are asked at the start, and again when they
-refuse a message, because a limit can change. To other users each refusal says a part. Everything that is learned holds
-for all later messages of the topic, over transactions and producers, so that the brokers refuse one message, not each.
+refuse a message, because a limit can change. Other users learn the limits from refusals. Everything that is learned
+holds for all later messages of the topic, over transactions and producers, so that the brokers refuse one message, not
+each.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import ConfigResource
 
 from consumer.config import Config
 from consumer.deadline import Stop
+from consumer.errors import RefusedError
+from consumer.publisher.descriptions import Describe, Described, describe
 from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)
-_Code = confluent_kafka.KafkaError
 
 # A dead letter holds a whole input record. If nothing is known of its topic, it is cut to these in turn.
 LADDER: Final = (64 * 2**20, 900_000, 60_000)
 # librdkafka's default of batch.size, and what a batch has around its messages at most.
 BATCH_BYTES: Final = 1_000_000
 _AROUND: Final = 512
+# Batches for a topic whose limit is unknown: it takes them unless it takes hardly a message of a usual size. A larger
+# message is alone in its batch, so that its refusal is about itself.
+UNKNOWN_BATCH_BYTES: Final = LADDER[-1] - _AROUND
 # Below this a batch holds one result, and a smaller one would change nothing.
 LEAST_BATCH: Final = 4096
-_ANSWER_S: Final = 5.0
 # An answer is taken for true for so long while it makes us cut, and as long as nothing is refused.
 _FRESH_S: Final = 60.0
 # How long dead letters stay cut to what a slow way took within a transaction.
@@ -42,28 +44,19 @@ _LOOK_EVERY_S: Final = 0.1
 # Settings of the producer that an administrator's client does not take, or need not have.
 _PRODUCER_ONLY: Final = frozenset(
     (
-        *("acks", "batch.size", "delivery.timeout.ms", "enable.gapless.guarantee", "enable.idempotence", "linger.ms"),
+        *("acks", "batch.size", "debug", "delivery.timeout.ms", "enable.gapless.guarantee", "enable.idempotence"),
+        "linger.ms",
         *("message.timeout.ms", "partitioner", "retry.backoff.ms", "transaction.timeout.ms", "transactional.id"),
     )
 )
 
 
-class Described(NamedTuple):
-    """What the brokers say of one topic. `refused`: this user may not ask."""
-
-    max_bytes: int | None = None
-    compacted: bool = False
-    refused: bool = False
-
-
-Describe = Callable[[], Mapping[str, Described]]
-
-
 @dataclass(slots=True)
 class _Topic:
-    told: int | None = None  # by the brokers
+    advertised: int | None = None  # by the brokers
     learned: int | None = None  # from a refusal
     refused_bytes: int | None = None  # the smallest message that was refused
+    refused_uncompressed: float = math.inf  # ... of those that the producer compressed, before that
     compacted: bool = False
     keyed: bool = False  # from a refusal: it takes no record without a key
 
@@ -83,9 +76,10 @@ class TopicLimits:
         self._asking = False
         self._asked_at = 0.0
         self._slow: tuple[int, float] | None = None  # bytes, and until when
+        self._batch_cap = BATCH_BYTES
 
     def ask(self, within_s: float = 0.0, stop: Stop | None = None) -> None:
-        """Ask the brokers anew, in the background, and wait `within_s` for what they say, or until `stop` is set."""
+        """Ask the brokers again, in the background, and wait `within_s` for what they say, or until `stop` is set."""
         if self._describe is None:
             return
         if not self._asking:
@@ -99,7 +93,12 @@ class TopicLimits:
         """The most bytes that a message of this topic may have in a request of its own."""
         self._take()
         known = self._topics[topic]
-        return min(each for each in (self._most, known.told, known.learned) if each is not None)
+        return min(each for each in (self._most, known.advertised, known.learned) if each is not None)
+
+    def largest_uncompressed(self, topic: str) -> float:
+        """The most bytes that a message may have before it is compressed. The brokers count it after that."""
+        self._take()
+        return self._topics[topic].refused_uncompressed - 1
 
     def largest_dead_letter(self, topic: str) -> int:
         """As `largest`, and no more than a slow way to the brokers takes within a transaction."""
@@ -113,13 +112,9 @@ class TopicLimits:
         self._take()
         return self._topics[topic].compacted or self._topics[topic].keyed
 
-    def is_told(self, topic: str) -> bool:
-        """Whether the brokers said what the topic takes."""
-        return self._topics[topic].told is not None
-
-    def cut(self, topic: str) -> None:
+    def refresh_if_stale(self, topic: str) -> None:
         """A message was larger than what is known: is that still so?"""
-        if self._topics[topic].told is not None and self._clock() - self._asked_at > _FRESH_S:
+        if self._topics[topic].advertised is not None and self._clock() - self._asked_at > _FRESH_S:
             self.ask()
 
     def refused(self, topic: str, size: int, *, exactly: bool = False) -> bool:
@@ -135,8 +130,27 @@ class TopicLimits:
         if smaller is None:
             return False
         known.learned = smaller
-        known.told = None
+        known.advertised = None
         _log.warning("topic refuses a message for its size", topic=topic, bytes=size, limit_from_now=smaller)
+        self.ask()
+        return True
+
+    def refused_uncompressed(self, topic: str, size: int) -> None:
+        """The brokers refused a lone message that had `size` bytes before it was compressed.
+
+        What they advertise says nothing of that size, so it counts until they advertise a higher limit.
+        """
+        known = self._topics[topic]
+        known.refused_uncompressed = min(size, known.refused_uncompressed)
+        _log.warning("topic refuses a compressed message for its size", topic=topic, uncompressed_bytes=size)
+        self.ask()
+
+    def refused_batch(self, size: int) -> bool:
+        """A topic refused a batch of several messages, of at most `size` bytes. False: a smaller one does not help."""
+        if size // 2 < LEAST_BATCH:
+            return False
+        self._batch_cap = size // 2
+        _log.warning("a topic refuses a batch for its size; batches are made smaller", batch_size=self._batch_cap)
         self.ask()
         return True
 
@@ -154,9 +168,19 @@ class TopicLimits:
         return self._slow[0]
 
     def batch_bytes(self) -> int:
-        """What a batch may have so that no topic refuses it, at most librdkafka's default."""
+        """What a batch may have so that no topic refuses it, as far as it is known; at most librdkafka's default."""
         limits = [self.largest(topic) - _AROUND for topic in self._topics]
-        return max(LEAST_BATCH, min(BATCH_BYTES, *limits))
+        return max(LEAST_BATCH, min(self._batch_cap, *limits))
+
+    @property
+    def batch_cap(self) -> int:
+        """The most bytes of a batch after those that were refused."""
+        return self._batch_cap
+
+    @property
+    def advertised(self) -> bool:
+        """Whether the brokers said what each topic takes: then they say it to the next process too."""
+        return all(known.advertised is not None for known in self._topics.values())
 
     def _take(self, wait_s: float = 0.0) -> None:
         if not self._asking:
@@ -179,14 +203,16 @@ class TopicLimits:
         known = self._topics[topic]
         if described.max_bytes is None:
             return
-        if described.max_bytes != known.told:
+        if described.max_bytes != known.advertised:
             _log.info("topic limit", topic=topic, max_message_bytes=described.max_bytes)
         if described.compacted and not known.compacted:
             _log.warning(
                 "topic is compacted: of the records with one key it keeps the newest only; set cleanup.policy=delete",
                 topic=topic,
             )
-        known.told, known.compacted = described.max_bytes, described.compacted
+        if known.advertised is not None and described.max_bytes > known.advertised:
+            known.refused_uncompressed = math.inf
+        known.advertised, known.compacted = described.max_bytes, described.compacted
         # What was refused although this limit admits it was refused for another one, which still holds.
         if known.refused_bytes is None or described.max_bytes < known.refused_bytes:
             known.learned = known.refused_bytes = None
@@ -196,50 +222,49 @@ def topic_limits(config: Config, producer_settings: Mapping[str, Any], clock: Cl
     """Of the topics of this configuration. Asks nobody yet. Its questions go to the brokers as the producer's do."""
     topics = (config.output.topic, config.dead_letter.topic)
     settings = {name: value for name, value in producer_settings.items() if name not in _PRODUCER_ONLY}
-    most = min(LADDER[0], int(producer_settings.get("message.max.bytes", LADDER[0])))
+    most = min(LADDER[0], number(producer_settings, "message.max.bytes", "bytes", LADDER[0]))
     return TopicLimits(topics, most=most, describe=lambda: describe(settings, topics), clock=clock)
 
 
 def fitted(settings: dict[str, Any], limits: TopicLimits) -> dict[str, Any]:
-    """With batches that the topics take: a full one of small results would be refused as a whole."""
+    """With batches that the topics take: a full one of small results would be refused as a whole.
+
+    Raises:
+        RefusedError: The user's batch.size is not a number.
+    """
     most = limits.batch_bytes()
     if "batch.size" not in settings:
+        most = most if limits.advertised else min(most, UNKNOWN_BATCH_BYTES)
         if most < BATCH_BYTES:
             _log.info("batches are made smaller for the topics", batch_size=most)
         return settings | {"batch.size": most}
-    if int(settings["batch.size"]) > most:
+    chosen = number(settings, "batch.size", "bytes")
+    if chosen > most and limits.batch_cap == BATCH_BYTES:
         _log.warning(
             "batch.size of kafka.producer is above what the topics take: lower it, or a full batch is refused",
-            batch_size=settings["batch.size"],
+            batch_size=chosen,
             topics_take=most,
         )
-    return settings
+    capped = chosen if limits.batch_cap == BATCH_BYTES else min(chosen, most)
+    return settings | {"batch.size": capped}
+
+
+def number(settings: Mapping[str, Any], name: str, unit: str, default: int = 0) -> int:
+    """A setting of the producer.
+
+    Raises:
+        RefusedError: It is not a number.
+    """
+    value = settings.get(name, default)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise RefusedError(f"kafka.producer: {name} is {value!r}, not a number of {unit}") from None
 
 
 def compresses(settings: Mapping[str, Any]) -> bool:
     """Whether the brokers count other bytes than ours."""
     return str(settings.get("compression.type", settings.get("compression.codec", "none"))) != "none"
-
-
-def describe(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, Described]:
-    """Ask the brokers, for seconds at most. Topics that they say nothing of have empty answers."""
-    # It does not log: the producer says the same of brokers that are away.
-    client = AdminClient({**settings, "log_level": 0})
-    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
-    answers = client.describe_configs(resources, request_timeout=_ANSWER_S)
-    found = {}
-    for resource, answer in answers.items():
-        try:
-            entries = answer.result(_ANSWER_S + 1)
-        except KafkaException as error:
-            code = error.args[0].code()
-            refused = code in (_Code.TOPIC_AUTHORIZATION_FAILED, _Code.CLUSTER_AUTHORIZATION_FAILED)
-            found[resource.name] = Described(refused=refused)
-        else:
-            size = entries["max.message.bytes"].value if "max.message.bytes" in entries else None
-            policy = entries["cleanup.policy"].value if "cleanup.policy" in entries else ""
-            found[resource.name] = Described(int(size) if size else None, "compact" in str(policy))
-    return found
 
 
 def _answer(describe: Describe, answers: queue.SimpleQueue[Mapping[str, Described]]) -> None:

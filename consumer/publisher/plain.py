@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,26 +23,23 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
+from consumer.publisher.letter_line import LetterLine
 from consumer.publisher.letters import DeadLetters, Pending
 from consumer.publisher.limits import TopicLimits, fitted
-from consumer.publisher.refusals import ADVICE, TOO_LARGE
+from consumer.publisher.refusals import ADVICE, LASTING, TOO_LARGE, UNTRUSTED, lowered_limit, refusal, text_of
 from consumer.publisher.results import Results, unpublishable
 from consumer.publisher.settings import delivery_timeout_s, plain_settings
-from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected
+from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 from consumer.wire import Message, record_id
 
 _log = structlog.get_logger(__name__)
-_Code = confluent_kafka.KafkaError
-
-# What the error callback says, and no retry mends either. A handshake may fail in passing; a certificate that is not
-# trusted stays so.
-_REFUSALS = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSUPPORTED_SASL_MECHANISM}  # noqa: SLF001
-_UNTRUSTED = "certificate verify failed"
 # Results that are encoded before they are sent: several batches, and little memory beside what librdkafka may hold.
 _TOGETHER = 256
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
+# Messages that the client library holds, above which dead letters wait. A transaction is limited as a whole.
+MOST_BUFFERED_BYTES = 32 * 2**20
 
 
 Report = tuple[Pending, confluent_kafka.KafkaError | None]
@@ -77,12 +74,20 @@ class Publisher:
         source = f"/sluice/{config.kafka.group_id}"
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
-        self._timeout_s = delivery_timeout_s(config) if settings is None else math.inf
+        timed = settings is None
+        self._timeout_s = delivery_timeout_s(config) if timed else math.inf
         self._limits = limits or TopicLimits((self._topic, config.dead_letter.topic), clock=clock)
         self._letters = DeadLetters(config.dead_letter.topic, source, self._limits, wall_clock_ms)
-        settings = fitted(dict(plain_settings(config) if settings is None else settings), self._limits)
+        settings = dict(plain_settings(config) if settings is None else settings)
+        self._own_batches = "batch.size" not in settings
+        settings = fitted(settings, self._limits)
+        if timed and self._limits.advertised:
+            # A refusal ends the producer before the batches behind it go out. With known limits there is none unless a
+            # limit changes, and a restart learns the new one.
+            settings = {"enable.gapless.guarantee": True} | settings
         self._results = Results(config, model, source, self._limits, settings)
         self.batch_bytes = int(settings["batch.size"])
+        self._line = LetterLine(MOST_BUFFERED_BYTES if timed else math.inf)
         self._outstanding = 0
         self._buffered = 0
         self._numbers = itertools.count()
@@ -94,7 +99,7 @@ class Publisher:
                 logger=logging.getLogger("librdkafka.producer"),
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise RefusedError(f"kafka.producer: {_text(error)}") from error
+            raise RefusedError(f"kafka.producer: {text_of(error)}") from error
 
     @property
     def client(self) -> confluent_kafka.Producer:
@@ -109,8 +114,8 @@ class Publisher:
 
     @property
     def outstanding(self) -> int:
-        """Outcomes published and not yet acknowledged."""
-        return self._outstanding
+        """Outcomes published and not yet acknowledged, dead letters that wait among them."""
+        return self._outstanding + len(self._line)
 
     @property
     def buffered_bytes(self) -> int:
@@ -147,7 +152,13 @@ class Publisher:
                 acknowledged.append(Acknowledged(pending.frame, pending.outcome, pending.published_at))
             else:
                 self._failed(pending, error)
+        self._send_dead_letters()
         return acknowledged
+
+    def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]:
+        """Drop the dead letters of these partitions that wait. Returns their frames: they are never acknowledged."""
+        self._check_owner()
+        return self._line.forget(partitions)
 
     def reports(self) -> list[Report]:
         """The delivery reports that have come, without a judgement on them."""
@@ -157,13 +168,7 @@ class Publisher:
 
     def refused(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
         """What to raise where the brokers do not take a message."""
-        what, topic = self._kind(pending)
-        advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
-        advice = advice.format(topic=topic)
-        kind = UnwritableError if error.code() in ADVICE else PublishError
-        return kind(
-            f"cannot write the {what} of {record_id(pending.frame.receipt)} to {topic}: {error.str()}; {advice}"
-        )
+        return refusal(*self._kind(pending), record_id(pending.frame.receipt), error)
 
     def close(self, timeout_s: float) -> bool:
         """Give up what is not acknowledged and close. False where the client did not close in time."""
@@ -175,29 +180,36 @@ class Publisher:
             return False
 
     def _dispatch(self, pending: Pending, message: Message | None) -> Outcome:
+        if message is not None:
+            try:
+                self._send(self._topic, message, pending)
+            except KafkaException as error:
+                if error.args[0].code() not in TOO_LARGE:
+                    raise self.refused(pending, error.args[0]) from error
+                pending, message = unpublishable(pending.frame, text_of(error), pending.published_at), None
         if message is None:
-            self._bury(pending)
-            return pending.outcome
-        try:
-            self._send(self._topic, message, pending)
-        except KafkaException as error:
-            if error.args[0].code() not in TOO_LARGE:
-                raise self.refused(pending, error.args[0]) from error
-            pending = unpublishable(pending.frame, _text(error), pending.published_at)
-            self._bury(pending)
+            self._line.add(pending)
+            self._send_dead_letters()
         return pending.outcome
 
-    def _bury(self, pending: Pending) -> None:
+    def _send_dead_letters(self) -> None:
+        """Those that may be on their way now."""
+        while (pending := self._line.next(self._buffered)) is not None:
+            self._send_dead_letter(pending)
+
+    def _send_dead_letter(self, pending: Pending) -> None:
         pending, message = self._letters.make(pending)
         try:
             self._send(self._letters.topic, message, pending)
         except KafkaException as error:
-            self._bury_another(pending, error.args[0])
+            self._send_again_as_dead_letter(pending, error.args[0])
+        else:
+            self._line.sent()
 
-    def _bury_another(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
+    def _send_again_as_dead_letter(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
         if not self._letters.learn(pending, error):
             raise self.refused(pending, error)
-        self._bury(pending._replace(tries=pending.tries + 1))
+        self._line.add_again(pending._replace(tries=pending.tries + 1, alone=False))
 
     def learn(self, pending: Pending, error: confluent_kafka.KafkaError) -> bool:
         """What a refusal says of later messages of the topic. False: nothing that would help."""
@@ -205,7 +217,7 @@ class Publisher:
             return self._letters.learn(pending, error)
         # Of a batch of several, any may be the large one, or all together.
         alone = error.code() in TOO_LARGE and pending.size >= self.batch_bytes
-        return alone and self._limits.refused(self._topic, pending.size, exactly=True)
+        return alone and self._results.refused(pending.size)
 
     def _send(self, topic: str, message: Message, pending: Pending) -> None:
         full_since: float | None = None
@@ -237,7 +249,7 @@ class Publisher:
         try:
             self._client.poll(timeout_s)
         except KafkaException as error:  # librdkafka's fatal errors come out of here, not through error_cb
-            text = f"the producer died: {_text(error)}; "
+            text = f"the producer died: {text_of(error)}; "
             if (advice := ADVICE.get(error.args[0].code())) is not None:
                 raise UnwritableError(text + advice.format(topic=self._topic)) from error
             raise PublishError(f"{text}nothing unacknowledged was committed, a restart repeats it") from error
@@ -264,15 +276,21 @@ class Publisher:
         return "result", self._topic
 
     def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
+        shared = error.code() in TOO_LARGE and pending.size < self.batch_bytes and not pending.alone
         if isinstance(pending.outcome, Rejected):
-            self._bury_another(pending, error)
+            if shared:  # another one of its batch may be the large one, or all together
+                self._line.add_again(pending._replace(alone=True))
+            else:
+                self._send_again_as_dead_letter(pending, error)
             return
-        if self.learn(pending, error):
+        if not shared and self.learn(pending, error):
             why = self._results.too_large(pending.size)
-            self._bury(unpublishable(pending.frame, why, pending.published_at))
+            self._line.add_again(unpublishable(pending.frame, why, pending.published_at))
             return
         # What was published behind it must not arrive before its repetition does.
         self._client.purge()
+        if shared and self._own_batches and self._limits.advertised:
+            raise lowered_limit(self._topic, error)
         raise self.refused(pending, error)
 
     # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
@@ -285,20 +303,17 @@ class Publisher:
         _message: confluent_kafka.Message,
     ) -> None:
         self._unreported.pop(number, None)
+        if isinstance(pending.outcome, Rejected):
+            self._line.reported()
         self._buffered -= pending.size
         self._reports.append((pending, error))
 
     def _on_error(self, error: confluent_kafka.KafkaError) -> None:
         self.errors += 1
-        if error.code() in _REFUSALS or _UNTRUSTED in error.str():
+        if error.code() in LASTING or UNTRUSTED in error.str():
             self.refusal = error
         _log.warning("kafka", error=error.name(), text=error.str())
 
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:
             raise OwnershipError("Publisher belongs to the thread that made it; call it there")
-
-
-def _text(error: BaseException) -> str:
-    inner = error.args[0] if error.args else error
-    return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

@@ -11,6 +11,8 @@ from typing import Final
 
 import confluent_kafka
 
+from consumer.errors import PublishError, UnwritableError
+
 _Code = confluent_kafka.KafkaError
 
 # The message, or the batch that it was in, is larger than the topic takes.
@@ -24,7 +26,7 @@ ADVICE: Final = {
     _Code.CLUSTER_AUTHORIZATION_FAILED: "grant this user IDEMPOTENT_WRITE on the cluster, or WRITE on topic {topic}",
     _Code.UNKNOWN_TOPIC_OR_PART: "create it",
     _Code._UNKNOWN_TOPIC: "create it",  # noqa: SLF001 - the library's own name
-    _Code._UNKNOWN_PARTITION: "create it anew: it has lost partitions",  # noqa: SLF001
+    _Code._UNKNOWN_PARTITION: "create it again: it has lost partitions",  # noqa: SLF001
     _Code.TOPIC_EXCEPTION: "its name is not one that the brokers take: correct output.topic or dead_letter.topic",
     _Code.INVALID_TIMESTAMP: "the clocks of this machine and of the brokers differ by more than "
     "message.timestamp.before.max.ms or message.timestamp.after.max.ms of the topic allow: set the clocks, "
@@ -36,6 +38,11 @@ ADVICE: Final = {
     _Code.UNSUPPORTED_FOR_MESSAGE_FORMAT: "the topic keeps records in an old format without headers: upgrade it",
     _Code.INVALID_REQUIRED_ACKS: "these brokers do not take acks=all",
 }
+
+# What the error callback says, and no retry changes. A handshake may fail in passing; a certificate that is not trusted
+# stays so.
+LASTING: Final = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSUPPORTED_SASL_MECHANISM}  # noqa: SLF001
+UNTRUSTED: Final = "certificate verify failed"
 
 # Of transactions.
 FENCED: Final = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
@@ -54,3 +61,24 @@ TRANSACTION_ADVICE: Final = {
     _Code._UNSUPPORTED_FEATURE: NO_TRANSACTIONS,  # noqa: SLF001
     _Code.UNSUPPORTED_VERSION: NO_TRANSACTIONS,
 }
+
+
+def refusal(what: str, topic: str, record: str, error: confluent_kafka.KafkaError) -> PublishError:
+    """What to raise if the brokers do not take a message. `what`: result or dead letter; `record`: of its input."""
+    advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
+    kind = UnwritableError if error.code() in ADVICE else PublishError
+    return kind(f"cannot write the {what} of {record} to {topic}: {error.str()}; {advice.format(topic=topic)}")
+
+
+def lowered_limit(topic: str, error: confluent_kafka.KafkaError) -> PublishError:
+    """What to raise if the brokers do not take a batch of results that fitted the limit of its topic."""
+    return PublishError(
+        f"cannot write a batch of results to {topic}: {error.str()}; max.message.bytes of the topic was lowered, and a "
+        "restart learns the new limit; nothing unacknowledged was committed, a restart repeats it"
+    )
+
+
+def text_of(error: BaseException) -> str:
+    """What librdkafka says, without the names of its classes."""
+    inner = error.args[0] if error.args else error
+    return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

@@ -1,8 +1,7 @@
-"""Results that the brokers take, as far as it is known; what is none becomes a rejection."""
+"""Encodes results. One that its topic does not take becomes a rejection."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +34,14 @@ class Results:
     @property
     def largest(self) -> float:
         """The most bytes that a result may have, as far as it is known."""
-        return math.inf if self._compressed else self._limits.largest(self.topic)
+        return (self._limits.largest_uncompressed if self._compressed else self._limits.largest)(self.topic)
+
+    def refused(self, size: int) -> bool:
+        """The brokers refused a lone result of `size` bytes before compression. False: a smaller one does not help."""
+        if self._compressed:
+            self._limits.refused_uncompressed(self.topic, size)
+            return True
+        return self._limits.refused(self.topic, size, exactly=True)
 
     def make(self, finished: Finished, at: float, at_ms: int, most: float) -> tuple[Pending, Message | None]:
         """The message, and what its delivery report shall name. No message: a rejection. `most`: see `largest`."""
@@ -57,12 +63,14 @@ class Results:
         if size > self._small or size > most:
             size = message_bytes(message)
             if size > most:
-                self._limits.cut(self.topic)
+                self._limits.refresh_if_stale(self.topic)
                 return unpublishable(frame, self.too_large(size), at), None
         return Pending(frame, outcome, at, size), message
 
     def too_large(self, size: int) -> str:
         """A sentence for the dead letter of a result that its topic does not take."""
+        if self._compressed:
+            return f"the result has {size} bytes, and topic {self.topic} refuses it compressed (max.message.bytes)"
         limit = self._limits.largest(self.topic)
         return f"the result has {size} bytes, and topic {self.topic} takes {limit} (max.message.bytes)"
 

@@ -21,9 +21,9 @@ from consumer.caller import Caller, StoppedError
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
-from consumer.publisher.lessons import Lessons
-from consumer.publisher.limits import TopicLimits
+from consumer.publisher.limits import TopicLimits, number
 from consumer.publisher.plain import Publisher, Report
+from consumer.publisher.refusal_handling import RefusalHandling
 from consumer.publisher.refusals import EXPELLED, FENCED, NO_TRANSACTIONS, TRANSACTION_ADVICE
 from consumer.publisher.settings import transactional_settings
 from consumer.types import Acknowledged, Clock, Finished, ModelInfo
@@ -45,6 +45,8 @@ FENCED_AGAIN_S = 60.0
 GRACE_S: Final = 1.0
 # A commit with less time left than this is not sent: rolled back for certain is better than in doubt.
 _COMMIT_S: Final = 0.5
+# A transaction that had less time than this (in a revocation or a drain) does not show that the way is slow.
+_LATE_S: Final = 5.0
 
 
 class TransactionalPublisher:
@@ -64,11 +66,11 @@ class TransactionalPublisher:
         self._id = config.transactional_id
         topics = f"{config.output.topic} and {config.dead_letter.topic}"
         self._names = {"id": self._id, "group": config.kafka.group_id, "topics": topics}
-        self._socket_s = float(settings["socket.timeout.ms"]) / 1000
-        self._timeout_s = float(settings["transaction.timeout.ms"]) / 1000
+        self._socket_s = number(settings, "socket.timeout.ms", "milliseconds") / 1000
+        self._timeout_s = number(settings, "transaction.timeout.ms", "milliseconds") / 1000
         self._clock = clock
         limits = limits or TopicLimits((config.output.topic, config.dead_letter.topic), clock=clock)
-        self._lessons = Lessons(limits, settings)  # what is learned of the topics outlives each producer
+        self._refusals = RefusalHandling(limits)  # what is learned of the topics outlives each producer
         made = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms)
         self._make = partial(made, settings=settings, limits=limits)
         self._publisher, self._caller = self._make(), Caller("transactions")
@@ -123,10 +125,11 @@ class TransactionalPublisher:
             reports, undelivered = publisher.reports(), publisher.outstanding
             # librdkafka asks for the end of a transaction only once every message of it is reported as written.
             asked = committing and not undelivered and not any(refusal for _, refusal in reports)
-            self._lessons.watch(finished, publisher.buffered_bytes if undelivered else 0)
+            if undelivered and deadline - started >= _LATE_S:
+                self._refusals.watch(finished, publisher.buffered_bytes)
             self._judge(error, reports, open_s=self._clock() - started, rolled_back=not asked)
         self._suspect = not calm or publisher.errors != errors or self._clock() - started >= self._socket_s
-        self._lessons.committed()
+        self._refusals.committed(finished)
         return publisher.poll()
 
     def renew(self) -> None:
@@ -228,7 +231,7 @@ class TransactionalPublisher:
     def _judge(
         self, failure: KafkaException | PublishError, reports: Sequence[Report], *, open_s: float, rolled_back: bool
     ) -> NoReturn:
-        self._lessons.learn(self._publisher, reports, failure)
+        self._refusals.learn(self._publisher, reports, failure)
         codes = {error.code() for error in _errors(failure)} | {error.code() for _, error in reports if error}
         if (known := next(filter(TRANSACTION_ADVICE.get, codes), None)) is not None:
             unwritable = known == _Code.TOPIC_AUTHORIZATION_FAILED

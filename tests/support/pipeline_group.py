@@ -46,6 +46,7 @@ class Log:
     records: dict[TopicPartition, list[tuple[int, str, bytes]]]  # offset, source, payload
     acknowledged: set[tuple[TopicPartition, int]] = field(default_factory=set)
     committed: dict[TopicPartition, int] = field(default_factory=dict)
+    rejected: tuple[bytes, ...] = ()  # how payloads begin whose outcomes have an order of their own, in another topic
     resolve: Callable[[], None] = lambda: None  # what is in an open transaction becomes committed, or not
     markers: dict[TopicPartition, int] = field(
         default_factory=dict
@@ -59,7 +60,9 @@ class Log:
         if (partition, offset) in self.acknowledged:
             return
         self.acknowledged.add((partition, offset))
-        (source,) = [source for each, source, _ in self.records[partition] if each == offset]
+        ((_, source, payload),) = [record for record in self.records[partition] if record[0] == offset]
+        if payload.startswith(self.rejected):
+            source = f"dead letters of {source}"
         last = self._last.get((partition, source), -1)
         assert last < offset, f"{partition}: {source}: {offset} came after {last}"
         self._last[partition, source] = offset

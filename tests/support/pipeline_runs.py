@@ -10,14 +10,14 @@ from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, VirtualClock
 from pipeline_group import Log
-from pipeline_world import World
+from pipeline_world import BAD, UNPUBLISHABLE, World
 
 NEVER = 1e9
 
 
 def world(records: int = 0, payload: bytes = b"good", **sections: Any) -> World:
     """A pipeline that owns P0 and P1, with so many records in P0, one of each of two cameras in turn."""
-    log = Log({P0: [], P1: []})
+    log = Log({P0: [], P1: []}, rejected=(BAD, UNPUBLISHABLE))
     made = World(log, Config(**{"batching": {"max_batch_size": 4}, **sections}))
     for n in range(records):
         log.append(P0, f"cam-{n % 2}", payload)

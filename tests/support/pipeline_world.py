@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 
 from consumer.batcher import WAITING_BATCHES, Batcher
 from consumer.config import Config
@@ -12,6 +13,8 @@ from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.offsets import OffsetTracker
 from consumer.pipeline import Pipeline
+from consumer.publisher.letter_line import LetterLine
+from consumer.publisher.letters import Pending
 from consumer.source import RebalanceListener
 from consumer.types import (
     Acknowledged,
@@ -120,9 +123,12 @@ class FakeWorker:
 
 
 class FakePublisher:
-    """Each source has a lane in which acknowledgements come in order; between lanes they do not. `fail` breaks one."""
+    """Each source has two lanes, for results and dead letters, in which acknowledgements come in order; between lanes
+    they do not. `fail` breaks one. Dead letters wait in the real line.
+    """
 
     def __init__(self, source: FakeSource, clock: VirtualClock, delay_s: Callable[[], float]) -> None:
+        self.line = LetterLine(math.inf)
         self.source, self.clock, self.delay_s = source, clock, delay_s
         self.published: list[tuple[Frame, Outcome]] = []
         self.lanes: dict[str, list[tuple[float, Acknowledged]]] = {}
@@ -130,10 +136,11 @@ class FakePublisher:
         self.fail = False
         self._seen: set[Receipt] = set()
         self._last: dict[tuple[str, TopicPartition, int], int] = {}
+        self._sent: dict[tuple[str, TopicPartition, int], int] = {}
 
     @property
     def outstanding(self) -> int:
-        return sum(map(len, self.lanes.values()))
+        return sum(map(len, self.lanes.values())) + len(self.line)
 
     @property
     def buffered_bytes(self) -> int:
@@ -156,11 +163,33 @@ class FakePublisher:
         check_belongs(item, outcome, outcome_of(item))
         if isinstance(outcome, Detected) and item.payload.startswith(UNPUBLISHABLE):
             outcome = Rejected("publish", "unpublishable", "a number of the result is not finite")
-        self.published.append((item, outcome))
-        line = self.lanes.setdefault(item.source_id, [])
-        line.append((self.clock.now + self.delay_s(), Acknowledged(item, outcome, self.clock.now)))
         self.held_bytes += item.record.size_bytes
+        if isinstance(outcome, Rejected):
+            self.line.add(Pending(item, outcome, self.clock.now))
+            self._send_dead_letters()
+        else:
+            self._send(item.source_id, item, outcome)
         return outcome
+
+    def _send_dead_letters(self) -> None:
+        while (pending := self.line.next(self.buffered_bytes)) is not None:
+            self.line.sent()
+            self._send(f"dead letters of {pending.frame.source_id}", pending.frame, pending.outcome)
+
+    def _send(self, lane: str, item: Frame, outcome: Outcome) -> None:
+        partition, offset, epoch = item.receipt
+        assert self.source.owned.get(partition) == epoch, f"sent for an epoch that has ended: {item.receipt}"
+        before = self._sent.get((lane, partition, epoch), -1)
+        assert offset > before, f"{lane}: {offset} is sent after {before}"
+        self._sent[lane, partition, epoch] = offset
+        self.published.append((item, outcome))
+        line = self.lanes.setdefault(lane, [])
+        line.append((self.clock.now + self.delay_s(), Acknowledged(item, outcome, self.clock.now)))
+
+    def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]:
+        dropped = self.line.forget(partitions)
+        self.held_bytes -= sum(item.record.size_bytes for item in dropped)
+        return dropped
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
         heads = [line[0][0] for line in self.lanes.values() if line]
@@ -173,10 +202,13 @@ class FakePublisher:
             raise PublishError("the brokers refuse it")
         for item in done:
             self.held_bytes -= item.frame.record.size_bytes
+            if isinstance(item.outcome, Rejected):
+                self.line.reported()
             partition, offset, epoch = item.frame.receipt
             late = (partition, epoch) in self.source.handed_over
             assert not late, f"{partition}: handed over before {offset} was acknowledged, so it is repeated"
             self.source.log.acknowledge(partition, offset, epoch)
+        self._send_dead_letters()
         return done
 
 

@@ -14,14 +14,17 @@ from unittest import mock
 
 from consumer.errors import DrainError, EngineError, KafkaError, PublishError
 from consumer.metrics import Metrics
+from consumer.publisher.letter_line import LetterLine
 from pipeline_chaos import CONFIG, DRAIN_S, PARTITIONS, Chaos, Quiet
 from pipeline_group import Chance, Log
-from pipeline_world import World
+from pipeline_world import BAD, UNPUBLISHABLE, World
 from transaction_world import FATES, ExactlyOnceWorld
 
 # How many `make test` runs, in each delivery; SLUICE_TEST_SCHEDULES=10000 for the long campaign.
 COUNT = int(os.environ.get("SLUICE_TEST_SCHEDULES", "1500"))
 RUN = 200
+# Dead letters on their way, above which others wait: one at a time.
+LETTERS_BYTES = 0
 METRICS = Metrics()  # one for all: making them takes longer than a schedule
 # One wait of the loop may end behind the deadline.
 _SLACK_S = 0.1
@@ -29,8 +32,9 @@ _SLACK_S = 0.1
 
 def at_least_once(entropy: bytes) -> None:
     """Raises where a promise is broken under what these bytes let happen."""
-    log = Log({partition: [] for partition in PARTITIONS})
+    log = Log({partition: [] for partition in PARTITIONS}, rejected=(BAD, UNPUBLISHABLE))
     world = World(log, CONFIG, METRICS)
+    world.publisher.line = LetterLine(LETTERS_BYTES)
     _suffer(world, Chance(entropy), PublishError)
     successor = World(log, CONFIG, METRICS)
     _finish(successor)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
 
-from consumer.publisher.limits import LADDER, LEAST_BATCH, TopicLimits
+from consumer.publisher.limits import LADDER, TopicLimits
 from consumer.publisher.plain import Publisher, Report
 from consumer.publisher.refusals import ADVICE, TOO_LARGE
-from consumer.types import Finished, Receipt
+from consumer.types import Finished, TopicPartition
 from consumer.wire import record_id
 
 _log = structlog.get_logger(__name__)
 
 
-class Lessons:
-    """`settings`: of the next producer; batches become smaller in there."""
+class RefusalHandling:
+    """`limits`: of the topics. What `learn` and `watch` change in them counts for the next producer."""
 
-    def __init__(self, limits: TopicLimits, settings: dict[str, Any]) -> None:
+    def __init__(self, limits: TopicLimits) -> None:
         self._limits = limits
-        self._settings = settings
-        self._late: Receipt | None = None  # of the lone outcome that the last transaction could not write in time
+        # Partitions whose next outcome is a lone dead letter that a transaction could not write in time.
+        self._late: set[TopicPartition] = set()
 
-    def committed(self) -> None:
-        """A transaction went well."""
-        self._late = None
+    def committed(self, finished: Sequence[Finished]) -> None:
+        """A transaction with these outcomes succeeded. Other partitions stay late: each has its turns."""
+        self._late -= {item.frame.receipt.partition for item in finished}
 
     def learn(self, publisher: Publisher, reports: Sequence[Report], failure: Exception) -> None:
         """From what the brokers refused: the next transaction writes it in another way.
@@ -39,7 +38,7 @@ class Lessons:
                 continue
             if error.code() in TOO_LARGE and pending.size < publisher.batch_bytes:
                 # Any message of its batch may be the large one, or all together.
-                batches_lowered = batches_lowered or self._lower_batches(publisher.batch_bytes // 2)
+                batches_lowered = batches_lowered or self._limits.refused_batch(publisher.batch_bytes)
                 if batches_lowered:
                     continue
             if not publisher.learn(pending, error):
@@ -48,25 +47,18 @@ class Lessons:
     def watch(self, finished: Sequence[Finished], late_bytes: int) -> None:
         """From what was not written in time: a lone dead letter that is late twice is cut, or it never passes.
 
-        `late_bytes`: of the messages without a report.
+        Transactions of other partitions may succeed in between. `late_bytes`: of the messages without a report.
         """
-        before, self._late = self._late, None
         if len(finished) != 1 or late_bytes <= LADDER[-1]:
             return
         receipt = finished[0].frame.receipt
-        if before != receipt:
-            self._late = receipt
+        if receipt.partition not in self._late:
+            self._late.add(receipt.partition)
             return
+        self._late.discard(receipt.partition)
         _log.warning(
             "a dead letter does not pass within a transaction; dead letters are cut for a while",
             id=record_id(receipt),
             bytes=late_bytes,
             cut_to=self._limits.too_slow(late_bytes),
         )
-
-    def _lower_batches(self, size: int) -> bool:
-        if size < LEAST_BATCH:
-            return False
-        self._settings["batch.size"] = size
-        _log.warning("a topic refuses a batch for its size; batches are made smaller", batch_size=size)
-        return True
