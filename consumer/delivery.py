@@ -25,8 +25,8 @@ _log = structlog.get_logger(__name__)
 RECOVERY_S = 120.0
 # Offsets that rise without an outcome (behind transaction markers) wait so long for a transaction that has outcomes.
 OFFSETS_ONLY_S: Final = 1.0
-# What a revocation or a stop may spend on them.
-LAST_OFFSETS_S: Final = 4.0
+# With less time left, none is begun for them alone.
+_LEAST_TRANSACTION_S: Final = 1.0
 # From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
 TRANSACTION_S: Final = 10.0
 
@@ -112,12 +112,15 @@ class Delivery(Protocol):
         """These watermarks rose by what was acknowledged, or to the end of a partition."""
         ...
 
-    def hand_over(self, watermarks: Sequence[Committable]) -> None:
-        """Inside a revocation, once it is settled: the last word on these partitions."""
+    def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:
+        """Inside a revocation, once it is settled: the last word on these partitions. Blocks for `within_s` at most."""
         ...
 
-    def finish(self, watermarks: Sequence[Committable]) -> None:
-        """After the last turn, before the source is closed: the last word on all partitions."""
+    def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:
+        """After the last turn, before the source is closed: the last word on all partitions.
+
+        Blocks for `within_s`, and `at_least_once` for one commit.
+        """
         ...
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
@@ -160,11 +163,11 @@ class AtLeastOnce:
     def commit(self, risen: Sequence[Committable]) -> None:
         self._source.store(risen)
 
-    def hand_over(self, watermarks: Sequence[Committable]) -> None:
+    def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:  # noqa: ARG002
         # Stored, not committed: librdkafka commits it when they are unassigned, which follows.
         self._source.store(watermarks)
 
-    def finish(self, watermarks: Sequence[Committable]) -> None:
+    def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:  # noqa: ARG002
         # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
         self._source.store(watermarks)
         self._source.commit(watermarks)
@@ -255,13 +258,13 @@ class ExactlyOnce:
                     self._ends_since = self._clock()
                 self._uncommitted_ends[partition] = next_offset
 
-    def hand_over(self, watermarks: Sequence[Committable]) -> None:
+    def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:
         """The transactions did, except for what rose without an outcome."""
-        self._commit_rest(watermarks)
+        self._commit_rest(watermarks, within_s)
 
-    def finish(self, watermarks: Sequence[Committable]) -> None:
+    def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:
         """The transactions did, except for what rose without an outcome."""
-        self._commit_rest(watermarks)
+        self._commit_rest(watermarks, within_s)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
         ended = list(partitions)
@@ -311,12 +314,12 @@ class ExactlyOnce:
         self._metrics.transaction.observe(took_s)
         return done
 
-    def _commit_rest(self, watermarks: Sequence[Committable]) -> None:
+    def _commit_rest(self, watermarks: Sequence[Committable], within_s: float) -> None:
         """Best effort: if it fails, the next owner of the partition reads to the same end again and commits it."""
         self.commit(watermarks)
         wanted = {partition for partition, _ in watermarks}
-        if not self.broken and wanted & self._uncommitted_ends.keys():
-            self._transact([], LAST_OFFSETS_S)
+        if not self.broken and within_s >= _LEAST_TRANSACTION_S and wanted & self._uncommitted_ends.keys():
+            self._transact([], within_s)
 
     def _membership(self) -> object:
         membership = self._source.membership()

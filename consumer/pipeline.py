@@ -241,10 +241,11 @@ class Pipeline(RebalanceListener):
         began = self._clock()
         try:
             self._discard(partitions, overtaken=False)
-            left = self._settle(partitions, Deadline(self._limits.drain_timeout_s / 2, self._clock))
+            deadline = Deadline(self._limits.drain_timeout_s / 2, self._clock)
+            left = self._settle(partitions, deadline)
             if left:
                 _log.warning("revoked before all was done; their new owner repeats them", frames=left)
-            self._delivery.hand_over(self._offsets.watermarks(partitions))
+            self._delivery.hand_over(self._offsets.watermarks(partitions), deadline.left_s)
         finally:
             # Also where settling fails: one poll can bring more than one rebalance before it raises.
             self._forget(partitions)
@@ -312,7 +313,7 @@ class Pipeline(RebalanceListener):
         partitions = self._offsets.partitions
         self._discard(partitions, overtaken=False)
         left = self._settle(partitions, deadline)
-        self._delivery.finish(self._offsets.watermarks(partitions))
+        self._delivery.finish(self._offsets.watermarks(partitions), deadline.left_s)
         if left:
             why = f"within limits.drain_timeout_s ({self._limits.drain_timeout_s:g} s)"
             if self._delivery.broken:

@@ -182,7 +182,7 @@ def _stop_without_committing() -> list[Patch]:
         finally:
             del self._commit  # type: ignore[method-assign]
 
-    return [Patch(AtLeastOnce, "finish", lambda self, watermarks: None), Patch(Pipeline, "_settle", settled)]
+    return [Patch(AtLeastOnce, "finish", lambda self, watermarks, within_s: None), Patch(Pipeline, "_settle", settled)]
 
 
 def _write_twice() -> list[Patch]:
@@ -237,7 +237,7 @@ def _offsets_outside_the_transaction() -> list[Patch]:
             last[0] = time.monotonic()
             finish(self, self._offsets.watermarks(self._offsets.partitions))
 
-    def finish(self: ExactlyOnce, watermarks: Sequence[Committable]) -> None:
+    def finish(self: ExactlyOnce, watermarks: Sequence[Committable], within_s: float = 0.0) -> None:
         self._source.commit(watermarks)
 
     return [

@@ -7,6 +7,7 @@ which this process owns the partitions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -47,8 +48,12 @@ class FakeTransactions:
     ) -> list[Acknowledged]:
         assert membership is not None, "a transaction without a proof of membership"
         assert not (self._suspect and self._with_outcomes), "the next transaction came before the recovery"
-        if self._suspect:  # as the real one: it begins with a new producer
-            self.renew()
+        if self._suspect:  # as the real one: it begins with a new producer, in the same time
+            began = self.clock.now
+            self._renew(within_s)
+            within_s -= self.clock.now - began
+            if within_s <= 0:
+                raise TransactionError("no time was left to begin one", rolled_back=True)
         takes_s, fate = self.takes_s(), self.fate()
         self.clock.advance(min(takes_s, within_s))
         if self.fail:
@@ -66,7 +71,10 @@ class FakeTransactions:
         raise TransactionError(fate, rolled_back=False)
 
     def renew(self) -> None:
-        self.clock.advance(self.takes_s())
+        self._renew(math.inf)
+
+    def _renew(self, within_s: float) -> None:
+        self.clock.advance(min(self.takes_s(), within_s))
         if self.renewal_fails():
             raise TransactionError("the brokers do not answer", rolled_back=True)
         self._resolve()
