@@ -151,8 +151,8 @@ class LimitsConfig(Section):
     max_in_flight_bytes: int = Field(
         512 * 2**20,
         ge=2**20,
-        description="Bytes of records held at most: waiting, in batches, not yet acknowledged. The copies of dead letters "
-        "on their way to the brokers come on top: 32 MiB, or one letter if it is larger.",
+        description="Bytes of records held at most: waiting, in batches, not yet acknowledged. The copies of dead "
+        "letters on their way to the brokers come on top: 32 MiB, or one letter if it is larger.",
     )
     max_unacknowledged: int = Field(
         10_000, ge=1, description="Outcomes written and not yet acknowledged at most; then polling pauses."
