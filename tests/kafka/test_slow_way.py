@@ -90,7 +90,10 @@ def test_a_dead_letter_that_cannot_pass_within_a_transaction_is_cut(cluster: Apa
 
 @pytest.mark.timeout(300)
 def test_dead_letters_that_wait_for_the_way_are_no_second_copy_of_all_that_is_held(cluster: ApacheKafka) -> None:
-    """At least once. A slow engine lets frames gather, and then all of them are rejected. Catches twice `limits.max_in_flight_bytes` in memory: the copies in librdkafka come on top."""
+    """At least once. A slow engine lets frames gather, and then all of them are rejected.
+
+    Catches twice `limits.max_in_flight_bytes` in memory: the copies in librdkafka come on top.
+    """
     limit, size = 80_000_000, 1_000_000
     frames = [(f"cam-{n % 4}", images.jpeg(64, 48) if n % 64 == 0 else bytes([n]) * size) for n in range(250)]
     options = {"limits__max_in_flight_bytes": limit, "dead_letter__max_consecutive": 0}
