@@ -3,9 +3,9 @@
 An outcome counts only once its own delivery report says so; `flush` proves nothing. The producer is idempotent, so
 outcomes of one source, which share a partition, arrive in the order in which they were published.
 
-The brokers may refuse a message for its size. If the limits of the topics are known (`limits`), that does not happen until
-somebody lowers one: then the producer stops, so that nothing passes the message, and a restart learns the limit. If they
-are unknown, the message becomes a smaller dead letter, which may come behind later dead letters of its source.
+The brokers may refuse a message for its size. If the limits of the topics are known (`limits`), that does not happen
+until somebody lowers one: then the producer stops, so that nothing passes the message, and a restart learns the limit.
+If they are unknown, the message becomes a smaller dead letter, which may come behind later dead letters of its source.
 """
 
 from __future__ import annotations
