@@ -14,6 +14,7 @@ from consumer.deadline import Stop
 from consumer.delivery import RECOVERY_S
 from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.metrics import Metrics
+from consumer.offsets import Committable
 from consumer.source.group import LOOKUP_S
 from consumer.types import BatchResult
 from made_frames import P0, P1
@@ -57,6 +58,17 @@ class TestATransaction:
             made.log.append(P0, "cam-b" if n == 11 else "cam-a", b"good")
         until(made, lambda: made.log.committed.get(P0) == 12)
         assert len(made.publisher.transactions) > 1
+
+    def test_of_offsets_alone_does_not_raise_the_budget_of_bytes(self) -> None:
+        """Catches a budget that grows to its limit by transactions that wrote nothing: the next one is late."""
+        made = world(4)
+        until(made, lambda: made.log.committed.get(P0) == 4)
+        made.delivery._held.more = True  # of an earlier `take`
+        before = made.delivery._budget.bytes
+        made.log.mark(P0, 3)
+        made.delivery.hand_over([Committable(P0, 7)])
+        assert made.log.committed[P0] == 7
+        assert made.delivery._budget.bytes == before
 
     def test_that_was_rolled_back_is_tried_again_with_what_was_held(self) -> None:
         """A rebalance begins while the offsets are sent. Catches a second run of the engine for the same frames."""

@@ -246,6 +246,56 @@ class TestUnpublishable:
         bench = Bench(limits=advertised(1_000_000) if known else None)
         assert bench.client.settings.get("enable.gapless.guarantee") is gapless
 
+    @pytest.mark.parametrize("first", ["poll", "produce"])
+    def test_a_producer_that_a_refusal_stopped_says_which_limit_it_was(
+        self, monkeypatch: pytest.MonkeyPatch, first: str
+    ) -> None:
+        """Catches "Local: Fatal error": the report that explains it comes after the library's own error."""
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        bench = Bench(limits=advertised(1_000_000))
+        bench.publish(detected())
+        bench.client.report = lambda _: TOO_LARGE
+        fatal = failed(_Code._FATAL, fatal=True)
+        polled = bench.client.poll
+
+        def poll(timeout: float) -> int:
+            monkeypatch.setattr(bench.client, "poll", polled)
+            raise confluent_kafka.KafkaException(fatal)
+
+        monkeypatch.setattr(bench.client, "poll", poll)
+        if first == "produce":
+            bench.client.refuse = lambda _: fatal
+        with pytest.raises(PublishError, match=r"a result to detections: .*a restart learns") as caught:
+            bench.publish(detected()) if first == "produce" else bench.publisher.poll()
+        assert caught.value.retriable
+
+    def test_a_producer_that_a_refusal_for_good_stopped_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a restart, over and over, for what only a person can change."""
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        bench = Bench(limits=advertised(1_000_000))
+        bench.publish(REJECTED)
+        bench.client.report = lambda _: failed(_Code.POLICY_VIOLATION)
+        with pytest.raises(UnwritableError, match="a policy of the brokers"):
+            bench.publisher.poll()
+
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_a_compressed_result_that_is_refused_becomes_a_dead_letter_although_the_limits_are_known(
+        self, monkeypatch: pytest.MonkeyPatch, *, compressed: bool
+    ) -> None:
+        """Catches an end of the process that each restart meets again: nobody says a limit before compression."""
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        producer = {"compression.type": "lz4"} if compressed else {}
+        bench = Bench(Config(kafka={"producer": producer}), advertised(5_000_000))  # type: ignore[arg-type]
+        boxes, scores = np.ones((40_000, 4), np.float32), np.ones(40_000, np.float32)
+        bench.publish(Detected(Detections(boxes, scores, np.zeros(40_000, np.int32)), 64, 48))
+        bench.client.report = lambda m: TOO_LARGE if m["topic"] == "detections" else None
+        if compressed:
+            assert [len(bench.publisher.poll()) for _ in range(2)] == [0, 1]
+            assert bench.topics == ["detections", "frames-dead"]
+        else:
+            with pytest.raises(PublishError, match="a restart learns"):
+                bench.publisher.poll()
+
 
 class TestBufferedBytes:
     def test_are_those_of_messages_without_a_report(self, bench: Bench) -> None:

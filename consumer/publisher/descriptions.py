@@ -12,6 +12,7 @@ from confluent_kafka.admin._config import ConfigResource
 
 _Code = confluent_kafka.KafkaError
 _ANSWER_S: Final = 5.0
+_SIZES: Final = ("max.message.bytes", "segment.bytes")
 
 
 class Described(NamedTuple):
@@ -40,7 +41,8 @@ def describe(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, De
             refused = code in (_Code.TOPIC_AUTHORIZATION_FAILED, _Code.CLUSTER_AUTHORIZATION_FAILED)
             found[resource.name] = Described(refused=refused)
         else:
-            size = entries["max.message.bytes"].value if "max.message.bytes" in entries else None
+            # A batch must fit in a segment too.
+            sizes = [int(entries[name].value) for name in _SIZES if name in entries and entries[name].value]
             policy = entries["cleanup.policy"].value if "cleanup.policy" in entries else ""
-            found[resource.name] = Described(int(size) if size else None, "compact" in str(policy))
+            found[resource.name] = Described(min(sizes, default=None), "compact" in str(policy))
     return found

@@ -3,12 +3,14 @@
 An outcome counts only once its own delivery report says so; `flush` proves nothing. The producer is idempotent, so
 outcomes of one source, which share a partition, arrive in the order in which they were published.
 
-The brokers may refuse a message for its size. With what is known of the topics (`limits`) that does not happen. If it
-does, the message becomes a smaller dead letter, which may then come behind later dead letters of its source.
+The brokers may refuse a message for its size. If the limits of the topics are known (`limits`), that does not happen
+until somebody lowers one: then the producer stops, so that nothing passes the message, and a restart learns the limit.
+If they are unknown, the message becomes a smaller dead letter, which may come behind later dead letters of its source.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -25,7 +27,7 @@ from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
 from consumer.publisher.letter_line import LetterLine
 from consumer.publisher.letters import DeadLetters, Pending
-from consumer.publisher.limits import TopicLimits, fitted
+from consumer.publisher.limits import TopicLimits, compresses, fitted
 from consumer.publisher.refusals import ADVICE, LASTING, TOO_LARGE, UNTRUSTED, lowered_limit, refusal, text_of
 from consumer.publisher.results import Results, unpublishable
 from consumer.publisher.settings import delivery_timeout_s, plain_settings
@@ -38,6 +40,8 @@ _TOGETHER = 256
 # How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
 # unless the user made it small.
 _QUEUE_FULL_S = 30.0
+# How long after a fatal error the delivery report that explains it may come.
+_REPORT_S = 1.0
 # Messages that the client library holds, above which dead letters wait. A transaction is limited as a whole.
 MOST_BUFFERED_BYTES = 32 * 2**20
 
@@ -81,10 +85,12 @@ class Publisher:
         settings = dict(plain_settings(config) if settings is None else settings)
         self._own_batches = "batch.size" not in settings
         settings = fitted(settings, self._limits)
-        if timed and self._limits.advertised:
+        self._advertised = self._limits.advertised
+        if timed and self._advertised and not compresses(settings):
             # A refusal ends the producer before the batches behind it go out. With known limits there is none unless a
-            # limit changes, and a restart learns the new one.
+            # limit changes, and a restart learns the new one. Of compressed sizes nobody knows the limit.
             settings = {"enable.gapless.guarantee": True} | settings
+        self._gapless = str(settings.get("enable.gapless.guarantee", False)).lower() == "true"
         self._results = Results(config, model, source, self._limits, settings)
         self.batch_bytes = int(settings["batch.size"])
         self._line = LetterLine(MOST_BUFFERED_BYTES if timed else math.inf)
@@ -185,12 +191,17 @@ class Publisher:
                 self._send(self._topic, message, pending)
             except KafkaException as error:
                 if error.args[0].code() not in TOO_LARGE:
-                    raise self.refused(pending, error.args[0]) from error
+                    raise self._not_sent(pending, error) from error
                 pending, message = unpublishable(pending.frame, text_of(error), pending.published_at), None
         if message is None:
             self._line.add(pending)
             self._send_dead_letters()
         return pending.outcome
+
+    def _not_sent(self, pending: Pending, error: KafkaException) -> PublishError:
+        if error.args[0].code() == confluent_kafka.KafkaError._FATAL:  # noqa: SLF001
+            return self._died(error)
+        return self.refused(pending, error.args[0])
 
     def _send_dead_letters(self) -> None:
         """Those that may be on their way now."""
@@ -202,6 +213,8 @@ class Publisher:
         try:
             self._send(self._letters.topic, message, pending)
         except KafkaException as error:
+            if error.args[0].code() not in TOO_LARGE:
+                raise self._not_sent(pending, error) from error
             self._send_again_as_dead_letter(pending, error.args[0])
         else:
             self._line.sent()
@@ -249,10 +262,28 @@ class Publisher:
         try:
             self._client.poll(timeout_s)
         except KafkaException as error:  # librdkafka's fatal errors come out of here, not through error_cb
-            text = f"the producer died: {text_of(error)}; "
-            if (advice := ADVICE.get(error.args[0].code())) is not None:
-                raise UnwritableError(text + advice.format(topic=self._topic)) from error
-            raise PublishError(f"{text}nothing unacknowledged was committed, a restart repeats it") from error
+            raise self._died(error) from error
+
+    def _died(self, error: KafkaException) -> PublishError:
+        """What to raise after a fatal error. After a refusal the report of the message says more, a little later."""
+        until = self._clock() + _REPORT_S
+        while self._gapless and self._clock() < until:
+            refused = next(((each, why) for each, why in self._reports if why and why.code() in ADVICE), None)
+            if refused is not None:
+                return self._final(*refused)
+            with contextlib.suppress(KafkaException):
+                self._client.poll(0.05)
+        text = f"the producer died: {text_of(error)}; "
+        if (advice := ADVICE.get(error.args[0].code())) is not None:
+            return UnwritableError(text + advice.format(topic=self._topic))
+        return PublishError(f"{text}nothing unacknowledged was committed, a restart repeats it")
+
+    def _final(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
+        """What to raise after a refusal that ends the process."""
+        learns = self._own_batches or pending.size >= self.batch_bytes
+        if error.code() == confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE and self._advertised and learns:
+            return lowered_limit(*self._kind(pending), error)
+        return self.refused(pending, error)
 
     def _check_timeout(self) -> None:
         """End before librdkafka could let later outcomes pass one that the brokers do not take."""
@@ -276,6 +307,9 @@ class Publisher:
         return "result", self._topic
 
     def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
+        if self._gapless:  # the producer is about to say that it died
+            self._client.purge()
+            raise self._final(pending, error)
         shared = error.code() in TOO_LARGE and pending.size < self.batch_bytes and not pending.alone
         if isinstance(pending.outcome, Rejected):
             if shared:  # another one of its batch may be the large one, or all together
@@ -289,9 +323,7 @@ class Publisher:
             return
         # What was published behind it must not arrive before its repetition does.
         self._client.purge()
-        if shared and self._own_batches and self._limits.advertised:
-            raise lowered_limit(self._topic, error)
-        raise self.refused(pending, error)
+        raise self._final(pending, error)
 
     # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
 

@@ -70,11 +70,11 @@ def refusal(what: str, topic: str, record: str, error: confluent_kafka.KafkaErro
     return kind(f"cannot write the {what} of {record} to {topic}: {error.str()}; {advice.format(topic=topic)}")
 
 
-def lowered_limit(topic: str, error: confluent_kafka.KafkaError) -> PublishError:
-    """What to raise if the brokers do not take a batch of results that fitted the limit of its topic."""
+def lowered_limit(what: str, topic: str, error: confluent_kafka.KafkaError) -> PublishError:
+    """What to raise if the brokers do not take a message that fitted the limit of its topic. Arguments: `refusal`."""
     return PublishError(
-        f"cannot write a batch of results to {topic}: {error.str()}; max.message.bytes of the topic was lowered, and a "
-        "restart learns the new limit; nothing unacknowledged was committed, a restart repeats it"
+        f"cannot write a {what} to {topic}: {error.str()}; max.message.bytes of the topic was lowered, and a restart "
+        "learns the new limit; nothing unacknowledged was committed, a restart repeats it"
     )
 
 

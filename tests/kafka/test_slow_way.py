@@ -1,4 +1,4 @@
-"""delivery: exactly_once on a slow way to the brokers: transactions are as large as the way takes in time."""
+"""A slow way to the brokers: transactions are as large as it takes in time, and what waits for it has a limit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest
 import images
 from apache_kafka import ApacheKafka
 from brokers import APACHE, Broker
+from consumer.publisher.plain import MOST_BUFFERED_BYTES
 from consumer.wire import read_dead_letter, read_record
 from exactly_once import metric
 from network import throttle
 from proxy import Proxy
 from sluice_process import Sluice, Topics, produce, reading, running
+from waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -32,15 +34,17 @@ def cluster(lasting_cluster: Callable[..., ApacheKafka]) -> ApacheKafka:
 
 
 @contextmanager
-def slowly(cluster: ApacheKafka, frames: list[tuple[str, bytes]]) -> Iterator[tuple[Broker, Topics, Sluice]]:
+def slowly(
+    cluster: ApacheKafka, frames: list[tuple[str, bytes]], engine: str = FREE, **more: Any
+) -> Iterator[tuple[Broker, Topics, Sluice]]:
     """The program with these frames before it, and a producer that writes through a slow way."""
     direct = Broker("apache", cluster.bootstrap_servers, {}, APACHE, cluster.create_topic)
     topics = Topics.on(direct, partitions=2)
     produce(direct, topics.frames, frames)
-    options: dict[str, Any] = {"delivery": "exactly_once", "kafka__producer": {"client.id": SLOW}}
+    options: dict[str, Any] = {"delivery": "exactly_once", "kafka__producer": {"client.id": SLOW}, **more}
     with Proxy(cluster.routes) as proxy:
         far = replace(direct, bootstrap_servers=proxy.bootstrap_servers)
-        with proxy.injected(throttle(BYTES_PER_SECOND, SLOW)), running(far, topics, FREE, **options) as sluice:
+        with proxy.injected(throttle(BYTES_PER_SECOND, SLOW)), running(far, topics, engine, **options) as sluice:
             yield direct, topics, sluice
 
 
@@ -82,3 +86,29 @@ def test_a_dead_letter_that_cannot_pass_within_a_transaction_is_cut(cluster: Apa
     assert letter.truncated
     assert "dead letters are cut for a while" in sluice.log
     assert read == 21, "the engine ran again"
+
+
+@pytest.mark.timeout(300)
+def test_dead_letters_that_wait_for_the_way_are_no_second_copy_of_all_that_is_held(cluster: ApacheKafka) -> None:
+    """At least once. A slow engine lets frames gather, and then all of them are rejected.
+
+    Catches twice `limits.max_in_flight_bytes` in memory: the copies in librdkafka come on top.
+    """
+    limit, size = 80_000_000, 1_000_000
+    frames = [(f"cam-{n % 4}", images.jpeg(64, 48) if n % 64 == 0 else bytes([n]) * size) for n in range(250)]
+    options = {"limits__max_in_flight_bytes": limit, "dead_letter__max_consecutive": 0}
+    peak = 0.0
+    with slowly(cluster, frames, "simulated://900ms@1,900ms@32", delivery="at_least_once", **options) as (_, _, sluice):
+
+        def full() -> bool:
+            nonlocal peak
+            peak = max(peak, metric(sluice, "in_flight_bytes"))
+            return metric(sluice, "paused") == 1
+
+        wait_until(full, 90, "the limit to be met")
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            full()
+            time.sleep(0.1)
+    print(f"limit {limit / 1e6:.0f} MB, peak {peak / 1e6:.1f} MB")
+    assert peak <= limit + MOST_BUFFERED_BYTES + 10 * size

@@ -5,10 +5,15 @@ The program may ask the brokers for the limits, or it has the documented grants 
 
 from __future__ import annotations
 
+import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 import images
 from brokers import Broker, unique_name
@@ -17,6 +22,7 @@ from consumer.wire import read_dead_letter, read_record
 from exactly_once import metric
 from secured_kafka import SecuredKafka
 from sluice_process import Reader, Sluice, Topics, produce, reading, running
+from waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -123,7 +129,8 @@ def test_a_result_above_the_limit_of_the_output_topic_becomes_a_dead_letter(
 ) -> None:
     """Catches one crowded frame that ends the process with exit code 5, over and over.
 
-    `told` false: the limit is lowered after the program has asked, so that the brokers refuse the first result.
+    `told` false: the limit is lowered after the program has asked, so that the brokers refuse the first result. With
+    at_least_once the process ends before it sends what follows, and its next start knows the limit.
     """
     topics = topics_on(apache_broker, **({"output": 900} if told else {}))
     image = images.jpeg(64, 48)
@@ -140,6 +147,10 @@ def test_a_result_above_the_limit_of_the_output_topic_becomes_a_dead_letter(
             alter(apache_broker, topics.detections, max_message_bytes=900)
         long_id = "c" * 120  # makes the result longer
         produce(apache_broker, topics.frames, [(long_id, image)] * 5, headers={"frame-id": "f" * 250})
+        if not told and delivery == "at_least_once":
+            assert sluice.wait(60) == 5, sluice.log
+            assert "a restart learns the new limit" in sluice.log
+            sluice.start().wait_ready()
         letters.read(5, 60, alive=lambda: sluice.running)
         failed = failed_transactions(sluice)
         assert sluice.terminate() == 0, sluice.log
@@ -150,6 +161,61 @@ def test_a_result_above_the_limit_of_the_output_topic_becomes_a_dead_letter(
     assert all(isinstance(letter.record, Record) and "max.message.bytes" in letter.detail for letter in found if letter)
     print(f"{delivery}, told {told}: {failed:.0f} failed transactions")
     assert failed <= (0 if told else 2)
+
+
+@contextmanager
+def streaming(broker: Broker, topic: str, frames_per_s: int) -> Iterator[list[int]]:
+    """Frames of one source until the block ends; then the list has their number."""
+    stop, sent = threading.Event(), [0]
+
+    def stream() -> None:
+        client = Producer({"bootstrap.servers": broker.bootstrap_servers, "linger.ms": 2})
+        image, began = images.jpeg(64, 48), time.monotonic()
+        while not stop.is_set():
+            client.produce(topic, image, "cam-1")
+            sent[0] += 1
+            client.poll(0)
+            stop.wait(max(0.0, began + sent[0] / frames_per_s - time.monotonic()))
+        client.flush(30)
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+@pytest.mark.timeout(150)
+def test_results_stay_in_order_if_the_limit_is_lowered_at_run_time(apache_broker: Broker) -> None:
+    """Catches batches that pass a refused one: librdkafka sends them before the program hears of the refusal.
+
+    Without `enable.gapless.guarantee` in two runs of six: 32 and 127 results came behind later ones.
+    """
+    topics = topics_on(apache_broker)
+    with (
+        running(apache_broker, topics, "simulated://5ms@1,10ms@32", output__format="json") as sluice,
+        reading(apache_broker, topics.detections) as results,
+    ):
+        sluice.wait_ready()
+        with streaming(apache_broker, topics.frames, 2500) as sent:
+            results.read(2500, 60, alive=lambda: sluice.running)
+            alter(apache_broker, topics.detections, max_message_bytes=6000)
+            assert sluice.wait(60) == 5, sluice.log
+            assert '"restart_helps": true' in sluice.log
+            assert "a restart learns the new limit" in sluice.log
+            sluice.start().wait_ready()
+        offsets: dict[int, None] = {}  # in the order in which a reader that drops repeats sees them
+
+        def complete() -> bool:
+            for message in results.drain():
+                offsets.setdefault(json.loads(message.value() or b"")["input"]["offset"])
+            return len(offsets) == sent[0]
+
+        wait_until(complete, 60, "all results")
+        assert sluice.terminate() == 0, sluice.log
+    assert list(offsets) == sorted(offsets)
 
 
 def alter(broker: Broker, topic: str, **settings: int) -> None:
