@@ -106,7 +106,8 @@ class TransactionalPublisher:
         deadline = self._clock() + within_s
         if self._suspect:
             self._renew(within_s)
-        if self._clock() >= deadline - _COMMIT_S:
+        # Half of the time is for the transaction itself: what does not pass in less says little of the way.
+        if self._clock() >= deadline - max(_COMMIT_S, min(_LATE_S, within_s / 2)):
             raise TransactionError("no time was left to begin one", rolled_back=True)
         publisher, started = self._publisher, self._clock()
         committing = False

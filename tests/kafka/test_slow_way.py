@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 import images
 from apache_kafka import ApacheKafka
@@ -112,3 +114,30 @@ def test_dead_letters_that_wait_for_the_way_are_no_second_copy_of_all_that_is_he
             time.sleep(0.1)
     print(f"limit {limit / 1e6:.0f} MB, peak {peak / 1e6:.1f} MB")
     assert peak <= limit + MOST_BUFFERED_BYTES + 10 * size
+
+
+@pytest.mark.timeout(280)
+def test_a_dead_letter_is_cut_although_another_partition_commits_in_between(cluster: ApacheKafka) -> None:
+    """Catches a letter that is late forever, because each success of another partition resets the count."""
+    image, stop = images.jpeg(64, 48), threading.Event()
+    with slowly(cluster, [("cam-1", image)] * 20) as (direct, topics, sluice), reading(direct, topics.dead) as letters:
+
+        def stream() -> None:
+            client = Producer({"bootstrap.servers": direct.bootstrap_servers})
+            while not stop.wait(0.03):
+                client.produce(topics.frames, image, b"cam-2", partition=0)
+                client.produce(topics.frames, image, b"cam-3", partition=1)
+                client.poll(0)
+            client.flush(10)
+
+        thread = threading.Thread(target=stream)
+        thread.start()
+        try:
+            produce(direct, topics.frames, [("cam-1", bytes(12_000_000))])
+            began = time.monotonic()
+            letters.read(1, 150, alive=lambda: sluice.running)
+            print(f"letter after {time.monotonic() - began:.1f} s")
+        finally:
+            stop.set()
+            thread.join(30)
+    assert "dead letters are cut for a while" in sluice.log
