@@ -21,8 +21,8 @@ MIB = 2**20
 BUSY, BUSY_BYTES, EVERY = 600, 300_000, 8
 OTHERS, OTHER_BYTES, PARTITIONS = 300, 300_000, 8
 FRAMES = BUSY + OTHERS * (PARTITIONS - 1)
-# The allocator's and the client library's own share, with small queues of the consumer.
-BESIDE_COUNTED = 250 * MIB
+# Measured: 310 and 315 MiB, and 621 MiB where each held outcome keeps its batch.
+MOST = 450 * MIB
 
 
 @pytest.mark.timeout(300)
@@ -70,4 +70,4 @@ def test_memory_follows_what_is_counted(apache_broker: Broker) -> None:
     finally:
         sluice.stop()
     print(f"at most {most / MIB:.0f} MiB more than at the start, {beside / MIB:.0f} MiB beside what is counted")
-    assert beside < BESIDE_COUNTED
+    assert most < MOST
