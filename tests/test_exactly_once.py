@@ -66,7 +66,7 @@ class TestATransaction:
         made.delivery._held.more = True  # of an earlier `take`
         before = made.delivery._budget.bytes
         made.log.mark(P0, 3)
-        made.delivery.hand_over([Committable(P0, 7)])
+        made.delivery.hand_over([Committable(P0, 7)], 5.0)
         assert made.log.committed[P0] == 7
         assert made.delivery._budget.bytes == before
 
