@@ -21,9 +21,7 @@ MIB = 2**20
 BUSY, BUSY_BYTES, EVERY = 600, 300_000, 8
 OTHERS, OTHER_BYTES, PARTITIONS = 300, 300_000, 8
 FRAMES = BUSY + OTHERS * (PARTITIONS - 1)
-# The allocator's and the client library's own share, with small queues of the consumer.
-BESIDE_COUNTED = 250 * MIB
-# Of the whole. Measured: 310 to 323 MiB, and 621 MiB where each held outcome keeps its batch.
+# Measured: 310 and 315 MiB, and 621 MiB where each held outcome keeps its batch.
 MOST = 450 * MIB
 
 
@@ -72,5 +70,4 @@ def test_memory_follows_what_is_counted(apache_broker: Broker) -> None:
     finally:
         sluice.stop()
     print(f"at most {most / MIB:.0f} MiB more than at the start, {beside / MIB:.0f} MiB beside what is counted")
-    assert beside < BESIDE_COUNTED
     assert most < MOST
