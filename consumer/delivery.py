@@ -318,7 +318,8 @@ class ExactlyOnce:
         """Best effort: if it fails, the next owner of the partition reads to the same end again and commits it."""
         self.commit(watermarks)
         wanted = {partition for partition, _ in watermarks}
-        if not self.broken and within_s >= _LEAST_TRANSACTION_S and wanted & self._uncommitted_ends.keys():
+        possible = not self.broken and not self.expelled and within_s >= _LEAST_TRANSACTION_S
+        if possible and wanted & self._uncommitted_ends.keys():
             self._transact([], within_s)
 
     def _membership(self) -> object:
@@ -333,7 +334,7 @@ class ExactlyOnce:
             self._held.hold(item)
         # In doubt, offsets alone take nothing back: everything below them is done.
         self.broken = not error.rolled_back and bool(ready)
-        self._refused = error.expelled
+        self._refused = self._refused or error.expelled
         self._metrics.transactions.labels("failed").inc()
         self._failures.warning(
             "transaction failed", outcomes=len(ready), rolled_back=error.rolled_back, error=str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,7 @@ def _quiet() -> Iterator[None]:
 @settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
 @given(entropy=ENTROPY)
 @example(entropy=b"")
+@example(entropy=random.Random(9171077).randbytes(200))  # offsets alone, after the group has put this process out
 def test_no_schedule_breaks_a_promise(delivery: str, entropy: bytes) -> None:
     """Rebalances, losses, a broken or slow engine, refused writes and failed transactions, and a stop at any moment.
 
