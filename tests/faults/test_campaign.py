@@ -115,15 +115,25 @@ def copied(place: Path) -> Path:
 
 
 def test_the_digest_of_the_core_changes_with_its_code(tmp_path: Path) -> None:
-    """Catches: a list of files that forgets one that is new, moved or renamed."""
+    """Catches: a list of files that forgets one that is new, and figures of code that has changed since."""
     package = copied(tmp_path)
     assert core.digest(package) == core.digest()
-    (package / "brand_new.py").write_text("x = 1\n")
+    (package / "source" / "brand_new.py").write_text("x = 1\n")
     added = core.digest(package)
-    (package / "brand_new.py").rename(package / "source" / "brand_new.py")
-    moved = core.digest(package)
     (package / "source" / "brand_new.py").write_text("x = 2\n")
-    assert len({core.digest(), added, moved, core.digest(package)}) == 4
+    changed = core.digest(package)
+    (package / "source" / "brand_new.py").write_text("from math import sqrt as x\n")
+    assert len({core.digest(), added, changed, core.digest(package)}) == 4
+
+
+def test_the_digest_of_the_core_does_not_change_when_definitions_move(tmp_path: Path) -> None:
+    """Catches: a campaign of hours that counts for nothing after a module was split or renamed."""
+    package = copied(tmp_path)
+    (package / "pipeline.py").rename(package / "source" / "loop.py")
+    main = package / "__main__.py"
+    main.write_text(main.read_text().replace("consumer.pipeline", "consumer.source.loop"))
+    assert "consumer.source.loop" in main.read_text()
+    assert core.digest(package) == core.digest()
 
 
 def test_the_digest_of_the_core_does_not_change_with_words_or_tools(tmp_path: Path) -> None:
