@@ -41,23 +41,24 @@ def digest(package: Path = PACKAGE) -> str:
     for path in package.rglob("*.py"):
         if not any(path.is_relative_to(each) for each in left_out):
             tree = _WithoutWords().visit(ast.parse(path.read_bytes()))
-            definitions += [ast.dump(each) for each in tree.body if not _is_about_modules(each)]
+            definitions += [ast.dump(each) for each in tree.body if not _is_list_of_exports(each)]
     return hashlib.sha256("\n".join(sorted(definitions)).encode()).hexdigest()[:12]
 
 
-def _is_about_modules(node: ast.stmt) -> bool:
-    """An import inside the package, or the list of what a module exports."""
-    if isinstance(node, ast.ImportFrom):
-        return node.module is None
+def _is_list_of_exports(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
 
 
 class _WithoutWords(ast.NodeTransformer):
-    """Takes out what is only for readers, and the names of modules of the package."""
+    """Takes out what is only for readers, and the names of the package's modules."""
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
-        if node.module is not None and node.module.split(".")[0] == "consumer":
-            node.module = None
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if node.module is not None and node.module.split(".")[0] == "consumer" else node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        """A module of the package as a text: one that is run as a process."""
+        if isinstance(node.value, str) and node.value.startswith("consumer."):
+            node.value = "consumer"
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
