@@ -37,16 +37,24 @@ def digest(package: Path = PACKAGE) -> str:
     if missing := [each for each in LEFT_OUT if not (package / each).exists()]:
         raise ValueError(f"LEFT_OUT in {__file__}: there is no {', '.join(missing)} in {package}; correct the list")
     left_out = [package / each for each in LEFT_OUT]
-    definitions: list[str] = []
+    definitions: set[str] = set()
     for path in package.rglob("*.py"):
         if not any(path.is_relative_to(each) for each in left_out):
             tree = _WithoutWords().visit(ast.parse(path.read_bytes()))
-            definitions += [ast.dump(each) for each in tree.body if not _is_list_of_exports(each)]
+            definitions.update(text for each in tree.body for text in _parts(each))
     return hashlib.sha256("\n".join(sorted(definitions)).encode()).hexdigest()[:12]
 
 
-def _is_list_of_exports(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+def _parts(node: ast.stmt) -> list[str]:
+    """A module that is split needs some imports twice, so each name that is imported counts once for the package."""
+    match node:
+        case ast.Import(names):
+            return [f"import {each.name} as {each.asname}" for each in names]
+        case ast.ImportFrom(module, names):
+            return [f"import {module}.{each.name} as {each.asname}" for each in names]
+        case ast.Assign(targets=[ast.Name("__all__")]):
+            return []
+    return [ast.dump(node)]
 
 
 class _WithoutWords(ast.NodeTransformer):
