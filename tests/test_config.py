@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from consumer.__main__ import main
+from consumer.cli import main
 from consumer.config import MASK, OWN_SETTINGS, Config, load_config, options, resolved
 from consumer.errors import ConfigError
 

@@ -15,7 +15,7 @@ HOSTILE = 'x\n{"level": "critical", "event": "forged"}\r\n\x1b]0;owned\x07\x1b[2
 _PROGRAM = """
 import logging, sys
 import structlog
-from consumer.__main__ import set_up_logging
+from consumer.logs import set_up_logging
 from consumer.config import LogConfig
 set_up_logging(LogConfig(format=sys.argv[1]))
 hostile = sys.argv[2]
@@ -65,7 +65,7 @@ def test_an_error_message_is_printed_without_what_steers_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches a broker's or a file's text on its way to stderr as the last words of the program."""
-    from consumer import __main__ as program
+    from consumer import cli as program
     from consumer.errors import KafkaError
 
     def fail(**_: object) -> None:

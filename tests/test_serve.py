@@ -11,7 +11,7 @@ import pytest
 
 import images
 from brokers import APACHE, Broker
-from consumer.__main__ import serve
+from consumer.app import serve
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import ModelError

@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from consumer.config import Config, load_config
 from consumer.errors import ConfigError, KafkaError
+from consumer.logs import printable
 from consumer.repeats import Repeats
 
 # A broker that is there answers within milliseconds; one that is not should be said soon.
@@ -165,8 +166,3 @@ def text_of(error: BaseException) -> str:
     """The message of an error, without the wrapping of the client."""
     inner = error.args[0] if error.args else error
     return printable(inner.str() if hasattr(inner, "str") else str(inner))
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that could steer a terminal or forge a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumer.errors import ConfigError
-from consumer.tools.clients import printable
+from consumer.logs import printable
 from consumer.wire import is_source_id
 
 DEFAULT_FPS: Final = 25.0  # for what has no rate of its own: folders, and videos that do not say

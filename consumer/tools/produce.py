@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from consumer.errors import ConfigError, KafkaError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.tools.images import Encoding, ImageSource, parse_source
 from consumer.tools.signals import stop_on_signals
@@ -76,7 +77,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     if (match := _SIZE.fullmatch(text)) is None:
-        raise ConfigError(f"--size {clients.printable(text)}: expected WIDTHxHEIGHT, for example 640x480")
+        raise ConfigError(f"--size {printable(text)}: expected WIDTHxHEIGHT, for example 640x480")
     return int(match[1]), int(match[2])
 
 

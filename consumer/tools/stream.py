@@ -14,6 +14,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaException
 
 from consumer.errors import ConfigError, KafkaError, SluiceError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.tools.images import Image, ImageSource
 from consumer.types import Clock
@@ -49,7 +50,7 @@ class Tally:
         if error is None:
             self.acknowledged += 1
         else:
-            self.error = clients.printable(error.str())
+            self.error = printable(error.str())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import numpy as np
 import typer
 
 from consumer.errors import KafkaError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.types import Record
 from consumer.wire import decode_result, read_dead_letter, read_record
@@ -96,7 +97,7 @@ def read(
                 continue
             if (error := message.error()) is not None:
                 if clients.is_hopeless(error):
-                    raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
+                    raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
                 continue
             yield (topic, message.partition(), message.offset()), read_record(message)
     finally:
@@ -128,12 +129,12 @@ class Printer:
 
     def _no_result(self, place: Place, record: Record, error: Exception) -> None:
         topic, partition, offset = place
-        where = clients.printable(f"{topic}[{partition}]@{offset}")
+        where = printable(f"{topic}[{partition}]@{offset}")
         if (letter := read_dead_letter(record)) is None:
             what = str(error) if type(error) is ValueError else f"malformed: {type(error).__name__} {error}"
         else:
             what = f"dead letter of {letter.id}: {letter.stage}, {letter.reason}: {letter.detail}"
-        self.complain(f"{where}: {clients.printable(what)}")
+        self.complain(f"{where}: {printable(what)}")
 
 
 def result_line(body: dict[str, Any], zone: tzinfo | None = None) -> str:
@@ -154,7 +155,7 @@ def result_line(body: dict[str, Any], zone: tzinfo | None = None) -> str:
         f"{latency:>8}",
         what,
     )
-    return clients.printable("  ".join(columns))
+    return printable("  ".join(columns))
 
 
 def _seen(detections: list[dict[str, Any]]) -> str:

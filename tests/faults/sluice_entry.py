@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from consumer.__main__ import main
+from consumer.cli import main
 from consumer.decoder import Decoder
 from consumer.detectors.simulated import SimulatedDetector
 from consumer.isolation.process import Process

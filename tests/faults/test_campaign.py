@@ -130,7 +130,7 @@ def test_the_digest_of_the_core_does_not_change_when_definitions_move(tmp_path: 
     """Catches: a campaign of hours that counts for nothing after a module was split or renamed."""
     package = copied(tmp_path)
     (package / "pipeline.py").rename(package / "source" / "loop.py")
-    main = package / "__main__.py"
+    main = package / "app.py"
     main.write_text(main.read_text().replace("consumer.pipeline", "consumer.source.loop"))
     assert "consumer.source.loop" in main.read_text()
     assert core.digest(package) == core.digest()

@@ -113,7 +113,7 @@ def shutdown_s(clean_environment: pytest.MonkeyPatch) -> float:
     """Seconds from SIGTERM to the end of `sluice run`: the drain, the last commit, and every `close(<seconds>)`."""
     closing = sum(
         float(call.args[0].value)
-        for file in ("pipeline.py", "__main__.py")
+        for file in ("pipeline.py", "app.py")
         for call in ast.walk(ast.parse(ROOT.joinpath("consumer", file).read_text()))
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)

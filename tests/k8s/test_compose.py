@@ -227,7 +227,7 @@ def test_the_cameras_film_and_become_a_produce_command_that_exists(
     """Catches an option of `sluice produce` that was renamed, and pictures that it would not take."""
     import typer
 
-    from consumer.__main__ import app
+    from consumer.cli import app
     from consumer.tools.images import Encoding, parse_source
 
     service = services["cameras"]

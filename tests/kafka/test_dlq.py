@@ -315,7 +315,7 @@ def test_sigkill_in_mid_replay_repeats_nothing_and_loses_nothing(apache_broker: 
 
 DOOMED = """
 import os, signal, sys
-from consumer.__main__ import main
+from consumer.cli import main
 from consumer.tools import clients
 
 point, make = sys.argv.pop(1), clients.producer

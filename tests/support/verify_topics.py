@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from apache_kafka import KafkaCluster
 from brokers import Broker, unique_name
-from consumer.__main__ import app
+from consumer.cli import app
 from consumer.errors import SluiceError
 from consumer.tools import clients
 from consumer.tools.verify.request import Request

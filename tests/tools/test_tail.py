@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.tools.clients import printable
+from consumer.logs import printable
 from consumer.tools.tail import Printer, json_line, result_line
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, Skipped, TopicPartition
 from consumer.wire import ResultEncoder, encode_dead_letter

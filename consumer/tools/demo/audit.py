@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError as ClientError
 from confluent_kafka import KafkaException, TopicPartition
 
 from consumer.errors import KafkaError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.tools.demo.broker import Broker
 from consumer.tools.demo.summary import Outcome, Place
@@ -72,7 +73,7 @@ class TopicReader:
         if error.code() == ClientError._PARTITION_EOF:  # noqa: SLF001 - the client's public name for it
             self._open.discard((message.topic(), message.partition()))
         elif not error.retriable():
-            raise KafkaError(f"cannot read back {message.topic()}: {clients.printable(error.str())}")
+            raise KafkaError(f"cannot read back {message.topic()}: {printable(error.str())}")
         return None
 
     def to_the_end(self) -> Iterator[Any]:

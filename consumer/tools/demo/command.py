@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from consumer.errors import ConfigError
+from consumer.logs import printable
 from consumer.tools import clients
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _checked_model(model: str | None, *, download: bool) -> str:
     if model.startswith("simulated://") or Path(model).expanduser().is_file() or download:
         return model
     raise ConfigError(
-        f"--model {clients.printable(model)}: there is no such file. "
+        f"--model {printable(model)}: there is no such file. "
         "One of Ultralytics' own models, such as yolo26n.pt, is fetched with --download"
     )
 
@@ -123,7 +124,7 @@ def _checked_model(model: str | None, *, download: bool) -> str:
 def _checked_videos(videos: Sequence[Path]) -> tuple[Path, ...]:
     for path in videos:
         if not path.is_file():
-            raise ConfigError(f"--video {clients.printable(str(path))}: there is no such file")
+            raise ConfigError(f"--video {printable(str(path))}: there is no such file")
     return tuple(videos)
 
 
@@ -143,7 +144,7 @@ def _empty(out: Path) -> None:
                 (out / name).unlink(missing_ok=True)
         _note(out, [LOG])
     except OSError as error:
-        raise ConfigError(f"--out {clients.printable(str(out))}: {error.strerror}") from None
+        raise ConfigError(f"--out {printable(str(out))}: {error.strerror}") from None
 
 
 def _note(out: Path, names: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from consumer.errors import ConfigError
+from consumer.logs import printable
 from consumer.tools import clients
-from consumer.tools.clients import printable
 from consumer.tools.dlq import text
 from consumer.tools.dlq.letters import Filter, Selection, parse_since, read_letter
 from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width

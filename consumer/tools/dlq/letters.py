@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 from consumer.errors import ConfigError
-from consumer.tools.clients import printable
+from consumer.logs import printable
 from consumer.types import Frame, Receipt, Record, TopicPartition
 from consumer.wire import ORIGINAL_KEY, ORIGINAL_TIMESTAMP, DeadLetter, Message, parse_frame, read_dead_letter
 

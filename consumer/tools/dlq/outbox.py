@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka import KafkaError as Code
 
 from consumer.errors import KafkaError, PublishError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.wire import Message
 
@@ -120,9 +121,7 @@ class Transactions:
             client.init_transactions(_ANSWER_S)
         except KafkaException as failure:
             error = failure.args[0]
-            hint = "grant WRITE and DESCRIBE on the transactional ID " + clients.printable(
-                self._settings["transactional.id"]
-            )
+            hint = "grant WRITE and DESCRIBE on the transactional ID " + printable(self._settings["transactional.id"])
             if error.code() in _UNSUPPORTED:
                 hint = "a broker without transactions needs --at-least-once"
             elif error.retriable():
@@ -172,7 +171,7 @@ class _Reports:
         self.refused = ""  # the same, where it is the brokers' answer to this record
 
     def fail(self, error: Code) -> None:
-        self.reason = clients.printable(error.str())
+        self.reason = printable(error.str())
         self.fenced = self.fenced or _is_fenced(error)
         # Below 0 are the client's own: out of time, or thrown out as the transaction failed. No fault of this record.
         if error.code() > 0:

@@ -13,6 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka import KafkaError as Code
 
 from consumer.errors import KafkaError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.types import Record
 from consumer.wire import read_record
@@ -65,9 +66,7 @@ def scan(
         message = client.poll(0.2)
         if message is None:
             if time.monotonic() - heard > silence_s:
-                raise KafkaError(
-                    f"topic {clients.printable(topic)}: the brokers have been silent for {silence_s:.0f} s"
-                )
+                raise KafkaError(f"topic {printable(topic)}: the brokers have been silent for {silence_s:.0f} s")
             continue
         heard = time.monotonic()
         number, offset = message.partition(), message.offset()
@@ -75,7 +74,7 @@ def scan(
             if error.code() == Code._PARTITION_EOF and number is not None:  # noqa: SLF001
                 ends[number] = -1
             elif clients.is_hopeless(error):
-                raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
+                raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
             continue
         if number is None or offset is None or ends.get(number, 0) < 0:
             continue

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from consumer.errors import ConfigError, KafkaError, PublishError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.tools.dlq.letters import Letter, Selection, message_for, read_letter
 from consumer.tools.dlq.outbox import Item, Outbox, Refused
@@ -71,7 +72,7 @@ def load(client: Consumer, topic: str, partitions: Iterable[int]) -> dict[int, P
             progress[each.partition] = Progress.from_commit(each.offset, each.metadata)
         except ValueError as error:
             raise KafkaError(
-                f"partition {each.partition}: the group's committed offset is {clients.printable(str(error))}; "
+                f"partition {each.partition}: the group's committed offset is {printable(str(error))}; "
                 f"choose another --group"
             ) from None
     return progress
@@ -85,7 +86,7 @@ def _committed(client: Consumer, topic: str, partitions: Iterable[int]) -> list[
         raise KafkaError(f"cannot read what was replayed: {clients.text_of(error)}") from None
     for each in found:
         if each.error is not None:
-            raise KafkaError(f"cannot read what was replayed: {clients.printable(each.error.str())}")
+            raise KafkaError(f"cannot read what was replayed: {printable(each.error.str())}")
     return found
 
 
@@ -189,7 +190,7 @@ class Replay:
                 f"{who}: it would go to the dead-letter topic itself; use --to, or --input-topic to choose"
             )
         if topic.startswith("__") or not topic:
-            raise ConfigError(f"{who}: it would go to {clients.printable(topic)!r}, which is no topic for frames")
+            raise ConfigError(f"{who}: it would go to {printable(topic)!r}, which is no topic for frames")
         try:
             clients.partitions_of(self._client, topic)
         except KafkaError as error:
@@ -212,7 +213,7 @@ class Replay:
             try:
                 self._write([letter], {letter.partition: letter.offset + 1})
             except Refused as refused:
-                to = clients.printable(self._selection.destination(letter))
+                to = printable(self._selection.destination(letter))
                 raise PublishError(
                     f"dead letter {letter.place} was refused by topic {to}: {refused}; all before it are replayed. "
                     f"Mend that (max.message.bytes of the topic?), or choose others with --reason or --source"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumer import __version__
-from consumer.tools.clients import printable
+from consumer.logs import printable
 
 
 class Status(enum.StrEnum):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from consumer.errors import ConfigError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.tools.signals import stop_on_signals
 
@@ -109,7 +110,7 @@ def _print(request: Request, answer: Answer) -> None:
 def _delivery(text: str) -> str:
     name = text.replace("-", "_")
     if name not in ("at_least_once", "exactly_once"):
-        raise ConfigError(f"--delivery {clients.printable(text)}: expected at-least-once or exactly-once")
+        raise ConfigError(f"--delivery {printable(text)}: expected at-least-once or exactly-once")
     return name
 
 

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError as Code
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from consumer.errors import KafkaError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.types import Record, TopicPartition
 from consumer.wire import read_record
@@ -82,7 +83,7 @@ class Brokers:
         request = [ConsumerGroupTopicPartitions(group, wanted)]
         answer = self._result(
             self._admin.list_consumer_group_offsets(request, require_stable=False, request_timeout=ANSWER_S)[group],
-            f"the committed offsets of group {clients.printable(group)}",
+            f"the committed offsets of group {printable(group)}",
         )
         for each in answer.topic_partitions:
             if each.error is not None:
@@ -111,7 +112,7 @@ class Brokers:
         answers = self._admin.list_offsets(request, isolation_level=level, request_timeout=ANSWER_S)
         return {
             TopicPartition(each.topic, each.partition): self._result(
-                answer, f"the offsets of {clients.printable(each.topic)}[{each.partition}]"
+                answer, f"the offsets of {printable(each.topic)}[{each.partition}]"
             ).offset
             for each, answer in answers.items()
         }
@@ -215,19 +216,18 @@ class Reader:
         error = message.error()
         if error.code() == Code._AUTO_OFFSET_RESET:  # noqa: SLF001
             raise KafkaError(
-                f"topic {clients.printable(topic)}: retention has deleted records just before they were read. Run "
-                "this again"
+                f"topic {printable(topic)}: retention has deleted records just before they were read. Run this again"
             )
         if error.code() != Code._PARTITION_EOF and clients.is_hopeless(error):  # noqa: SLF001
-            raise KafkaError(f"topic {clients.printable(topic)}: {clients.printable(error.str())}")
+            raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
 
     def _check_patience(self, topic: str, at: Mapping[int, int], waits: set[int], quiet_s: float) -> None:
         if quiet_s > self._silence_s and not at.keys() <= waits:
-            raise KafkaError(f"topic {clients.printable(topic)}: the brokers have been silent for {quiet_s:.0f} s")
+            raise KafkaError(f"topic {printable(topic)}: the brokers have been silent for {quiet_s:.0f} s")
         if quiet_s > self._open_s and at:
             number, offset = next(iter(at.items()))
             raise KafkaError(
-                f"topic {clients.printable(topic)}: a transaction has been open at offset {offset} of partition "
+                f"topic {printable(topic)}: a transaction has been open at offset {offset} of partition "
                 f"{number} for {quiet_s:.0f} s, and what is behind it cannot be read. Run this again when it has ended"
             )
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from consumer.errors import ConfigError, KafkaError
+from consumer.logs import printable
 from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster
 from consumer.tools.verify.checker import Checker
@@ -101,7 +102,7 @@ class Run:
         for topic in self.request.roles.values():
             if "compact" in (self._setting(topic, "cleanup.policy") or ""):
                 raise ConfigError(
-                    f"topic {clients.printable(topic)} is compacted (cleanup.policy): it keeps only the newest outcome "
+                    f"topic {printable(topic)} is compacted (cleanup.policy): it keeps only the newest outcome "
                     "of each source, so it cannot tell whether each record had one"
                 )
         ends, oldest = self.brokers.ends(of), self.brokers.beginnings(of)
@@ -129,8 +130,8 @@ class Run:
             raise ConfigError(f"the range has {offsets:,} offsets, each takes a byte: narrow it with --from and --to")
         if offsets and all(span.committed < 0 for span in spans.values()):
             raise ConfigError(
-                f"group {clients.printable(self.request.group)} has committed no offset of "
-                f"{', '.join(map(clients.printable, self.request.inputs))}, so nothing can be judged: check --group, "
+                f"group {printable(self.request.group)} has committed no offset of "
+                f"{', '.join(map(printable, self.request.inputs))}, so nothing can be judged: check --group, "
                 "or run this when the group has worked"
             )
         return spans
@@ -163,7 +164,7 @@ class Run:
         for partition, end in self.brokers.ends(reader.seen_ends).items():
             if end < reader.seen_ends[partition]:
                 raise KafkaError(
-                    f"the brokers say that {clients.printable(str(partition))} ends at {end}, and have told of records "
+                    f"the brokers say that {printable(str(partition))} ends at {end}, and have told of records "
                     f"up to {reader.seen_ends[partition]}: if they do not tell ends exactly, nothing can be judged"
                 )
 
