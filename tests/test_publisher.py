@@ -436,6 +436,27 @@ class TestDeadLetters:
         with pytest.raises(UnwritableError, match=r"cleanup\.policy"):
             bench.publisher.poll()
 
+    @pytest.mark.parametrize("compacted", [True, False])
+    def test_of_a_topic_that_became_compacted_end_the_process_until_a_restart(
+        self, monkeypatch: pytest.MonkeyPatch, *, compacted: bool
+    ) -> None:
+        """At its start the next process reads that the topic needs keys. Catches an exit that says no restart helps.
+
+        And catches restarts, over and over, for a record that the brokers find invalid for another reason.
+        """
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        said = {topic: Described(1_000_000) for topic in ("detections", "frames-dead")}
+        limits = TopicLimits(tuple(said), describe=lambda: dict(said), clock=time.monotonic)
+        limits.ask(10.0)
+        bench = Bench(limits=limits)
+        bench.publish(REJECTED, frame(7)._replace(record=frame(7).record._replace(key=None)))
+        said["frames-dead"] = Described(1_000_000, compacted)
+        bench.client.report = lambda _: failed(_Code.INVALID_RECORD)
+        with pytest.raises(PublishError, match="became compacted" if compacted else "validation of schemas") as caught:
+            bench.publisher.poll()
+        assert caught.value.retriable is compacted
+        assert bench.client.purged
+
     @pytest.mark.parametrize("code", [_Code.INVALID_TIMESTAMP, _Code.POLICY_VIOLATION, _Code.TOPIC_EXCEPTION])
     def test_that_no_repetition_helps_end_the_process_for_good(self, bench: Bench, code: int) -> None:
         """Catches exit code 5 with `restart_helps`, over and over."""

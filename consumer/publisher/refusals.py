@@ -78,6 +78,14 @@ def lowered_limit(what: str, topic: str, error: confluent_kafka.KafkaError) -> P
     )
 
 
+def became_compacted(what: str, topic: str, error: confluent_kafka.KafkaError) -> PublishError:
+    """What to raise if a topic needs keys since it became compacted. Arguments: `refusal`."""
+    return PublishError(
+        f"cannot write a {what} to {topic}: {error.str()}; the topic became compacted and needs a key in each record, "
+        "and a restart adds the keys; nothing unacknowledged was committed, a restart repeats it"
+    )
+
+
 def text_of(error: BaseException) -> str:
     """What librdkafka says, without the names of its classes."""
     inner = error.args[0] if error.args else error
