@@ -212,21 +212,25 @@ class TestUnpublishable:
         assert bench.topics == ["detections", "frames-dead", "frames-dead"]
         assert not bench.client.purged
 
+    @pytest.mark.parametrize(
+        ("code", "setting"),
+        [(_Code.MSG_SIZE_TOO_LARGE, "max.message.bytes"), (_Code.RECORD_LIST_TOO_LARGE, "segment.bytes")],
+    )
     def test_a_small_result_that_is_refused_with_its_batch_ends_the_process_until_a_restart_if_that_helps(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, code: int, setting: str
     ) -> None:
         """The brokers say the new limit to the next process. Catches an exit that says that no restart helps."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(limits=advertised(1_000_000))
         bench.publish(detected())
-        bench.client.report = lambda _: TOO_LARGE
-        with pytest.raises(PublishError, match=r"detections: .*was lowered, and a restart learns") as caught:
+        bench.client.report = lambda _: failed(code)
+        with pytest.raises(PublishError, match=rf"detections: .*{setting} of the topic was lowered") as caught:
             bench.publisher.poll()
         assert caught.value.retriable
         assert bench.client.purged
         bench = Bench(Config(kafka={"producer": {"batch.size": 900_000}}), advertised(1_000_000))  # type: ignore[arg-type]
         bench.publish(detected())
-        bench.client.report = lambda _: TOO_LARGE
+        bench.client.report = lambda _: failed(code)
         with pytest.raises(UnwritableError, match=r"lower batch\.size"):
             bench.publisher.poll()
 

@@ -290,7 +290,7 @@ class Publisher:
     def _final(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
         """What to raise after a refusal that ends the process."""
         learns = self._own_batches or pending.size >= self.batch_bytes
-        if error.code() == confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE and self._advertised and learns:
+        if error.code() in TOO_LARGE and self._advertised and learns:
             return lowered_limit(*self._kind(pending), error)
         invalid = error.code() == confluent_kafka.KafkaError.INVALID_RECORD
         if invalid and isinstance(pending.outcome, Rejected) and self._letters.lacks_key(pending):
