@@ -212,21 +212,25 @@ class TestUnpublishable:
         assert bench.topics == ["detections", "frames-dead", "frames-dead"]
         assert not bench.client.purged
 
+    @pytest.mark.parametrize(
+        ("code", "setting"),
+        [(_Code.MSG_SIZE_TOO_LARGE, "max.message.bytes"), (_Code.RECORD_LIST_TOO_LARGE, "segment.bytes")],
+    )
     def test_a_small_result_that_is_refused_with_its_batch_ends_the_process_until_a_restart_if_that_helps(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, code: int, setting: str
     ) -> None:
         """The brokers say the new limit to the next process. Catches an exit that says that no restart helps."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(limits=advertised(1_000_000))
         bench.publish(detected())
-        bench.client.report = lambda _: TOO_LARGE
-        with pytest.raises(PublishError, match=r"detections: .*was lowered, and a restart learns") as caught:
+        bench.client.report = lambda _: failed(code)
+        with pytest.raises(PublishError, match=rf"detections: .*{setting} of the topic was lowered") as caught:
             bench.publisher.poll()
         assert caught.value.retriable
         assert bench.client.purged
         bench = Bench(Config(kafka={"producer": {"batch.size": 900_000}}), advertised(1_000_000))  # type: ignore[arg-type]
         bench.publish(detected())
-        bench.client.report = lambda _: TOO_LARGE
+        bench.client.report = lambda _: failed(code)
         with pytest.raises(UnwritableError, match=r"lower batch\.size"):
             bench.publisher.poll()
 
@@ -435,6 +439,27 @@ class TestDeadLetters:
         assert bench.publisher.poll() == []
         with pytest.raises(UnwritableError, match=r"cleanup\.policy"):
             bench.publisher.poll()
+
+    @pytest.mark.parametrize("compacted", [True, False])
+    def test_of_a_topic_that_became_compacted_end_the_process_until_a_restart(
+        self, monkeypatch: pytest.MonkeyPatch, *, compacted: bool
+    ) -> None:
+        """At its start the next process reads that the topic needs keys. Catches an exit that says no restart helps.
+
+        And catches restarts, over and over, for a record that the brokers find invalid for another reason.
+        """
+        monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
+        said = {topic: Described(1_000_000) for topic in ("detections", "frames-dead")}
+        limits = TopicLimits(tuple(said), describe=lambda: dict(said), clock=time.monotonic)
+        limits.ask(10.0)
+        bench = Bench(limits=limits)
+        bench.publish(REJECTED, frame(7)._replace(record=frame(7).record._replace(key=None)))
+        said["frames-dead"] = Described(1_000_000, compacted)
+        bench.client.report = lambda _: failed(_Code.INVALID_RECORD)
+        with pytest.raises(PublishError, match="became compacted" if compacted else "validation of schemas") as caught:
+            bench.publisher.poll()
+        assert caught.value.retriable is compacted
+        assert bench.client.purged
 
     @pytest.mark.parametrize("code", [_Code.INVALID_TIMESTAMP, _Code.POLICY_VIOLATION, _Code.TOPIC_EXCEPTION])
     def test_that_no_repetition_helps_end_the_process_for_good(self, bench: Bench, code: int) -> None:

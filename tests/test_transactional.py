@@ -361,6 +361,17 @@ class TestWhatAPersonMustMend:
         with pytest.raises(UnwritableError, match="grant this user WRITE on "):
             bench.transact()
 
+    def test_is_said_at_once_if_the_client_refuses_on_the_spot(self, bench: Bench) -> None:
+        """Catches two minutes of failed transactions, and exit code 4, because the output topic was deleted."""
+        bench.client.refuse = lambda _: failed(_Code._UNKNOWN_TOPIC)
+        with pytest.raises(UnwritableError, match=r"to detections: .*create it"):
+            bench.transact()
+
+    def test_of_a_missing_topic_is_known_within_a_transaction(self) -> None:
+        """Catches transactions that run out of time, one after the other, before the client gives the topic up."""
+        ours = transactional_settings(Config())["topic.metadata.propagation.max.ms"]
+        assert ours / 1000 < WITHIN_S / 2, "a transaction begins with so much time at least"
+
     @pytest.mark.parametrize(
         ("code", "words"),
         [

@@ -14,6 +14,8 @@ from consumer.wire import Message, encode_dead_letter, message_bytes
 
 # Refusals of one dead letter before the process ends.
 _TRIES = 6
+# How long the brokers are asked whether a topic has become compacted, before the process ends.
+_ANSWER_S = 6.0
 
 
 class Pending(NamedTuple):
@@ -64,3 +66,11 @@ class DeadLetters:
             # With one that has no key the brokers refuse all that came in its batch, those with a key too.
             return self._limits.refused_keyless(self.topic) or not pending.keyed
         return False
+
+    def lacks_key(self, pending: Pending) -> bool:
+        """The topic needs keys by now, and this dead letter was made without that. Asks the brokers, for seconds."""
+        if pending.keyed:
+            return False
+        if not self._limits.needs_key(self.topic):
+            self._limits.ask(_ANSWER_S)
+        return self._limits.needs_key(self.topic)

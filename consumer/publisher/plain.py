@@ -28,7 +28,16 @@ from consumer.errors import OwnershipError, PublishError, RefusedError, Unwritab
 from consumer.publisher.letter_line import LetterLine
 from consumer.publisher.letters import DeadLetters, Pending
 from consumer.publisher.limits import TopicLimits, compresses, fitted
-from consumer.publisher.refusals import ADVICE, LASTING, TOO_LARGE, UNTRUSTED, lowered_limit, refusal, text_of
+from consumer.publisher.refusals import (
+    ADVICE,
+    LASTING,
+    TOO_LARGE,
+    UNTRUSTED,
+    became_compacted,
+    lowered_limit,
+    refusal,
+    text_of,
+)
 from consumer.publisher.results import Results, unpublishable
 from consumer.publisher.settings import delivery_timeout_s, plain_settings
 from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
@@ -281,8 +290,11 @@ class Publisher:
     def _final(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
         """What to raise after a refusal that ends the process."""
         learns = self._own_batches or pending.size >= self.batch_bytes
-        if error.code() == confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE and self._advertised and learns:
+        if error.code() in TOO_LARGE and self._advertised and learns:
             return lowered_limit(*self._kind(pending), error)
+        invalid = error.code() == confluent_kafka.KafkaError.INVALID_RECORD
+        if invalid and isinstance(pending.outcome, Rejected) and self._letters.lacks_key(pending):
+            return became_compacted(*self._kind(pending), error)
         return self.refused(pending, error)
 
     def _check_timeout(self) -> None:

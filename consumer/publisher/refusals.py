@@ -72,9 +72,18 @@ def refusal(what: str, topic: str, record: str, error: confluent_kafka.KafkaErro
 
 def lowered_limit(what: str, topic: str, error: confluent_kafka.KafkaError) -> PublishError:
     """What to raise if the brokers do not take a message that fitted the limit of its topic. Arguments: `refusal`."""
+    setting = "max.message.bytes" if error.code() == _Code.MSG_SIZE_TOO_LARGE else "segment.bytes"
     return PublishError(
-        f"cannot write a {what} to {topic}: {error.str()}; max.message.bytes of the topic was lowered, and a restart "
+        f"cannot write a {what} to {topic}: {error.str()}; {setting} of the topic was lowered, and a restart "
         "learns the new limit; nothing unacknowledged was committed, a restart repeats it"
+    )
+
+
+def became_compacted(what: str, topic: str, error: confluent_kafka.KafkaError) -> PublishError:
+    """What to raise if a topic needs keys since it became compacted. Arguments: `refusal`."""
+    return PublishError(
+        f"cannot write a {what} to {topic}: {error.str()}; the topic became compacted and needs a key in each record, "
+        "and a restart adds the keys; nothing unacknowledged was committed, a restart repeats it"
     )
 
 

@@ -53,6 +53,9 @@ def transactional_settings(config: Config) -> dict[str, Any]:
         # The brokers refuse a new transaction until the markers of the last one are written. The default of 100 ms
         # would make that wait the length of a transaction.
         "retry.backoff.ms": 2,
+        # A topic that is not there must be known as such within a transaction. With the default of 30 s each one would
+        # run out of time, and nobody would hear why.
+        "topic.metadata.propagation.max.ms": 4_000,
     }
     return ours | producer_settings(config) | {"transactional.id": config.transactional_id}
 

@@ -240,6 +240,8 @@ class TransactionalPublisher:
                 raise failure  # it says all that there is to say
             kind = UnwritableError if unwritable else RefusedError  # what was not written has its own exit code
             raise kind(f"{failure}; {TRANSACTION_ADVICE[known].format(**self._names)} ({self._id})") from failure
+        if isinstance(failure, UnwritableError):
+            raise failure  # the client refused it on the spot, for what no new producer changes
         if codes & FENCED:
             self._fenced(failure, open_s)
         expelled = bool(codes & EXPELLED)

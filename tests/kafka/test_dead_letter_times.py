@@ -116,6 +116,7 @@ def test_a_frame_without_a_key_reaches_a_compacted_dead_letter_topic(
         assert sluice.terminate() == 0, sluice.log
         found = {dead.id: dead for dead in map(read_dead_letter, map(read_record, letters.drain())) if dead is not None}
     assert codes == [] or (codes == [5] and delivery == "at_least_once" and not told), sluice.log
+    assert ('"restart_helps": true' in sluice.log) is bool(codes), sluice.log
     assert [found[f"{topics.frames}/0/{n}"].record.key for n in range(3)] == [None, b"cam-1", None]
     assert all(isinstance(dead.record, Record) for dead in found.values())
     assert ("topic is compacted" in sluice.log) is (told or bool(codes))
