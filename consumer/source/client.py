@@ -240,7 +240,7 @@ class Source:
         elif not self._gave_up:  # after a stop, no start offset was looked up, so this error is expected
             self._fail(self._explain_reset(partition, message.offset(), error.str()))
 
-    def _explain_reset(self, partition: TopicPartition, offset: int, text: str) -> KafkaError:
+    def _explain_reset(self, partition: TopicPartition, offset: int | None, text: str) -> KafkaError:
         """The offset to read from is not in the log. Asks the brokers why; blocks for seconds."""
         before = self._assigned.topic_id(partition)
         log: tuple[int, int] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import confluent_kafka
 import pytest
 
@@ -175,6 +177,12 @@ class TestAnOffsetThatIsNotInTheLog:
             bench.play(out_of_range(offset))
         assert not caught.value.retriable
         assert bench.client.called("store")[-1] == [(P1, confluent_kafka.OFFSET_INVALID)]
+
+    def test_is_not_named_where_the_leader_epochs_told_that_the_log_was_cut(self, bench: Bench) -> None:
+        """librdkafka names no offset then. Catches a TypeError, which ends the process as a bug would."""
+        found = "Partition log truncation detected at offset 50 (leader epoch 1)"
+        with pytest.raises(OffsetsLostError, match=rf"the log of frames\[0\] was cut: {re.escape(found)}"):
+            bench.play(FakeMessage(P0, None, error=failed(_Code._AUTO_OFFSET_RESET, found)))
 
     def test_of_a_topic_that_was_created_again_needs_only_a_restart(self) -> None:
         bench = Bench()

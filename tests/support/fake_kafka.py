@@ -21,7 +21,7 @@ class FakeMessage:
     def __init__(
         self,
         partition: Ours,
-        offset: int,
+        offset: int | None,  # the library says None for -1001
         value: bytes | None = b"x",
         key: bytes | None = b"cam-1",
         *,
@@ -45,7 +45,7 @@ class FakeMessage:
     def partition(self) -> int:
         return self._at.partition
 
-    def offset(self) -> int:
+    def offset(self) -> int | None:
         return self._offset
 
     def value(self) -> bytes | None:
