@@ -19,7 +19,7 @@ class Position:
     first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
     next_offset: int | None = None  # behind the last frame, or behind the end that the client reported
     timestamp_ms: int | None = None
-    floor: int = -1  # what our transactions have committed since the assignment; a rewind keeps it
+    floor: int = -1  # what the group had committed at the assignment, or our transactions since; a rewind keeps it
     topic_id: str = ""  # of the topic that was assigned; a rewind keeps it
     # (offset, leader epoch) of the records at which the epoch changed, rising. What commits have passed is dropped.
     leader_epochs: list[tuple[int, int]] = field(default_factory=list)

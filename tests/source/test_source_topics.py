@@ -98,6 +98,16 @@ class TestATopicThatWasCreatedAgain:
         assert assigned == [(P0, confluent_kafka.OFFSET_BEGINNING), (P1, 40)]
         assert bench.topic_ids.expected == {P0.topic: NEW}
 
+    def test_is_read_from_its_beginning_after_a_rewind_too(self) -> None:
+        """The group still has the old offset. Catches a rewind to it: the frames before it are lost."""
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{OLD}"}
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(P0)
+        bench.play(*messages(5))
+        assert bench.source.rewind()
+        assert bench.client.called("seek") == [[(P0, 0)]]
+
     def test_keeps_its_offset_on_a_mirror_of_another_cluster(self) -> None:
         """MirrorMaker copies commits with their metadata. Catches a failover that reads the whole topic again."""
         bench = Bench()
