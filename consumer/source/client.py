@@ -314,12 +314,15 @@ class Source:
             return assigned, {}  # nothing is read of them any more
         # A topic that is not there now is watched for with the ID that its commits name. One that seems to be another
         # topic may be seen so by a broker that is behind.
+        settled = set()
         for item in committed:
             known = from_metadata(item.metadata)
             if item.topic not in ids and known:
                 ids[item.topic] = known
-            elif is_another(known, ids.get(item.topic, "")):
+            elif item.topic not in settled and is_another(known, ids.get(item.topic, "")):
+                self._listener.waiting()  # it takes seconds for each topic
                 ids[item.topic] = self._topic_ids.look_up_settled(item.topic) or ids[item.topic]
+                settled.add(item.topic)
         return start_offsets(committed, ids, without_commit=self._without_commit), ids
 
     def _look_up_ids(self, topics: Collection[str]) -> dict[str, str]:

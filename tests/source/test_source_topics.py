@@ -11,7 +11,7 @@ from consumer.errors import KafkaError, OffsetsLostError, TopicReplacedError
 from consumer.offsets import Committable
 from consumer.source.position import Position
 from consumer.source.topics import Replaced
-from consumer.types import Receipt
+from consumer.types import Receipt, TopicPartition
 from fake_kafka import FakeMessage, failed
 from made_frames import P0, P1
 from source_runs import Bench, messages
@@ -97,6 +97,16 @@ class TestATopicThatWasCreatedAgain:
         (assigned,) = bench.client.called("incremental_assign")
         assert assigned == [(P0, confluent_kafka.OFFSET_BEGINNING), (P1, 40)]
         assert bench.topic_ids.expected == {P0.topic: NEW}
+
+    def test_is_asked_for_once_for_all_of_its_partitions(self) -> None:
+        """Each time takes more than a second. Catches an assignment of 50 partitions that takes a minute in silence."""
+        bench = Bench()
+        partitions = [TopicPartition(P0.topic, number) for number in range(50)]
+        bench.client.group = dict.fromkeys(partitions, 300)
+        bench.client.group_metadata = dict.fromkeys(partitions, f"topic-id:{OLD}")
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(*partitions)
+        assert bench.topic_ids.settled == [P0.topic]
 
     def test_is_read_from_its_beginning_after_a_rewind_too(self) -> None:
         """The group still has the old offset. Catches a rewind to it: the frames before it are lost."""

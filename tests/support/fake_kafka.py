@@ -165,6 +165,7 @@ class FakeTopicIds:
         self.expected: dict[str, str] = {}
         self.replaced: Replaced | None = None
         self.failures = 0
+        self.settled: list[str] = []  # topics that were asked for until the answers agree
         self.closed = False
 
     def look_up(self, topics: Collection[str]) -> dict[str, str]:
@@ -174,6 +175,7 @@ class FakeTopicIds:
         return {topic: self.ids[topic] for topic in topics if topic in self.ids}
 
     def look_up_settled(self, topic: str) -> str:
+        self.settled.append(topic)
         return self.look_up([topic]).get(topic, "")
 
     def watch(self, ids: Mapping[str, str]) -> None:
