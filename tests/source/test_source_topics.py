@@ -86,6 +86,21 @@ class TestACommit:
         position.read(41, None, 6)
         assert [position.commit_of(P0, offset).leader_epoch for offset in (41, 42)] == [2, 6]
 
+    def test_at_an_end_behind_markers_has_no_epoch(self) -> None:
+        """A marker of a newer leader ends them. Catches the epoch of the last frame, with which the log seems cut."""
+        position = Position(1, start=7)
+        position.read(9, None, 2)
+        assert position.reached(11)
+        position.read(11, None, 3)
+        assert position.reached(14)
+        commits = [position.commit_of(P0, offset) for offset in (10, 11, 12, 14)]
+        assert [(item.offset, item.leader_epoch) for item in commits] == [(10, 2), (11, None), (12, 3), (14, None)]
+
+    def test_of_an_end_without_a_frame_since_the_assignment_has_no_epoch(self) -> None:
+        position = Position(1, start=40, leader_epochs=[(39, 2)])
+        assert position.reached(43)
+        assert [position.commit_of(P0, offset).leader_epoch for offset in (40, 43)] == [2, None]
+
 
 class TestATopicThatWasCreatedAgain:
     def test_is_read_from_its_beginning_by_the_next_assignment(self) -> None:
