@@ -338,7 +338,7 @@ class Source:
     def _check_same_topics(self, ids: Mapping[str, str]) -> None:
         """Partitions that are held already must be of the same topics, not of others with the same names."""
         for topic, before in self._assigned.topic_ids.items():
-            if (now := ids.get(topic, before)) != before:
+            if is_another(before, now := ids.get(topic, "")):
                 self._fail(topic_replaced(Replaced(topic, before, now)))
 
     def _committed(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import confluent_kafka
 import pytest
 
+from consumer.config import Config
 from consumer.errors import KafkaError, OffsetsLostError, TopicReplacedError
 from consumer.offsets import Committable
 from consumer.source.position import Position
-from consumer.source.topics import Replaced
+from consumer.source.topics import Replaced, TopicIds
 from consumer.types import Receipt, TopicPartition
 from fake_kafka import FakeMessage, failed
 from made_frames import P0, P1
 from source_runs import Bench, messages
+from waiting import wait_until
 
 _Code = confluent_kafka.KafkaError
 OLD, NEW = "4L6g3nShT/AaIr3Pt8c/KE9eoG/he5Wg", "4L6g3nShT/T8/mvkx5SbKl2SR3h9sW7w"
@@ -141,6 +144,15 @@ class TestATopicThatWasCreatedAgain:
         bench.assign(P0)
         assert bench.client.called("incremental_assign") == [[(P0, 300)]]
 
+    def test_is_not_seen_where_a_mirror_of_another_cluster_appears(self) -> None:
+        """Its commits name the other cluster. Catches a process that ends because a topic "was created again"."""
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: "topic-id:another-cluster/AaIr3Pt8c"}
+        bench.assign(P0)  # while it is away
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(P1)
+        assert bench.client.called("incremental_assign") == [[(P0, 300)], [(P1, confluent_kafka.OFFSET_BEGINNING)]]
+
     def test_keeps_its_offset_if_the_ids_agree(self) -> None:
         bench = Bench()
         bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{NEW}"}
@@ -190,6 +202,27 @@ class TestATopicThatWasCreatedAgain:
         bench.topic_ids.failures = 1000
         with pytest.raises(KafkaError, match="cannot look up the topic IDs of frames"):
             bench.play(bench.client.rebalance("assign", P0))
+
+    def test_is_seen_by_the_watch_but_not_where_a_mirror_of_another_cluster_appears(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches a watch that compares IDs of two clusters, and one that sees nothing."""
+        answers: list[int] = []
+
+        def look_up(_ids: TopicIds, topics: Collection[str]) -> dict[str, str]:
+            answers.append(len(topics))
+            return dict.fromkeys(topics, NEW)
+
+        monkeypatch.setattr(TopicIds, "look_up", look_up)
+        ids = TopicIds(Config(kafka={"bootstrap_servers": "127.0.0.1:1"}))
+        try:
+            ids.watch({"mirrored": "another-cluster/AaIr3Pt8c"})
+            wait_until(lambda: len(answers) > 1, 10, "two answers")
+            assert ids.replaced is None
+            ids.watch({"frames": OLD})
+            assert wait_until(lambda: ids.replaced, 10, "the watch") == Replaced("frames", OLD, NEW)
+        finally:
+            ids.close()
 
 
 class TestAnOffsetThatIsNotInTheLog:
