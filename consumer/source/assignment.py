@@ -34,6 +34,9 @@ class Assignment:
     def __bool__(self) -> bool:
         return bool(self._positions)
 
+    def __contains__(self, partition: TopicPartition) -> bool:
+        return partition in self._positions
+
     @property
     def partitions(self) -> list[confluent_kafka.TopicPartition]:
         """What is assigned, as the client library takes it."""

@@ -237,7 +237,9 @@ class Source:
             self._assigned.reached(partition, message.offset())
         elif code != _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._verdict(error)
-        elif not self._gave_up:  # after a stop, no start offset was looked up, so this error is expected
+        # After a stop, no start offset was looked up, so this error is expected. The client also hands it out for a
+        # partition that was revoked meanwhile: its new owner finds out by itself.
+        elif not self._gave_up and partition in self._assigned:
             self._fail(self._explain_reset(partition, message.offset(), error.str()))
 
     def _explain_reset(self, partition: TopicPartition, offset: int | None, text: str) -> KafkaError:

@@ -246,6 +246,11 @@ class TestAnOffsetThatIsNotInTheLog:
         assert not caught.value.retriable
         assert bench.client.called("store")[-1] == [(P1, confluent_kafka.OFFSET_INVALID)]
 
+    def test_of_a_partition_that_was_revoked_meanwhile_ends_nothing(self, bench: Bench) -> None:
+        """The client drops outdated frames, but not this error. Catches a process that ends for another's partition."""
+        frames = bench.play(bench.client.rebalance("revoke", P0), out_of_range(10), FakeMessage(P1, 7))
+        assert [frame.receipt.partition for frame in frames] == [P1]
+
     def test_is_not_named_where_the_leader_epochs_told_that_the_log_was_cut(self, bench: Bench) -> None:
         """librdkafka names no offset then. Catches a TypeError, which ends the process as a bug would."""
         found = "Partition log truncation detected at offset 50 (leader epoch 1)"
