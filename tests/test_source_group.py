@@ -106,6 +106,15 @@ class TestRewind:
         assert bench.source.rewind() is not None
         assert bench.client.called("seek")[-2:] == [[(P1, 5)], [(P0, 50)]]
 
+    def test_never_goes_below_what_the_group_had_committed_at_the_assignment(self, bench: Bench) -> None:
+        """Catches repeats of frames that the last owner has committed, if a new coordinator has older offsets."""
+        bench.client.group = {P0: 30}
+        bench.play(bench.client.rebalance("revoke", P0), bench.client.rebalance("assign", P0))
+        bench.play(FakeMessage(P0, 30))
+        bench.client.group = {P0: 12}
+        assert bench.source.rewind() is not None
+        assert bench.client.called("seek") == [[(P0, 30)]]
+
     def test_fetches_again_what_was_paused_before_it_seeks(self, bench: Bench) -> None:
         """Catches a resume after the seek: it goes on at the position of the pause."""
         bench.client.group = {P0: 6}

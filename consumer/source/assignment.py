@@ -34,6 +34,9 @@ class Assignment:
     def __bool__(self) -> bool:
         return bool(self._positions)
 
+    def __contains__(self, partition: TopicPartition) -> bool:
+        return partition in self._positions
+
     @property
     def partitions(self) -> list[confluent_kafka.TopicPartition]:
         """What is assigned, as the client library takes it."""
@@ -49,6 +52,7 @@ class Assignment:
         partition = TopicPartition(start.topic, start.partition)
         self._known[partition] = partition
         position = self._positions[partition] = Position(self._next_epoch(), start=start.offset, topic_id=topic_id)
+        position.floor = max(position.floor, start.offset)
         if start.leader_epoch is not None:
             position.leader_epochs.append((start.offset - 1, start.leader_epoch))
         return partition, position.epoch
@@ -122,10 +126,11 @@ class Assignment:
     ) -> int:
         """Go back to what the group has committed, but not below what our transactions have. Returns where that is.
 
-        If nothing was committed yet, that is where this assignment began.
+        If nothing was committed yet, or only for an earlier topic of this name, that is where this assignment began.
         """
         position = self._positions[TopicPartition(committed.topic, committed.partition)]
-        offset = max(committed.offset, position.floor)
+        of_another = is_another(from_metadata(committed.metadata), position.topic_id)
+        offset = max(-1 if of_another else committed.offset, position.floor)
         if offset < 0:
             if position.first_offset is None:  # no frame was read: there is nothing to go back from
                 return position.start

@@ -237,10 +237,12 @@ class Source:
             self._assigned.reached(partition, message.offset())
         elif code != _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._verdict(error)
-        elif not self._gave_up:  # after a stop, no start offset was looked up, so this error is expected
+        # After a stop, no start offset was looked up, so this error is expected. The client also hands it out for a
+        # partition that was revoked meanwhile: its new owner finds out by itself.
+        elif not self._gave_up and partition in self._assigned:
             self._fail(self._explain_reset(partition, message.offset(), error.str()))
 
-    def _explain_reset(self, partition: TopicPartition, offset: int, text: str) -> KafkaError:
+    def _explain_reset(self, partition: TopicPartition, offset: int | None, text: str) -> KafkaError:
         """The offset to read from is not in the log. Asks the brokers why; blocks for seconds."""
         before = self._assigned.topic_id(partition)
         log: tuple[int, int] | None = None
@@ -314,12 +316,15 @@ class Source:
             return assigned, {}  # nothing is read of them any more
         # A topic that is not there now is watched for with the ID that its commits name. One that seems to be another
         # topic may be seen so by a broker that is behind.
+        settled = set()
         for item in committed:
             known = from_metadata(item.metadata)
             if item.topic not in ids and known:
                 ids[item.topic] = known
-            elif is_another(known, ids.get(item.topic, "")):
+            elif item.topic not in settled and is_another(known, ids.get(item.topic, "")):
+                self._listener.waiting()  # it takes seconds for each topic
                 ids[item.topic] = self._topic_ids.look_up_settled(item.topic) or ids[item.topic]
+                settled.add(item.topic)
         return start_offsets(committed, ids, without_commit=self._without_commit), ids
 
     def _look_up_ids(self, topics: Collection[str]) -> dict[str, str]:
@@ -335,7 +340,7 @@ class Source:
     def _check_same_topics(self, ids: Mapping[str, str]) -> None:
         """Partitions that are held already must be of the same topics, not of others with the same names."""
         for topic, before in self._assigned.topic_ids.items():
-            if (now := ids.get(topic, before)) != before:
+            if is_another(before, now := ids.get(topic, "")):
                 self._fail(topic_replaced(Replaced(topic, before, now)))
 
     def _committed(

@@ -59,9 +59,16 @@ def topic_replaced(replaced: Replaced) -> TopicReplacedError:
     )
 
 
-def offset_reset(partition: TopicPartition, offset: int, log: tuple[int, int] | None, text: str) -> OffsetsLostError:
-    """The next offset to read is not in the log. `log`: its first offset and the one behind its end, if known."""
-    if log is not None and offset > log[1]:
+def offset_reset(
+    partition: TopicPartition, offset: int | None, log: tuple[int, int] | None, text: str
+) -> OffsetsLostError:
+    """The next offset to read is not in the log. `log`: its first offset and the one behind its end, if known.
+
+    `offset` is None if the client compared leader epochs (KIP-320) and found that the log was cut: `text` says where.
+    """
+    if offset is None:
+        said = f"the log of {partition} was cut: {text}"
+    elif log is not None and offset > log[1]:
         said = (
             f"offset {offset} of {partition} is beyond the end of the log, {log[1]}: the log was cut, or the offset "
             "was set by hand"

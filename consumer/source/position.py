@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import confluent_kafka
 
 from consumer.source.topics import to_metadata
 from consumer.types import TopicPartition
+
+_UNKNOWN: Final = -1  # as the client writes it
 
 
 @dataclass(slots=True)
@@ -19,7 +22,7 @@ class Position:
     first_offset: int | None = None  # of the first frame since the assignment; a rewind keeps it
     next_offset: int | None = None  # behind the last frame, or behind the end that the client reported
     timestamp_ms: int | None = None
-    floor: int = -1  # what our transactions have committed since the assignment; a rewind keeps it
+    floor: int = -1  # what the group had committed at the assignment, or our transactions since; a rewind keeps it
     topic_id: str = ""  # of the topic that was assigned; a rewind keeps it
     # (offset, leader epoch) of the records at which the epoch changed, rising. What commits have passed is dropped.
     leader_epochs: list[tuple[int, int]] = field(default_factory=list)
@@ -44,17 +47,20 @@ class Position:
         if end <= max(at, 0):
             return False
         self.next_offset = end
+        if self.leader_epochs and self.leader_epochs[-1][1] != _UNKNOWN:
+            self.leader_epochs.append((end - 1, _UNKNOWN))  # that of a marker may be newer than that of the last frame
         return True
 
     def commit_of(self, partition: TopicPartition, next_offset: int) -> confluent_kafka.TopicPartition:
         """`next_offset` as a commit carries it: with the topic ID, and the leader epoch of the record before it.
 
-        The epoch lets the next owner notice that the log was cut below its start (KIP-320).
+        The epoch lets the next owner notice that the log was cut below its start (KIP-320). Of a marker or an aborted
+        record it is not known, and left out: with an older one the client takes the log for cut, although it is whole.
         """
         epochs = self.leader_epochs
         while len(epochs) > 1 and epochs[1][0] < next_offset:
             epochs.pop(0)
         known = bool(epochs) and epochs[0][0] < next_offset
         return confluent_kafka.TopicPartition(
-            *partition, next_offset, to_metadata(self.topic_id), epochs[0][1] if known else -1
+            *partition, next_offset, to_metadata(self.topic_id), epochs[0][1] if known else _UNKNOWN
         )

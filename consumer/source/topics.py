@@ -118,8 +118,9 @@ class TopicIds:
             with contextlib.suppress(KafkaException):  # the brokers are away: no frames come either
                 found = self.look_up(expected)
                 if expected is self._expected:  # else the assignment has changed meanwhile
-                    other = [Replaced(topic, expected[topic], now) for topic, now in found.items()]
-                    self._replaced = self._replaced or next((each for each in other if each.before != each.now), None)
+                    seen = [Replaced(topic, expected[topic], now) for topic, now in found.items()]
+                    other = (each for each in seen if is_another(each.before, each.now))
+                    self._replaced = self._replaced or next(other, None)
 
 
 def is_another(before: str, now: str) -> bool:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
 import confluent_kafka
 import pytest
 
+from consumer.config import Config
 from consumer.errors import KafkaError, OffsetsLostError, TopicReplacedError
 from consumer.offsets import Committable
 from consumer.source.position import Position
-from consumer.source.topics import Replaced
-from consumer.types import Receipt
+from consumer.source.topics import Replaced, TopicIds
+from consumer.types import Receipt, TopicPartition
 from fake_kafka import FakeMessage, failed
 from made_frames import P0, P1
 from source_runs import Bench, messages
+from waiting import wait_until
 
 _Code = confluent_kafka.KafkaError
 OLD, NEW = "4L6g3nShT/AaIr3Pt8c/KE9eoG/he5Wg", "4L6g3nShT/T8/mvkx5SbKl2SR3h9sW7w"
@@ -84,6 +89,21 @@ class TestACommit:
         position.read(41, None, 6)
         assert [position.commit_of(P0, offset).leader_epoch for offset in (41, 42)] == [2, 6]
 
+    def test_at_an_end_behind_markers_has_no_epoch(self) -> None:
+        """A marker of a newer leader ends them. Catches the epoch of the last frame, with which the log seems cut."""
+        position = Position(1, start=7)
+        position.read(9, None, 2)
+        assert position.reached(11)
+        position.read(11, None, 3)
+        assert position.reached(14)
+        commits = [position.commit_of(P0, offset) for offset in (10, 11, 12, 14)]
+        assert [(item.offset, item.leader_epoch) for item in commits] == [(10, 2), (11, None), (12, 3), (14, None)]
+
+    def test_of_an_end_without_a_frame_since_the_assignment_has_no_epoch(self) -> None:
+        position = Position(1, start=40, leader_epochs=[(39, 2)])
+        assert position.reached(43)
+        assert [position.commit_of(P0, offset).leader_epoch for offset in (40, 43)] == [2, None]
+
 
 class TestATopicThatWasCreatedAgain:
     def test_is_read_from_its_beginning_by_the_next_assignment(self) -> None:
@@ -96,6 +116,26 @@ class TestATopicThatWasCreatedAgain:
         assert assigned == [(P0, confluent_kafka.OFFSET_BEGINNING), (P1, 40)]
         assert bench.topic_ids.expected == {P0.topic: NEW}
 
+    def test_is_asked_for_once_for_all_of_its_partitions(self) -> None:
+        """Each time takes more than a second. Catches an assignment of 50 partitions that takes a minute in silence."""
+        bench = Bench()
+        partitions = [TopicPartition(P0.topic, number) for number in range(50)]
+        bench.client.group = dict.fromkeys(partitions, 300)
+        bench.client.group_metadata = dict.fromkeys(partitions, f"topic-id:{OLD}")
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(*partitions)
+        assert bench.topic_ids.settled == [P0.topic]
+
+    def test_is_read_from_its_beginning_after_a_rewind_too(self) -> None:
+        """The group still has the old offset. Catches a rewind to it: the frames before it are lost."""
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{OLD}"}
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(P0)
+        bench.play(*messages(5))
+        assert bench.source.rewind()
+        assert bench.client.called("seek") == [[(P0, 0)]]
+
     def test_keeps_its_offset_on_a_mirror_of_another_cluster(self) -> None:
         """MirrorMaker copies commits with their metadata. Catches a failover that reads the whole topic again."""
         bench = Bench()
@@ -103,6 +143,15 @@ class TestATopicThatWasCreatedAgain:
         bench.topic_ids.ids = {P0.topic: NEW}
         bench.assign(P0)
         assert bench.client.called("incremental_assign") == [[(P0, 300)]]
+
+    def test_is_not_seen_where_a_mirror_of_another_cluster_appears(self) -> None:
+        """Its commits name the other cluster. Catches a process that ends because a topic "was created again"."""
+        bench = Bench()
+        bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: "topic-id:another-cluster/AaIr3Pt8c"}
+        bench.assign(P0)  # while it is away
+        bench.topic_ids.ids = {P0.topic: NEW}
+        bench.assign(P1)
+        assert bench.client.called("incremental_assign") == [[(P0, 300)], [(P1, confluent_kafka.OFFSET_BEGINNING)]]
 
     def test_keeps_its_offset_if_the_ids_agree(self) -> None:
         bench = Bench()
@@ -154,6 +203,27 @@ class TestATopicThatWasCreatedAgain:
         with pytest.raises(KafkaError, match="cannot look up the topic IDs of frames"):
             bench.play(bench.client.rebalance("assign", P0))
 
+    def test_is_seen_by_the_watch_but_not_where_a_mirror_of_another_cluster_appears(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Catches a watch that compares IDs of two clusters, and one that sees nothing."""
+        answers: list[int] = []
+
+        def look_up(_ids: TopicIds, topics: Collection[str]) -> dict[str, str]:
+            answers.append(len(topics))
+            return dict.fromkeys(topics, NEW)
+
+        monkeypatch.setattr(TopicIds, "look_up", look_up)
+        ids = TopicIds(Config(kafka={"bootstrap_servers": "127.0.0.1:1"}))
+        try:
+            ids.watch({"mirrored": "another-cluster/AaIr3Pt8c"})
+            wait_until(lambda: len(answers) > 1, 10, "two answers")
+            assert ids.replaced is None
+            ids.watch({"frames": OLD})
+            assert wait_until(lambda: ids.replaced, 10, "the watch") == Replaced("frames", OLD, NEW)
+        finally:
+            ids.close()
+
 
 class TestAnOffsetThatIsNotInTheLog:
     @pytest.mark.parametrize(
@@ -175,6 +245,17 @@ class TestAnOffsetThatIsNotInTheLog:
             bench.play(out_of_range(offset))
         assert not caught.value.retriable
         assert bench.client.called("store")[-1] == [(P1, confluent_kafka.OFFSET_INVALID)]
+
+    def test_of_a_partition_that_was_revoked_meanwhile_ends_nothing(self, bench: Bench) -> None:
+        """The client drops outdated frames, but not this error. Catches a process that ends for another's partition."""
+        frames = bench.play(bench.client.rebalance("revoke", P0), out_of_range(10), FakeMessage(P1, 7))
+        assert [frame.receipt.partition for frame in frames] == [P1]
+
+    def test_is_not_named_where_the_leader_epochs_told_that_the_log_was_cut(self, bench: Bench) -> None:
+        """librdkafka names no offset then. Catches a TypeError, which ends the process as a bug would."""
+        found = "Partition log truncation detected at offset 50 (leader epoch 1)"
+        with pytest.raises(OffsetsLostError, match=rf"the log of frames\[0\] was cut: {re.escape(found)}"):
+            bench.play(FakeMessage(P0, None, error=failed(_Code._AUTO_OFFSET_RESET, found)))
 
     def test_of_a_topic_that_was_created_again_needs_only_a_restart(self) -> None:
         bench = Bench()

@@ -21,7 +21,7 @@ class FakeMessage:
     def __init__(
         self,
         partition: Ours,
-        offset: int,
+        offset: int | None,  # the library says None for -1001
         value: bytes | None = b"x",
         key: bytes | None = b"cam-1",
         *,
@@ -45,7 +45,7 @@ class FakeMessage:
     def partition(self) -> int:
         return self._at.partition
 
-    def offset(self) -> int:
+    def offset(self) -> int | None:
         return self._offset
 
     def value(self) -> bytes | None:
@@ -165,6 +165,7 @@ class FakeTopicIds:
         self.expected: dict[str, str] = {}
         self.replaced: Replaced | None = None
         self.failures = 0
+        self.settled: list[str] = []  # topics that were asked for until the answers agree
         self.closed = False
 
     def look_up(self, topics: Collection[str]) -> dict[str, str]:
@@ -174,6 +175,7 @@ class FakeTopicIds:
         return {topic: self.ids[topic] for topic in topics if topic in self.ids}
 
     def look_up_settled(self, topic: str) -> str:
+        self.settled.append(topic)
         return self.look_up([topic]).get(topic, "")
 
     def watch(self, ids: Mapping[str, str]) -> None:
