@@ -105,6 +105,26 @@ def test_slow_round_trips_do_not_shrink_it() -> None:
     assert budget.bytes == TransactionBudget().bytes
 
 
+def test_brokers_that_are_slow_for_any_size_get_large_transactions() -> None:
+    """Catches a budget that shrinks to its least, and a backlog that then passes at a few outcomes a transaction."""
+    way = Way(100_000_000, round_trip_s=5.0)
+    held, offsets = holding(*[letter(n) for n in range(1000)])
+    sizes = []
+    for _ in range(12):
+        sizes.append(way.budget.bytes)
+        way.write(held, offsets)
+    assert min(sizes) > LEAST_BYTES
+    assert max(sizes[-3:]) > 4 * sizes[0]
+
+
+def test_offsets_alone_do_not_shrink_it() -> None:
+    """Catches a transaction without outcomes that is taken for a slow way."""
+    budget = TransactionBudget()
+    budget.committed(0, TRANSACTION_S, full=False)
+    budget.failed(0, TRANSACTION_S)
+    assert budget.bytes == TransactionBudget().bytes
+
+
 def test_one_outcome_goes_however_large_it_is() -> None:
     """Catches a large dead letter that waits forever for a budget."""
     large = letter(0, size=5_000_000)
