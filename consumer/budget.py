@@ -15,7 +15,7 @@ LEAST_BYTES: Final = 64 * 1024
 MOST_BYTES: Final = 32 * 2**20
 # A transaction should take no longer. Above twice this, the budget shrinks.
 TARGET_S: Final = 2.0
-# If one transaction has twice the bytes of another and their times differ by less than this part, the bytes do not matter.
+# The bytes do not matter if one transaction has twice those of another and their times differ by less than this part.
 _SAME_TIME: Final = 0.25
 
 
