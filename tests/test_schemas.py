@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import REASONS, Detected, Detections, Record, Rejected, Skipped
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import confluent_kafka
 
+from consumer.messages import Message, encode_dead_letter, message_bytes
 from consumer.publisher.limits import TopicLimits
 from consumer.publisher.refusals import TOO_LARGE
 from consumer.types import Frame, Outcome, Rejected
-from consumer.wire import Message, encode_dead_letter, message_bytes
 
 # Refusals of one dead letter before the process ends.
 _TRIES = 6

@@ -25,6 +25,7 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
+from consumer.messages import Message, record_id
 from consumer.publisher.letter_line import LetterLine
 from consumer.publisher.letters import DeadLetters, Pending
 from consumer.publisher.limits import TopicLimits, compresses, fitted
@@ -41,7 +42,6 @@ from consumer.publisher.refusals import (
 from consumer.publisher.results import Results, unpublishable
 from consumer.publisher.settings import delivery_timeout_s, plain_settings
 from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
-from consumer.wire import Message, record_id
 
 _log = structlog.get_logger(__name__)
 # Results that are encoded before they are sent: several batches, and little memory beside what librdkafka may hold.

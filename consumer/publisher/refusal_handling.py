@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import structlog
 
+from consumer.messages import record_id
 from consumer.publisher.limits import LADDER, TopicLimits
 from consumer.publisher.plain import Publisher, Report
 from consumer.publisher.refusals import ADVICE, TOO_LARGE
 from consumer.types import Finished, TopicPartition
-from consumer.wire import record_id
 
 _log = structlog.get_logger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from consumer.config import Config
+from consumer.messages import Message, ResultEncoder, message_bytes
 from consumer.publisher.letters import Pending
 from consumer.publisher.limits import TopicLimits, compresses
 from consumer.types import Finished, Frame, ModelInfo, Rejected
-from consumer.wire import Message, ResultEncoder, message_bytes
 
 # What a result has beside its value, at most: key, headers and what is around them. Not counted for every frame.
 _BESIDE_VALUE = 2048

@@ -13,11 +13,11 @@ import confluent_kafka
 import structlog
 
 from consumer.errors import TopicReplacedError
+from consumer.messages import parse_frame, read_record
 from consumer.offsets import Committable
 from consumer.source.position import Position
 from consumer.source.topics import from_metadata, is_another
 from consumer.types import Frame, Lag, Receipt, TopicPartition
-from consumer.wire import parse_frame, read_record
 
 _log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from consumer.errors import ConfigError
 from consumer.logs import printable
-from consumer.wire import is_source_id
+from consumer.messages import is_source_id
 
 DEFAULT_FPS: Final = 25.0  # for what has no rate of its own: folders, and videos that do not say
 _LOOP_CACHE_BYTES: Final = 256 * 2**20

@@ -15,10 +15,10 @@ from confluent_kafka import KafkaException
 
 from consumer.errors import ConfigError, KafkaError, SluiceError
 from consumer.logs import printable
+from consumer.messages import Message, encode_envelope
 from consumer.tools import clients
 from consumer.tools.images import Image, ImageSource
 from consumer.types import Clock
-from consumer.wire import Message, encode_envelope
 
 DEFAULTS: Final = {
     "enable.idempotence": "true",

@@ -20,9 +20,9 @@ import typer
 
 from consumer.errors import KafkaError
 from consumer.logs import printable
+from consumer.messages import decode_result, read_dead_letter, read_record
 from consumer.tools import clients
 from consumer.types import Record
-from consumer.wire import decode_result, read_dead_letter, read_record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from consumer.held import HeldOutcomes, outcome_bytes
+from consumer.messages import ORIGINAL_TIMESTAMP, Message, encode_dead_letter
 from consumer.offsets import OffsetTracker
 from consumer.publisher import letters
 from consumer.publisher.limits import TopicLimits
@@ -17,7 +18,6 @@ from consumer.publisher.plain import Publisher
 from consumer.publisher.results import Results
 from consumer.publisher.transactional import TransactionalPublisher
 from consumer.types import BatchResult, BatchSummary, Finished, Frame
-from consumer.wire import ORIGINAL_TIMESTAMP, Message, encode_dead_letter
 from patching import Bug, Patch, real_bug
 
 _NOTES = ("sluice-truncated", "sluice-original-bytes", "sluice-original-sha256")

@@ -11,7 +11,7 @@ from typing import Any
 import confluent_kafka
 
 import pictures
-from consumer.wire import decode_result, read_dead_letter, read_record
+from consumer.messages import decode_result, read_dead_letter, read_record
 from history import Commit, Content, Delivery, InputId, Outcome, Sent
 from recorder import Observer, beginnings, input_id, isolation_of, key_of, position_of, reader
 from sluice_process import Topics

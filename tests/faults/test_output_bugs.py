@@ -16,10 +16,10 @@ from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import PublishError, TransactionError
 from consumer.held import HeldOutcomes, outcome_bytes
+from consumer.messages import DeadLetter, parse_frame, read_dead_letter
 from consumer.offsets import OffsetTracker
 from consumer.publisher import Publisher, TransactionalPublisher
 from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Receipt, Record
-from consumer.wire import DeadLetter, parse_frame, read_dead_letter
 from fake_kafka import FakeProducer, FakeTransactionalProducer, failed
 from made_frames import P0, REJECTED, VirtualClock, detected, frame, result
 from output_bugs import OUTPUT_BUGS

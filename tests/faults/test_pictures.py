@@ -11,8 +11,8 @@ import images
 import pictures
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
+from consumer.messages import ResultEncoder, decode_result, encode_dead_letter
 from consumer.types import Detected, Detections, LetterboxPolicy, ModelInfo, Rejected, Skipped
-from consumer.wire import ResultEncoder, decode_result, encode_dead_letter
 from history import Content, InputId
 from made_frames import frame
 from readback import content_of_letter, content_of_result

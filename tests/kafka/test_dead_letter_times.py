@@ -9,9 +9,9 @@ import pytest
 
 import images
 from brokers import Broker, unique_name
+from consumer.messages import read_dead_letter, read_record
 from consumer.tools.dlq.letters import message_for, read_letter
 from consumer.types import Record
-from consumer.wire import read_dead_letter, read_record
 from sluice_process import Topics, produce, reading, running
 from waiting import wait_until
 

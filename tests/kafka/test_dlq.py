@@ -21,6 +21,7 @@ from confluent_kafka.admin import AdminClient
 import images
 from brokers import EMBEDDED, Broker, unique_name
 from consumer.errors import KafkaError
+from consumer.messages import encode_dead_letter
 from consumer.tools.dlq.letters import Letter, Selection
 from consumer.tools.dlq.outbox import Transactions
 from consumer.tools.dlq.reading import reader
@@ -28,7 +29,6 @@ from consumer.tools.dlq.replay import Replay
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
 from consumer.types import Frame, Receipt, Record, Rejected
 from consumer.types import TopicPartition as Input
-from consumer.wire import encode_dead_letter
 from kafka_clients import new_producer
 from sluice_process import Topics, produce, reading, running
 

@@ -16,7 +16,7 @@ import fuzz_images
 import fuzz_records
 import images
 from brokers import Broker
-from consumer import wire
+from consumer import messages as wire
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder
 from consumer.types import Letterbox, LetterboxPolicy, Record, Rejected

@@ -17,8 +17,8 @@ from confluent_kafka import Producer
 
 import images
 from brokers import Broker, unique_name
+from consumer.messages import read_dead_letter, read_record
 from consumer.types import Record
-from consumer.wire import read_dead_letter, read_record
 from exactly_once import metric
 from secured_kafka import SecuredKafka
 from sluice_process import Reader, Sluice, Topics, produce, reading, running

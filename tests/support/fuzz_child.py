@@ -21,7 +21,7 @@ import numpy as np
 import fuzz_images
 import fuzz_records
 import images
-from consumer import wire
+from consumer import messages as wire
 from consumer.config import DecodeConfig
 from consumer.decoder import Decoder, configure_opencv
 from consumer.types import REASONS, Frame, Letterbox, LetterboxPolicy, Record, Rejected

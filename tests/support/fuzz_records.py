@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgpack
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import Headers, Record
 
 _IMAGES: Final = (

@@ -20,8 +20,8 @@ from typing import Any
 import confluent_kafka
 
 from brokers import Broker, unique_name
+from consumer.messages import decode_result
 from consumer.tools.embedded import dies_with_parent, free_port
-from consumer.wire import decode_result
 from waiting import wait_until
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import REASONS, Frame, Headers, Receipt, Record, Rejected, TopicPartition
 
 RECEIPT = Receipt(TopicPartition("frames", 3), 42, 1)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 import images
 from consumer.errors import ConfigError
+from consumer.messages import Message, encode_dead_letter, encode_envelope, parse_frame
 from consumer.tools.dlq import text
 from consumer.tools.dlq.letters import Filter, Letter, Selection, message_for, parse_place, parse_since, read_letter
 from consumer.tools.dlq.progress import Pass, Progress
 from consumer.tools.dlq.reading import Found
 from consumer.tools.dlq.replay import Tally, sort_out
 from consumer.types import Frame, Headers, Receipt, Record, Rejected, TopicPartition
-from consumer.wire import Message, encode_dead_letter, encode_envelope, parse_frame
 
 NOW = 1_700_000_000_000
 NASTY = "\x1b]0;owned\x07\n\r\x9b2J\u202e\u2028"

@@ -12,6 +12,7 @@ import pytest
 
 from brokers import Broker
 from consumer.errors import ConfigError, KafkaError
+from consumer.messages import Message, parse_frame
 from consumer.tools import clients
 from consumer.tools import produce as command
 from consumer.tools.images import Encoding, Image, ImageSource, frames_source
@@ -19,7 +20,6 @@ from consumer.tools.signals import stop_on_signals
 from consumer.tools.stream import Pace, Summary, Tally, feed, message_for, stream
 from consumer.tools.tail import read
 from consumer.types import Receipt, Record, TopicPartition
-from consumer.wire import Message, parse_frame
 
 RECEIPT = Receipt(TopicPartition("frames", 0), 5, 1)
 PIXELS = np.zeros((48, 64, 3), np.uint8)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumer.logs import printable
+from consumer.messages import ResultEncoder, encode_dead_letter
 from consumer.tools.tail import Printer, json_line, result_line
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, Skipped, TopicPartition
-from consumer.wire import ResultEncoder, encode_dead_letter
 
 PLACE = ("detections", 1, 7)
 INPUT = Record(b"cam-1", b"image", (), 1_700_000_000_000)

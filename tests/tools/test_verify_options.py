@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from consumer.errors import ConfigError
+from consumer.messages import ResultEncoder, encode_dead_letter
 from consumer.tools.verify.outcomes import Outcomes, source_of, written_ms
 from consumer.tools.verify.request import Bound, check_order, parse_bound
 from consumer.tools.verify.verdict import Outcome, Place
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
-from consumer.wire import ResultEncoder, encode_dead_letter
 
 FRAMES = TopicPartition("frames", 0)
 NOW_MS = 1_700_000_000_000

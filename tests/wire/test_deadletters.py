@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import Frame, Receipt, Record, Rejected, TopicPartition
 from wire_records import JPEG, RECEIPT, parse
 

@@ -9,9 +9,9 @@ import tracemalloc
 import msgpack
 import pytest
 
-from consumer import wire
+from consumer import messages as wire
+from consumer.messages import frames as wire_frames
 from consumer.types import Headers, Record, Rejected
-from consumer.wire import frames as wire_frames
 from wire_records import JPEG, RECEIPT, TRACE, parse, reason
 
 SIGNATURES = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n", "webp": b"RIFF\x10\x00\x00\x00WEBP"}

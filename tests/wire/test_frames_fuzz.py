@@ -9,7 +9,7 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import Record
 from wire_records import JPEG, RECEIPT, TRACE, check_frame
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import Detected, Detections, Frame, ModelInfo, Skipped
 from wire_records import JPEG, RECEIPT, TRACE, parse
 

@@ -16,9 +16,9 @@ import confluent_kafka
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
+from consumer.messages import decode_result
 from consumer.tools.bench.feeder import Fed
 from consumer.tools.bench.processes import BenchError
-from consumer.wire import decode_result
 
 _EOF = confluent_kafka.KafkaError._PARTITION_EOF  # noqa: SLF001 - the library's own name
 _QUIET_S = 30.0

@@ -21,9 +21,9 @@ from consumer.config import DecodeConfig, DetectorConfig
 from consumer.decoder import Decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.loader import load_detector
+from consumer.messages import Message, ResultEncoder, parse_frame, read_record
 from consumer.tools.bench.broker import client_settings
 from consumer.types import Detected, Letterbox, Receipt, TopicPartition
-from consumer.wire import Message, ResultEncoder, parse_frame, read_record
 
 _JOIN_S = 60.0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgpack
 from confluent_kafka import Consumer, TopicPartition
 
-from consumer.wire import decode_result
+from consumer.messages import decode_result
 
 _ANSWER_S = 10.0
 _QUIET_S = 1.0  # after it was told to end: what was committed is here within this

@@ -14,10 +14,10 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from consumer.errors import KafkaError
 from consumer.logs import printable
+from consumer.messages import decode_result, read_dead_letter, read_record
 from consumer.tools import clients
 from consumer.tools.demo.broker import Broker
 from consumer.tools.demo.summary import Outcome, Place
-from consumer.wire import decode_result, read_dead_letter, read_record
 
 _SILENCE_S: Final = 30.0
 _ANSWER_S: Final = 15.0

@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from consumer.errors import ConfigError
 from consumer.logs import printable
+from consumer.messages import ORIGINAL_KEY, ORIGINAL_TIMESTAMP, DeadLetter, Message, parse_frame, read_dead_letter
 from consumer.types import Frame, Receipt, Record, TopicPartition
-from consumer.wire import ORIGINAL_KEY, ORIGINAL_TIMESTAMP, DeadLetter, Message, parse_frame, read_dead_letter
 
 REPLAYS: Final = "sluice-replays"  # how often a record was replayed; a replay writes it, a dead letter keeps it
 _REJECTED_AT: Final = "sluice-rejected-at-ms"

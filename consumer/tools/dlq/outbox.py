@@ -11,8 +11,8 @@ from confluent_kafka import KafkaError as Code
 
 from consumer.errors import KafkaError, PublishError
 from consumer.logs import printable
+from consumer.messages import Message
 from consumer.tools import clients
-from consumer.wire import Message
 
 TRANSACTION_MS: Final = 10_000
 """A replay that is killed leaves a transaction open for at most so long, and what the broker takes to look (10 s). As

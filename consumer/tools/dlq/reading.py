@@ -14,9 +14,9 @@ from confluent_kafka import KafkaError as Code
 
 from consumer.errors import KafkaError
 from consumer.logs import printable
+from consumer.messages import read_record
 from consumer.tools import clients
 from consumer.types import Record
-from consumer.wire import read_record
 
 _SILENCE_S: Final = 30.0  # a broker that has said nothing for so long is gone
 _DEFAULTS: Final = {

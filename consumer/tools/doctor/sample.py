@@ -12,10 +12,10 @@ from confluent_kafka import KafkaError as Code
 from confluent_kafka import TopicPartition as Place
 
 from consumer.errors import KafkaError
+from consumer.messages import parse_frame, read_record
 from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster, Logs
 from consumer.types import Receipt, TopicPartition
-from consumer.wire import parse_frame, read_record
 
 _MOST_BYTES: Final = 64 * 2**20
 _MOST_S: Final = 10.0

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from consumer.config import Config
+from consumer.messages import ResultEncoder
 from consumer.tools.dlq.text import size
 from consumer.tools.doctor.cluster import Topic
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.tools.doctor.topics import Topics
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, TopicPartition
-from consumer.wire import ResultEncoder
 
 # librdkafka's defaults.
 _RECEIVE, _FETCH, _PRODUCE_BATCH = 100_000_000, 1_048_576, 1_000_000

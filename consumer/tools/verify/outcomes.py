@@ -6,9 +6,9 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
+from consumer.messages import parse_frame, read_dead_letter
 from consumer.tools.verify.verdict import Outcome, Place, Role
 from consumer.types import Receipt, Record, TopicPartition
-from consumer.wire import parse_frame, read_dead_letter
 
 _ID: Final = re.compile(rb"([A-Za-z0-9._-]{1,249})/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})")
 _TYPE: Final = b"io.sluice."  # how the `ce_type` of every result begins

@@ -16,9 +16,9 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from consumer.errors import KafkaError
 from consumer.logs import printable
+from consumer.messages import read_record
 from consumer.tools import clients
 from consumer.types import Record, TopicPartition
-from consumer.wire import read_record
 
 ANSWER_S: Final = 15.0
 SILENCE_S: Final = 30.0  # brokers that have said nothing for so long are gone

@@ -4,10 +4,10 @@
 letters, `message` is what they share.
 """
 
-from consumer.wire.deadletters import ORIGINAL_KEY, DeadLetter, encode_dead_letter, message_bytes, read_dead_letter
-from consumer.wire.frames import encode_envelope, is_source_id, parse_frame
-from consumer.wire.message import ORIGINAL_TIMESTAMP, Message, read_record, record_id
-from consumer.wire.results import SCHEMA_VERSION, ResultEncoder, decode_result
+from consumer.messages.dead_letters import ORIGINAL_KEY, DeadLetter, encode_dead_letter, message_bytes, read_dead_letter
+from consumer.messages.frames import encode_envelope, is_source_id, parse_frame
+from consumer.messages.message import ORIGINAL_TIMESTAMP, Message, read_record, record_id
+from consumer.messages.results import SCHEMA_VERSION, ResultEncoder, decode_result
 
 __all__ = [
     "ORIGINAL_KEY",

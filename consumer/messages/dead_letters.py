@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from consumer.messages.message import ORIGINAL_TIMESTAMP, HeaderList, Message, record_id, utf8
 from consumer.types import Frame, Headers, Record, Rejected
-from consumer.wire.message import ORIGINAL_TIMESTAMP, HeaderList, Message, record_id, utf8
 
 ERRORS: Final = "__connect.errors."  # the names that Kafka Connect uses, so that its tools read ours
 MIN_BYTES: Final = 4096  # our own headers always fit in this

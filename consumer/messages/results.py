@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from consumer.messages.message import HeaderList, Message, record_id, utf8
 from consumer.types import Detected, Detections, Frame, ModelInfo, Skipped
-from consumer.wire.message import HeaderList, Message, record_id, utf8
 
 SCHEMA_VERSION: Final = 1
 DETECTIONS_TYPE: Final = "io.sluice.detections.v1"

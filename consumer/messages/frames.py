@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgpack
 
+from consumer.messages.message import ORIGINAL_TIMESTAMP
 from consumer.types import Frame, Receipt, Record, Rejected
-from consumer.wire.message import ORIGINAL_TIMESTAMP
 
 MAX_SOURCE_ID: Final = 128  # characters
 MAX_FRAME_ID: Final = 256  # characters
