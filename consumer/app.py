@@ -19,8 +19,9 @@ if TYPE_CHECKING:  # the command line starts fast
     from consumer.deadline import Stop
     from consumer.delivery import MakeDelivery
     from consumer.health import Health
+    from consumer.kafka.producer import Publisher
+    from consumer.kafka.transactions import TransactionalPublisher
     from consumer.metrics import Metrics
-    from consumer.publisher import Publisher, TransactionalPublisher
     from consumer.traces import Traces
     from consumer.types import ModelInfo
     from consumer.worker import Worker
@@ -93,8 +94,8 @@ def _consume(
 ) -> None:
     """Join the group and run the loop, with a model that is warm, until all is drained."""
     from consumer.health import Watchdog
+    from consumer.kafka.consumer import Source
     from consumer.pipeline import Pipeline
-    from consumer.source import Source
 
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     made = _delivery(config, worker.info, metrics, stop)
@@ -150,7 +151,10 @@ def _delivery(
     None where `stop` was set before the brokers let it begin.
     """
     from consumer.delivery import AtLeastOnce, ExactlyOnce
-    from consumer.publisher import Publisher, TransactionalPublisher, producer_settings, topic_limits
+    from consumer.kafka.producer import Publisher
+    from consumer.kafka.producer_settings import producer_settings
+    from consumer.kafka.topic_limits import topic_limits
+    from consumer.kafka.transactions import TransactionalPublisher
 
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     limits = topic_limits(config, producer_settings(config), clock)

@@ -24,9 +24,9 @@ from consumer.deadline import Deadline, Stop
 from consumer.delivery import MakeDelivery, SourceLike
 from consumer.errors import DrainError, EngineError
 from consumer.health import Health, State
+from consumer.kafka.rebalance_listener import RebalanceListener
 from consumer.metrics import Metrics
 from consumer.offsets import Committable, OffsetTracker
-from consumer.source import RebalanceListener
 from consumer.traces import Traces
 from consumer.types import Acknowledged, BatchResult, DeviceMemory, Finished, Frame, TopicPartition
 

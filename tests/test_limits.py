@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import RefusedError
-from consumer.publisher import producer_settings
-from consumer.publisher.descriptions import Described
-from consumer.publisher.limits import LADDER, SLOW_S, TopicLimits, fitted, topic_limits
+from consumer.kafka.producer_settings import producer_settings
+from consumer.kafka.topic_configs import Described
+from consumer.kafka.topic_limits import LADDER, SLOW_S, TopicLimits, fitted, topic_limits
 from made_frames import VirtualClock
 from waiting import wait_until
 
@@ -177,7 +177,7 @@ def test_a_setting_that_is_no_number_is_refused_with_its_name(name: str, value: 
 def test_the_question_is_asked_without_the_debug_lines_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches lines on stderr that are no log lines: the client that asks has no logger."""
     asked: list[Mapping[str, object]] = []
-    monkeypatch.setattr("consumer.publisher.limits.describe", lambda settings, _: asked.append(settings) or {})
+    monkeypatch.setattr("consumer.kafka.topic_limits.describe", lambda settings, _: asked.append(settings) or {})
     config = Config(kafka={"client": {"debug": "all"}})  # type: ignore[arg-type]
     assert producer_settings(config)["debug"] == "all"
     topic_limits(config, producer_settings(config), VirtualClock()).ask()

@@ -12,8 +12,8 @@ from consumer.deadline import Stop
 from consumer.delivery import Judge
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
+from consumer.kafka.dead_letter_queue import LetterLine
 from consumer.pipeline import GATHER_S, PATIENCE_S
-from consumer.publisher.letter_line import LetterLine
 from consumer.types import BatchResult, Finished, Frame
 from made_frames import P0, P1
 from pipeline_runs import NEVER, published, run, until, world

@@ -12,12 +12,11 @@ import pytest
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, RejectRateError, UnwritableError
+from consumer.kafka.producer import MOST_BUFFERED_BYTES, Publisher
+from consumer.kafka.topic_configs import Described
+from consumer.kafka.topic_limits import LADDER, TopicLimits
 from consumer.messages import Message
 from consumer.messages.results import decode_result
-from consumer.publisher import Publisher, TopicLimits
-from consumer.publisher.descriptions import Described
-from consumer.publisher.limits import LADDER
-from consumer.publisher.plain import MOST_BUFFERED_BYTES
 from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Rejected, Skipped
 from fake_kafka import FakeProducer, failed
 from made_frames import P0, P1, REJECTED, VirtualClock, detected, frame, result

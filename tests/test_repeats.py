@@ -20,7 +20,7 @@ def refused(ms: int) -> logging.LogRecord:
 
 
 def told(text: str, event: str = "kafka") -> logging.LogRecord:
-    return record({"event": event, "error": "_TRANSPORT", "text": text}, "consumer.source.errors")
+    return record({"event": event, "error": "_TRANSPORT", "text": text}, "consumer.kafka.consumer_errors")
 
 
 def test_what_is_repeated_is_said_once_in_a_while_with_a_count() -> None:

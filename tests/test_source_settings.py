@@ -11,8 +11,10 @@ import pytest
 
 from consumer.config import OWN_SETTINGS, Config
 from consumer.errors import KafkaError
-from consumer.publisher import Publisher, producer_settings
-from consumer.source import Source, consumer_settings
+from consumer.kafka.consumer import Source
+from consumer.kafka.consumer_settings import consumer_settings
+from consumer.kafka.producer import Publisher
+from consumer.kafka.producer_settings import producer_settings
 from consumer.types import ModelInfo
 
 Settings = Callable[[Config], dict[str, Any]]

@@ -15,10 +15,11 @@ import pytest
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, RefusedError, TransactionError, UnwritableError
-from consumer.publisher import TopicLimits, TransactionalPublisher, transactional, transactional_settings
-from consumer.publisher.descriptions import Described
-from consumer.publisher.limits import UNKNOWN_BATCH_BYTES
-from consumer.publisher.transactional import FENCED_AGAIN_S
+from consumer.kafka import transactions as transactional
+from consumer.kafka.producer_settings import transactional_settings
+from consumer.kafka.topic_configs import Described
+from consumer.kafka.topic_limits import UNKNOWN_BATCH_BYTES, TopicLimits
+from consumer.kafka.transactions import FENCED_AGAIN_S, TransactionalPublisher
 from consumer.types import Detected, Detections, Finished, ModelInfo, Outcome, Rejected
 from fake_kafka import FakeTransactionalProducer, failed
 from made_frames import P0, P1, REJECTED, VirtualClock, detected, frame, result

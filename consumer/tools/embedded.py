@@ -47,7 +47,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from consumer.errors import ConfigError, KafkaError
-from consumer.publisher.transactional import EMBEDDED_CLUSTERS
+from consumer.kafka.transactions import EMBEDDED_CLUSTERS
 
 CLIENT_SETTINGS: Final[Mapping[str, str | int | float | bool]] = MappingProxyType(
     {

@@ -14,9 +14,9 @@ from typing import Any
 from consumer.deadline import Deadline
 from consumer.delivery import TRANSACTION_S, AtLeastOnce, ExactlyOnce
 from consumer.errors import TransactionError
+from consumer.kafka.transactions import TransactionalPublisher
 from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
-from consumer.publisher import TransactionalPublisher
 from consumer.types import Acknowledged, BatchResult, Finished, Receipt, Rejected, TopicPartition
 from content_bugs import CONTENT_BUGS
 from output_bugs import OUTPUT_BUGS

@@ -19,9 +19,10 @@ from consumer.cli import main
 from consumer.decoder import Decoder
 from consumer.detectors.simulated import SimulatedDetector
 from consumer.isolation.process import Process
+from consumer.kafka.consumer import Source
+from consumer.kafka.producer import Publisher
+from consumer.kafka.transactions import TransactionalPublisher
 from consumer.pipeline import Pipeline
-from consumer.publisher import Publisher, TransactionalPublisher
-from consumer.source import Source
 
 DIE_AT = "SLUICE_TEST_DIE_AT"
 LAST_WORDS = "killing this process in {stage}"  # said before it dies, so that the rig knows where it did

@@ -16,9 +16,10 @@ from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import PublishError, TransactionError
 from consumer.held import HeldOutcomes, outcome_bytes
+from consumer.kafka.producer import Publisher
+from consumer.kafka.transactions import TransactionalPublisher
 from consumer.messages import DeadLetter, parse_frame, read_dead_letter
 from consumer.offsets import OffsetTracker
-from consumer.publisher import Publisher, TransactionalPublisher
 from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Receipt, Record
 from fake_kafka import FakeProducer, FakeTransactionalProducer, failed
 from made_frames import P0, REJECTED, VirtualClock, detected, frame, result

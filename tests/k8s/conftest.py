@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from consumer.config import load_config, options
-from consumer.source.commits import LAST_COMMIT_S
+from consumer.kafka.commits import LAST_COMMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"

@@ -14,7 +14,7 @@ import pytest
 
 from apache_kafka import ApacheKafka
 from consumer.delivery import TRANSACTION_S
-from consumer.publisher.transactional import GRACE_S
+from consumer.kafka.transactions import GRACE_S
 from consumer.tools.doctor.settings import CLOSING_S
 from coordinators import Divided, divided
 from exactly_once import ENGINE, EXACTLY_ONCE, check_once_and_in_order, frames, metric

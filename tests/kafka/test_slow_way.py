@@ -15,8 +15,8 @@ from confluent_kafka import Producer
 import images
 from apache_kafka import ApacheKafka
 from brokers import APACHE, Broker
+from consumer.kafka.producer import MOST_BUFFERED_BYTES
 from consumer.messages import read_dead_letter, read_record
-from consumer.publisher.plain import MOST_BUFFERED_BYTES
 from exactly_once import metric
 from network import throttle
 from proxy import Proxy

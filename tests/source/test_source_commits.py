@@ -42,7 +42,7 @@ class TestCommit:
         assert bench.client.called("commit") == [[(P0, 3)]] * 3
 
     def test_that_a_rebalance_goes_on_refusing_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 1.0)
+        monkeypatch.setattr("consumer.kafka.commits.LAST_COMMIT_S", 1.0)
         bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
         with capture_logs() as lines:
             bench.source.commit([Committable(P0, 3)])
@@ -53,7 +53,7 @@ class TestCommit:
     def test_behind_which_the_client_is_closed(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches a client that is closed while its last commit is still in it, and used after that."""
         back, order = threading.Event(), []
-        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        monkeypatch.setattr("consumer.kafka.commits.LAST_COMMIT_S", 0.05)
         monkeypatch.setattr(bench.client, "commit", lambda **_: (back.wait(30), order.append("commit")))
         monkeypatch.setattr(bench.client, "close", lambda: order.append("close"))
         bench.source.commit([Committable(P0, 3)])
@@ -71,7 +71,7 @@ class TestCommit:
     def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""
         hung = threading.Event()
-        monkeypatch.setattr("consumer.source.commits.LAST_COMMIT_S", 0.05)
+        monkeypatch.setattr("consumer.kafka.commits.LAST_COMMIT_S", 0.05)
         monkeypatch.setattr(bench.client, "commit", lambda **_: hung.wait(30))
         before = time.monotonic()
         bench.source.commit([Committable(P0, 3)])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from consumer.source.topics import Replaced
+from consumer.kafka.topic_ids import Replaced
 from consumer.types import TopicPartition as Ours
 
 _INVALID = -1001  # librdkafka: no offset

@@ -10,12 +10,12 @@ from consumer.config import Config
 from consumer.delivery import AtLeastOnce, Delivery, Judge, SourceLike
 from consumer.errors import EngineError, PublishError
 from consumer.health import Health
+from consumer.kafka.dead_letter_fitting import Pending
+from consumer.kafka.dead_letter_queue import LetterLine
+from consumer.kafka.rebalance_listener import RebalanceListener
 from consumer.metrics import Metrics
 from consumer.offsets import OffsetTracker
 from consumer.pipeline import Pipeline
-from consumer.publisher.letter_line import LetterLine
-from consumer.publisher.letters import Pending
-from consumer.source import RebalanceListener
 from consumer.types import (
     Acknowledged,
     BatchResult,

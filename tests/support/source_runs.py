@@ -8,7 +8,7 @@ from typing import Any
 import confluent_kafka
 
 from consumer.config import Config
-from consumer.source import Source
+from consumer.kafka.consumer import Source
 from consumer.types import Frame, TopicPartition
 from fake_kafka import FakeConsumer, FakeMessage, FakeTopicIds
 from made_frames import P0, VirtualClock

@@ -17,8 +17,8 @@ from confluent_kafka import KafkaError as Code
 
 from consumer.config import Config, HttpConfig
 from consumer.errors import ModelError
-from consumer.publisher import producer_settings
-from consumer.source import consumer_settings
+from consumer.kafka.consumer_settings import consumer_settings
+from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
 from consumer.tools.doctor import contact, frames, group, model, rights, settings, sizes, topics
 from consumer.tools.doctor import http as port

@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from consumer.publisher import producer_settings
-from consumer.source import consumer_settings
+from consumer.kafka.consumer_settings import consumer_settings
+from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
 from consumer.tools.doctor import contact, frames, group, http, model, rights, settings, sizes, topics
 from consumer.tools.doctor.cluster import Cluster, Group, Logs

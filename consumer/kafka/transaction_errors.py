@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import structlog
 
+from consumer.kafka.producer import Publisher, Report
+from consumer.kafka.producer_errors import ADVICE, TOO_LARGE
+from consumer.kafka.topic_limits import LADDER, TopicLimits
 from consumer.messages import record_id
-from consumer.publisher.limits import LADDER, TopicLimits
-from consumer.publisher.plain import Publisher, Report
-from consumer.publisher.refusals import ADVICE, TOO_LARGE
 from consumer.types import Finished, TopicPartition
 
 _log = structlog.get_logger(__name__)

@@ -20,14 +20,14 @@ from confluent_kafka import KafkaException
 from consumer.caller import Caller
 from consumer.config import Config
 from consumer.errors import KafkaError, OffsetsLostError, OwnershipError, RefusedError, TopicReplacedError
+from consumer.kafka import group
+from consumer.kafka.assignment import Assignment, start_offsets
+from consumer.kafka.commits import Commits
+from consumer.kafka.consumer_errors import offset_reset, topic_replaced, verdict
+from consumer.kafka.consumer_settings import consumer_settings
+from consumer.kafka.rebalance_listener import RebalanceListener
+from consumer.kafka.topic_ids import ANSWER_S, Replaced, TopicIds, from_metadata, is_another
 from consumer.offsets import Committable
-from consumer.source import group
-from consumer.source.assignment import Assignment, start_offsets
-from consumer.source.commits import Commits
-from consumer.source.errors import offset_reset, topic_replaced, verdict
-from consumer.source.listener import RebalanceListener
-from consumer.source.settings import consumer_settings
-from consumer.source.topics import ANSWER_S, Replaced, TopicIds, from_metadata, is_another
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 
 _log = structlog.get_logger(__name__)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import confluent_kafka
 
+from consumer.kafka.producer_errors import TOO_LARGE
+from consumer.kafka.topic_limits import TopicLimits
 from consumer.messages import Message, encode_dead_letter, message_bytes
-from consumer.publisher.limits import TopicLimits
-from consumer.publisher.refusals import TOO_LARGE
 from consumer.types import Frame, Outcome, Rejected
 
 # Refusals of one dead letter before the process ends.

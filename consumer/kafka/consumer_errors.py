@@ -8,7 +8,7 @@ import confluent_kafka
 import structlog
 
 from consumer.errors import KafkaError, OffsetsLostError, RefusedError, TopicReplacedError
-from consumer.source.topics import Replaced
+from consumer.kafka.topic_ids import Replaced
 from consumer.types import TopicPartition
 
 _log = structlog.get_logger(__name__)

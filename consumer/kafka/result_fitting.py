@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from consumer.config import Config
+from consumer.kafka.dead_letter_fitting import Pending
+from consumer.kafka.topic_limits import TopicLimits, compresses
 from consumer.messages import Message, ResultEncoder, message_bytes
-from consumer.publisher.letters import Pending
-from consumer.publisher.limits import TopicLimits, compresses
 from consumer.types import Finished, Frame, ModelInfo, Rejected
 
 # What a result has beside its value, at most: key, headers and what is around them. Not counted for every frame.

@@ -21,11 +21,11 @@ from consumer.caller import Caller, StoppedError
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
-from consumer.publisher.limits import TopicLimits, number
-from consumer.publisher.plain import Publisher, Report
-from consumer.publisher.refusal_handling import RefusalHandling
-from consumer.publisher.refusals import EXPELLED, FENCED, NO_TRANSACTIONS, TRANSACTION_ADVICE
-from consumer.publisher.settings import transactional_settings
+from consumer.kafka.producer import Publisher, Report
+from consumer.kafka.producer_errors import EXPELLED, FENCED, NO_TRANSACTIONS, TRANSACTION_ADVICE
+from consumer.kafka.producer_settings import transactional_settings
+from consumer.kafka.topic_limits import TopicLimits, number
+from consumer.kafka.transaction_errors import RefusalHandling
 from consumer.types import Acknowledged, Clock, Finished, ModelInfo
 
 _log = structlog.get_logger(__name__)

@@ -25,11 +25,9 @@ from confluent_kafka import KafkaException
 
 from consumer.config import Config
 from consumer.errors import OwnershipError, PublishError, RefusedError, UnwritableError
-from consumer.messages import Message, record_id
-from consumer.publisher.letter_line import LetterLine
-from consumer.publisher.letters import DeadLetters, Pending
-from consumer.publisher.limits import TopicLimits, compresses, fitted
-from consumer.publisher.refusals import (
+from consumer.kafka.dead_letter_fitting import DeadLetters, Pending
+from consumer.kafka.dead_letter_queue import LetterLine
+from consumer.kafka.producer_errors import (
     ADVICE,
     LASTING,
     TOO_LARGE,
@@ -39,8 +37,10 @@ from consumer.publisher.refusals import (
     refusal,
     text_of,
 )
-from consumer.publisher.results import Results, unpublishable
-from consumer.publisher.settings import delivery_timeout_s, plain_settings
+from consumer.kafka.producer_settings import delivery_timeout_s, plain_settings
+from consumer.kafka.result_fitting import Results, unpublishable
+from consumer.kafka.topic_limits import TopicLimits, compresses, fitted
+from consumer.messages import Message, record_id
 from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)

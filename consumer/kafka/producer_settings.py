@@ -8,7 +8,7 @@ from typing import Any, Final
 from consumer.config import Config
 from consumer.config.kafka import TRANSACTION_TIMEOUT_MS
 from consumer.errors import RefusedError
-from consumer.publisher.limits import LADDER
+from consumer.kafka.topic_limits import LADDER
 
 # librdkafka's own default, and its two names for the setting.
 _DELIVERY_TIMEOUT_MS: Final = 300_000.0

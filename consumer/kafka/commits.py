@@ -11,7 +11,7 @@ import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
 from consumer.caller import Caller
-from consumer.source import group
+from consumer.kafka import group
 from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ from typing import Final
 
 import confluent_kafka
 
-from consumer.source.topics import to_metadata
+from consumer.kafka.topic_ids import to_metadata
 from consumer.types import TopicPartition
 
 _UNKNOWN: Final = -1  # as the client writes it

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-from consumer.publisher.letters import Pending
+from consumer.kafka.dead_letter_fitting import Pending
 from consumer.types import Frame, TopicPartition
 
 

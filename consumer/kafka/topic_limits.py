@@ -21,7 +21,7 @@ from confluent_kafka import KafkaException
 from consumer.config import Config
 from consumer.deadline import Stop
 from consumer.errors import RefusedError
-from consumer.publisher.descriptions import Describe, Described, describe
+from consumer.kafka.topic_configs import Describe, Described, describe
 from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)
