@@ -17,7 +17,7 @@ from consumer.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast
     from consumer.deadline import Stop
-    from consumer.delivery import MakeDelivery
+    from consumer.delivery.base import MakeDelivery
     from consumer.health import Health
     from consumer.kafka.producer import Publisher
     from consumer.kafka.transactions import TransactionalPublisher
@@ -150,7 +150,8 @@ def _delivery(
 
     None where `stop` was set before the brokers let it begin.
     """
-    from consumer.delivery import AtLeastOnce, ExactlyOnce
+    from consumer.delivery.at_least_once import AtLeastOnce
+    from consumer.delivery.exactly_once import ExactlyOnce
     from consumer.kafka.producer import Publisher
     from consumer.kafka.producer_settings import producer_settings
     from consumer.kafka.topic_limits import topic_limits

@@ -18,15 +18,15 @@ from typing import Protocol
 
 import structlog
 
-from consumer.breaker import RejectionBreaker
 from consumer.config import Config
 from consumer.deadline import Deadline, Stop
-from consumer.delivery import MakeDelivery, SourceLike
+from consumer.delivery.base import MakeDelivery, SourceLike
+from consumer.delivery.circuit_breaker import RejectionBreaker
+from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.errors import DrainError, EngineError
 from consumer.health import Health, State
 from consumer.kafka.rebalance_listener import RebalanceListener
 from consumer.metrics import Metrics
-from consumer.offsets import Committable, OffsetTracker
 from consumer.traces import Traces
 from consumer.types import Acknowledged, BatchResult, DeviceMemory, Finished, Frame, TopicPartition
 

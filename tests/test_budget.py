@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from consumer.budget import LEAST_BYTES, MOST_BYTES, TARGET_S, TransactionBudget
-from consumer.delivery import TRANSACTION_S
-from consumer.held import HeldOutcomes, outcome_bytes
-from consumer.offsets import OffsetTracker
+from consumer.delivery.base import TRANSACTION_S
+from consumer.delivery.offsets import OffsetTracker
+from consumer.delivery.reorder_buffer import HeldOutcomes, outcome_bytes
+from consumer.delivery.transaction_budget import LEAST_BYTES, MOST_BYTES, TARGET_S, TransactionBudget
 from consumer.types import Finished
 from made_frames import P0, P1, REJECTED, frame, result
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.held import HeldOutcomes
-from consumer.offsets import OffsetTracker
+from consumer.delivery.offsets import OffsetTracker
+from consumer.delivery.reorder_buffer import HeldOutcomes
 from consumer.types import Finished, TopicPartition
 from made_frames import P0, P1, detected, frame, result
 from reachable import kept_beside_held

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from consumer.offsets import Committable, OffsetTracker
+from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.types import Receipt, TopicPartition
 from made_frames import P0, P1
 

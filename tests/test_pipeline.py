@@ -9,7 +9,7 @@ import pytest
 
 from consumer.batcher import WAITING_BATCHES
 from consumer.deadline import Stop
-from consumer.delivery import Judge
+from consumer.delivery.base import Judge
 from consumer.errors import DrainError, PublishError
 from consumer.health import State
 from consumer.kafka.dead_letter_queue import LetterLine

@@ -11,11 +11,11 @@ import pytest
 import structlog
 
 from consumer.config import Config
+from consumer.delivery.offsets import Committable
 from consumer.errors import KafkaError
 from consumer.kafka import group
 from consumer.kafka.consumer import Source
 from consumer.kafka.consumer_settings import consumer_settings
-from consumer.offsets import Committable
 from consumer.types import Frame, Receipt
 from fake_kafka import FakeConsumer, FakeMessage, FakeTopicIds, failed, group_metadata
 from made_frames import P0, P1, VirtualClock, offsets

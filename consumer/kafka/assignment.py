@@ -12,11 +12,11 @@ from typing import Any
 import confluent_kafka
 import structlog
 
+from consumer.delivery.offsets import Committable
 from consumer.errors import TopicReplacedError
 from consumer.kafka.position import Position
 from consumer.kafka.topic_ids import from_metadata, is_another
 from consumer.messages import parse_frame, read_record
-from consumer.offsets import Committable
 from consumer.types import Frame, Lag, Receipt, TopicPartition
 
 _log = structlog.get_logger(__name__)

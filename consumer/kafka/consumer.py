@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 
 from consumer.caller import Caller
 from consumer.config import Config
+from consumer.delivery.offsets import Committable
 from consumer.errors import KafkaError, OffsetsLostError, OwnershipError, RefusedError, TopicReplacedError
 from consumer.kafka import group
 from consumer.kafka.assignment import Assignment, start_offsets
@@ -27,7 +28,6 @@ from consumer.kafka.consumer_errors import offset_reset, topic_replaced, verdict
 from consumer.kafka.consumer_settings import consumer_settings
 from consumer.kafka.rebalance_listener import RebalanceListener
 from consumer.kafka.topic_ids import ANSWER_S, Replaced, TopicIds, from_metadata, is_another
-from consumer.offsets import Committable
 from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 
 _log = structlog.get_logger(__name__)

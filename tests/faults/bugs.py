@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from consumer.deadline import Deadline
-from consumer.delivery import TRANSACTION_S, AtLeastOnce, ExactlyOnce
+from consumer.delivery.at_least_once import AtLeastOnce
+from consumer.delivery.base import TRANSACTION_S
+from consumer.delivery.exactly_once import ExactlyOnce
+from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.errors import TransactionError
 from consumer.kafka.transactions import TransactionalPublisher
-from consumer.offsets import Committable, OffsetTracker
 from consumer.pipeline import Pipeline
 from consumer.types import Acknowledged, BatchResult, Finished, Receipt, Rejected, TopicPartition
 from content_bugs import CONTENT_BUGS

@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from consumer.held import HeldOutcomes, outcome_bytes
+from consumer.delivery.offsets import OffsetTracker
+from consumer.delivery.reorder_buffer import HeldOutcomes, outcome_bytes
 from consumer.kafka import dead_letter_fitting as letters
 from consumer.kafka.producer import Publisher
 from consumer.kafka.result_fitting import Results
 from consumer.kafka.topic_limits import TopicLimits
 from consumer.kafka.transactions import TransactionalPublisher
 from consumer.messages import ORIGINAL_TIMESTAMP, Message, encode_dead_letter
-from consumer.offsets import OffsetTracker
 from consumer.types import BatchResult, BatchSummary, Finished, Frame
 from patching import Bug, Patch, real_bug
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import confluent_kafka
 
+from consumer.delivery.offsets import OffsetTracker
 from consumer.kafka import consumer as client
 from consumer.kafka import producer as plain
 from consumer.kafka.commits import Commits
 from consumer.kafka.producer import Publisher
 from consumer.kafka.producer_settings import producer_settings
 from consumer.kafka.topic_ids import TopicIds
-from consumer.offsets import OffsetTracker
 from consumer.types import Receipt
 from patching import Bug, Patch, real_bug
 

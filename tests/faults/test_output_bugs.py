@@ -11,15 +11,15 @@ import msgpack
 import numpy as np
 import pytest
 
-from consumer.budget import TransactionBudget
 from consumer.config import Config
 from consumer.deadline import Stop
+from consumer.delivery.offsets import OffsetTracker
+from consumer.delivery.reorder_buffer import HeldOutcomes, outcome_bytes
+from consumer.delivery.transaction_budget import TransactionBudget
 from consumer.errors import PublishError, TransactionError
-from consumer.held import HeldOutcomes, outcome_bytes
 from consumer.kafka.producer import Publisher
 from consumer.kafka.transactions import TransactionalPublisher
 from consumer.messages import DeadLetter, parse_frame, read_dead_letter
-from consumer.offsets import OffsetTracker
 from consumer.types import Detected, Detections, Finished, Frame, ModelInfo, Outcome, Receipt, Record
 from fake_kafka import FakeProducer, FakeTransactionalProducer, failed
 from made_frames import P0, REJECTED, VirtualClock, detected, frame, result

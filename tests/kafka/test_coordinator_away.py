@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from apache_kafka import ApacheKafka
-from consumer.delivery import TRANSACTION_S
+from consumer.delivery.base import TRANSACTION_S
 from consumer.kafka.transactions import GRACE_S
 from consumer.tools.doctor.settings import CLOSING_S
 from coordinators import Divided, divided

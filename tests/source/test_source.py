@@ -10,9 +10,9 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING
 from structlog.testing import capture_logs
 
+from consumer.delivery.offsets import Committable
 from consumer.errors import KafkaError
 from consumer.kafka.consumer import BURST
-from consumer.offsets import Committable
 from consumer.types import Rejected, TopicPartition
 from fake_kafka import FakeMessage, failed
 from made_frames import P0, P1, offsets

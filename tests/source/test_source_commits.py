@@ -10,7 +10,7 @@ import confluent_kafka
 import pytest
 from structlog.testing import capture_logs
 
-from consumer.offsets import Committable
+from consumer.delivery.offsets import Committable
 from consumer.types import Lag
 from fake_kafka import FakeMessage, failed, group_metadata
 from made_frames import P0, P1

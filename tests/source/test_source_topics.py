@@ -9,10 +9,10 @@ import confluent_kafka
 import pytest
 
 from consumer.config import Config
+from consumer.delivery.offsets import Committable
 from consumer.errors import KafkaError, OffsetsLostError, TopicReplacedError
 from consumer.kafka.position import Position
 from consumer.kafka.topic_ids import Replaced, TopicIds
-from consumer.offsets import Committable
 from consumer.types import Receipt, TopicPartition
 from fake_kafka import FakeMessage, failed
 from made_frames import P0, P1

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from consumer.delivery.offsets import Committable
 from consumer.kafka.consumer import BURST
 from consumer.kafka.rebalance_listener import RebalanceListener
-from consumer.offsets import Committable
 from consumer.types import (
     Frame,
     Lag,

@@ -58,7 +58,7 @@ def exactly_once(entropy: bytes) -> None:
 def without_logs() -> Iterator[None]:
     """Thousands of rejected frames and failed transactions would be a line each."""
     with contextlib.ExitStack() as stack:
-        for module in ("breaker", "delivery", "pipeline"):
+        for module in ("delivery.circuit_breaker", "delivery.exactly_once", "pipeline"):
             stack.enter_context(mock.patch(f"consumer.{module}._log", mock.Mock()))
         yield
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from consumer.config import Config
-from consumer.delivery import Delivery, ExactlyOnce, Judge, SourceLike
+from consumer.delivery.base import Delivery, Judge, SourceLike
+from consumer.delivery.exactly_once import ExactlyOnce
+from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.errors import KafkaError, TransactionError
 from consumer.metrics import Metrics
-from consumer.offsets import Committable, OffsetTracker
 from consumer.types import Acknowledged, Detected, Finished, Rejected, TopicPartition
 from made_frames import VirtualClock, check_belongs
 from pipeline_group import FakeSource, Log

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from consumer.offsets import OffsetTracker
+from consumer.delivery.offsets import OffsetTracker
 from consumer.types import Detected, Finished, Rejected, TopicPartition
 
 # What a result has around its detections, and for each of them, about.

@@ -1,23 +1,23 @@
-"""Steps 4 and 5 of the loop, publish and commit, in the two ways that the option `delivery` offers.
+"""Exactly once: outcomes and the offsets below them are written in one transaction.
 
-`AtLeastOnce` writes an outcome at once and stores offsets for the commit once it is acknowledged. `ExactlyOnce` holds
-outcomes until every earlier offset of their partition has one, then writes them and the offsets in one transaction.
+Outcomes are held until every earlier offset of their partition has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import structlog
 
-from consumer.budget import TransactionBudget
+from consumer.delivery.base import TRANSACTION_S, Judge, SourceLike, TransactionsLike
+from consumer.delivery.offsets import Committable, OffsetTracker
+from consumer.delivery.reorder_buffer import HeldOutcomes, outcome_bytes
+from consumer.delivery.transaction_budget import TransactionBudget
 from consumer.errors import KafkaError, TransactionError
-from consumer.held import HeldOutcomes, outcome_bytes
 from consumer.metrics import Metrics
-from consumer.offsets import Committable, OffsetTracker
 from consumer.sparing import SparingLog
-from consumer.types import Acknowledged, Clock, Finished, Frame, Lag, Outcome, Receipt, TopicPartition
+from consumer.types import Acknowledged, Clock, Finished, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
@@ -27,157 +27,6 @@ RECOVERY_S = 120.0
 OFFSETS_ONLY_S: Final = 1.0
 # With less time left, none is begun for them alone.
 _LEAST_TRANSACTION_S: Final = 1.0
-# From begin to commit. It takes milliseconds; a rebalance or a shutdown may have to wait for it.
-TRANSACTION_S: Final = 10.0
-
-Judge = Callable[[Frame, Outcome], None]
-"""Told of each outcome as it was written: a result that cannot be written has become a rejection."""
-
-
-class SourceLike(Protocol):
-    """What the loop asks of `source.Source`; tests put a fake one here."""
-
-    def subscribe(self) -> None: ...
-    def poll(self, room: int, timeout_s: float, max_bytes: float = ...) -> list[Frame]: ...
-    def ends(self) -> list[Receipt]: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def store(self, offsets: Iterable[Committable]) -> None: ...
-    def commit(self, offsets: Sequence[Committable]) -> None: ...
-    def membership(self) -> object | None: ...
-    def commit_positions(self, offsets: Iterable[Committable]) -> list[Any]: ...
-    def transacted(self, offsets: Iterable[Committable]) -> None: ...
-    def rewind(self) -> Mapping[TopicPartition, int] | None: ...
-    def lag(self) -> list[Lag]: ...
-    def close(self, timeout_s: float) -> bool: ...
-
-
-class PublisherLike(Protocol):
-    """What `AtLeastOnce` asks of `publisher.Publisher`."""
-
-    @property
-    def outstanding(self) -> int: ...
-    @property
-    def buffered_bytes(self) -> int: ...
-    def publish(self, finished: Sequence[Finished], judge: Judge) -> None: ...
-    def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]: ...
-    def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]: ...
-
-
-class TransactionsLike(Protocol):
-    """What `ExactlyOnce` asks of `publisher.TransactionalPublisher`."""
-
-    def transact(
-        self, finished: Sequence[Finished], positions: Sequence[Any], membership: object, within_s: float
-    ) -> list[Acknowledged]: ...
-    def renew(self) -> None: ...
-    def rest(self, timeout_s: float) -> None: ...
-
-
-class Delivery(Protocol):
-    """What the loop does with outcomes and watermarks. For the main thread alone.
-
-    Raises KafkaError (and PublishError) where the process must end, from any method.
-    """
-
-    @property
-    def outstanding(self) -> int:
-        """Outcomes taken in that were not handed out as acknowledged."""
-        ...
-
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes of messages that the client library holds between two calls, beside the frames themselves."""
-        ...
-
-    @property
-    def broken(self) -> bool:
-        """Nothing more is acknowledged until `recover` succeeds. Before that, forget all partitions."""
-        ...
-
-    @property
-    def expelled(self) -> bool:
-        """Since the last `deliver`: the group has put this process out. Until a poll nothing more is acknowledged."""
-        ...
-
-    def publish(self, finished: Sequence[Finished]) -> None:
-        """Take in outcomes of frames whose epoch is current. Blocks only where the user's local queue is full."""
-        ...
-
-    def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:
-        """What the brokers have by now. Blocks up to `wait_s` where nothing is there, or `within_s` to write it."""
-        ...
-
-    def commit(self, risen: Sequence[Committable]) -> None:
-        """These watermarks rose by what was acknowledged, or to the end of a partition."""
-        ...
-
-    def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:
-        """Inside a revocation, once it is settled: the last word on these partitions. Blocks for `within_s` at most."""
-        ...
-
-    def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:
-        """After the last turn, before the source is closed: the last word on all partitions.
-
-        Blocks for `within_s`, and `at_least_once` for one commit.
-        """
-        ...
-
-    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
-        """The epochs of these partitions have ended. Returns the frames that will not be acknowledged any more."""
-        ...
-
-    def recover(self) -> None:
-        """One try to begin again, in new epochs of the offset tracker. Blocks for seconds. See `broken` for success."""
-        ...
-
-
-MakeDelivery = Callable[[SourceLike, OffsetTracker, Judge], Delivery]
-
-
-class AtLeastOnce:
-    """After a crash, what was written and not committed is written again."""
-
-    broken = False
-    expelled = False  # what is on its way is acknowledged all the same, though its commit will be refused
-
-    def __init__(self, source: SourceLike, publisher: PublisherLike, judge: Judge) -> None:
-        self._source = source
-        self._publisher = publisher
-        self._judge = judge
-
-    @property
-    def outstanding(self) -> int:
-        return self._publisher.outstanding
-
-    @property
-    def buffered_bytes(self) -> int:
-        return self._publisher.buffered_bytes
-
-    def publish(self, finished: Sequence[Finished]) -> None:
-        self._publisher.publish(finished, self._judge)
-
-    def deliver(self, wait_s: float = 0.0, within_s: float = TRANSACTION_S) -> list[Acknowledged]:  # noqa: ARG002
-        return self._publisher.poll(wait_s)
-
-    def commit(self, risen: Sequence[Committable]) -> None:
-        self._source.store(risen)
-
-    def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:  # noqa: ARG002
-        # Stored, not committed: librdkafka commits it when they are unassigned, which follows.
-        self._source.store(watermarks)
-
-    def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:  # noqa: ARG002
-        # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
-        self._source.store(watermarks)
-        self._source.commit(watermarks)
-
-    def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
-        # What is on its way is acknowledged still, and ignored then.
-        return self._publisher.forget(set(partitions))
-
-    def recover(self) -> None:
-        raise AssertionError("it is never broken")
 
 
 class ExactlyOnce:
