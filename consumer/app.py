@@ -80,7 +80,7 @@ def _set_up_process() -> None:
     """Settings of the whole process, which no import may touch."""
     from prometheus_client import disable_created_metrics
 
-    from consumer.decoder import configure_opencv
+    from consumer.decoding import configure_opencv
 
     # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
     sys.setswitchinterval(0.0001)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import images
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
 from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
 
 POLICY = LetterboxPolicy()
@@ -246,7 +246,7 @@ import json, sys, time
 import numpy as np
 import images
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
 from consumer.types import LetterboxPolicy
 
 def status(field):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from consumer.batcher import Batcher, Due
+from consumer.decoding.pool import DecodePool, Verdict
 from consumer.ring import Ring
 from consumer.types import Batch, Frame, TopicPartition
-from consumer.worker.decoding import DecodePool, Verdict
 
 # Batches that the ring has room for: one in the engine, two that are decoded for it, and one that the main thread has
 # yet to give back, or to admit to.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from consumer.batcher import WAITING_BATCHES, Batcher
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.deadline import Stop
+from consumer.decoding.pool import DecodePool, Verdict, make_decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector
 from consumer.errors import EngineError, SluiceError
@@ -38,7 +39,6 @@ from consumer.types import (
     TopicPartition,
 )
 from consumer.worker.assembly import BATCHES, Assembly, Chunk, Work
-from consumer.worker.decoding import DecodePool, Verdict, make_decoder
 
 _log = structlog.get_logger(__name__)
 

@@ -22,7 +22,7 @@ from scenario import Harm, World
 from size_faults import metric
 
 _REPLACED = "sluice_decoders_replaced_total"
-_CHILD = b"consumer.isolation.child"
+_CHILD = b"consumer.decoding.processes.child"
 _ISOLATED: dict[str, Any] = {"decode.isolation": "process", "decode.timeout_s": 1.5}
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from consumer.cli import main
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
+from consumer.decoding.processes.process import Process
 from consumer.detectors.simulated import SimulatedDetector
-from consumer.isolation.process import Process
 from consumer.kafka.consumer import Source
 from consumer.kafka.producer import Publisher
 from consumer.kafka.transactions import TransactionalPublisher

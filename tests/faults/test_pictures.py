@@ -10,7 +10,7 @@ import numpy as np
 import images
 import pictures
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
 from consumer.messages import ResultEncoder, decode_result, encode_dead_letter
 from consumer.types import Detected, Detections, LetterboxPolicy, ModelInfo, Rejected, Skipped
 from history import Content, InputId

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from campaign import HARMS as CAMPAIGN
-from consumer.decoder import Decoder
-from consumer.isolation.process import Process
+from consumer.decoding import Decoder
+from consumer.decoding.processes.process import Process
 from fleet import Member
 from history import History
 from memory import base_bytes, peak_bytes

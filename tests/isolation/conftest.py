@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from consumer.config import DecodeConfig
-from consumer.isolation import process
-from consumer.isolation.memory import SharedMemory
-from consumer.isolation.pool import ProcessDecoder
+from consumer.decoding.processes import process
+from consumer.decoding.processes.memory import SharedMemory
+from consumer.decoding.processes.pool import ProcessDecoder
 from decoding import POLICY, Open
 
 CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"

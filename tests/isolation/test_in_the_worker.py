@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from consumer.config import BatchingConfig, DecodeConfig
+from consumer.decoding.processes import process
 from consumer.errors import EngineError
-from consumer.isolation import process
 from consumer.types import BatchResult, Detected, Rejected
 from consumer.worker import Worker
 from fake_detector import FakeDetector, numbered_jpeg

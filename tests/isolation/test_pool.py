@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 import images
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
+from consumer.decoding.processes import child, process, protocol
+from consumer.decoding.processes.pool import ProcessDecoder
 from consumer.errors import EngineError
-from consumer.isolation import child, process, protocol
-from consumer.isolation.pool import ProcessDecoder
 from consumer.types import REASONS, Letterbox, Rejected
 from decoding import POLICY, Open, decode
 from waiting import wait_until
@@ -252,9 +252,9 @@ _PROGRAM = """
 import sys, threading
 import numpy as np
 from consumer.config import DecodeConfig
-from consumer.isolation import process
-from consumer.isolation.memory import SharedMemory
-from consumer.isolation.pool import ProcessDecoder
+from consumer.decoding.processes import process
+from consumer.decoding.processes.memory import SharedMemory
+from consumer.decoding.processes.pool import ProcessDecoder
 from consumer.types import LetterboxPolicy
 process.COMMAND = (sys.executable, sys.argv[1])
 ring = SharedMemory("ring", (1, 4, 320 * 320 * 3)) if sys.argv[2] == "ring" else None

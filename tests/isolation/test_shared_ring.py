@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 import images
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
+from consumer.decoding.pool import make_decoder
+from consumer.decoding.processes import pool, process, protocol
+from consumer.decoding.processes.memory import SharedMemory
+from consumer.decoding.processes.pool import ProcessDecoder
 from consumer.errors import ConfigError, EngineError
-from consumer.isolation import pool, process, protocol
-from consumer.isolation.memory import SharedMemory
-from consumer.isolation.pool import ProcessDecoder
 from consumer.types import Rejected
-from consumer.worker.decoding import make_decoder
 from decoding import POLICY, Open, Seen, decode_all
 
 SLOTS = 16

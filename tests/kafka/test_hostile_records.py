@@ -18,7 +18,7 @@ import images
 from brokers import Broker
 from consumer import messages as wire
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
 from consumer.types import Letterbox, LetterboxPolicy, Record, Rejected
 from raw_producer import produce_raw
 from sluice_process import Reader, Topics, reading, running

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.isolation.pool import ProcessDecoder
+from consumer.decoding.processes.pool import ProcessDecoder
 from consumer.types import Letterbox, LetterboxPolicy, Rejected
 
 POLICY = LetterboxPolicy(320)

@@ -23,7 +23,7 @@ import fuzz_records
 import images
 from consumer import messages as wire
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder, configure_opencv
+from consumer.decoding import Decoder, configure_opencv
 from consumer.types import REASONS, Frame, Letterbox, LetterboxPolicy, Record, Rejected
 from wire_records import check_frame
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from consumer.decoder import Decoder
-from consumer.isolation import child
+from consumer.decoding import Decoder
+from consumer.decoding.processes import child
 from consumer.types import Letterbox, Rejected
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from consumer.config import DecodeConfig, DetectorConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
 from consumer.tools.bench import frames as images
 from consumer.types import Letterbox, LetterboxPolicy
 

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer
 from numpy.typing import NDArray
 
 from consumer.config import DecodeConfig, DetectorConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.loader import load_detector
 from consumer.messages import Message, ResultEncoder, parse_frame, read_record

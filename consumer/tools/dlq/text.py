@@ -174,7 +174,7 @@ def _frame_lines(letter: Letter, zone: tzinfo | None) -> Iterator[str]:
 
 def image(payload: bytes) -> Row:
     """What the header of an image claims. Nothing is decoded: this may be what was sent to do harm."""
-    from consumer.decoder.headers import Refused, read_header
+    from consumer.decoding.headers import Refused, read_header
 
     try:
         header = read_header(payload)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from consumer.decoder.headers import Header, Refused
+from consumer.decoding.headers import Header, Refused
 
 # What the pixels depend on, with the orientation. The rest is metadata, or the later frames of an animation.
 _KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf"})

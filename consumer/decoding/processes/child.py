@@ -22,9 +22,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.decoder import Decoder, configure_opencv
-from consumer.isolation import protocol
-from consumer.isolation.protocol import Settings
+from consumer.decoding import Decoder, configure_opencv
+from consumer.decoding.processes import protocol
+from consumer.decoding.processes.protocol import Settings
 from consumer.types import Letterbox
 
 # A grey JPEG of 8x8: a process that cannot decode this one must not be the judge of others.
@@ -40,7 +40,7 @@ _SAY_EVERY_S: Final = 0.5
 
 
 def main() -> None:
-    """`python -m consumer.isolation.child SOCKET PAYLOADS CANVASES SETTINGS`: three file descriptors and JSON."""
+    """`python -m consumer.decoding.processes.child SOCKET PAYLOADS CANVASES SETTINGS`: three file descriptors and JSON."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     # A signal to the whole group is for the program: it drains, and needs its decoders for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

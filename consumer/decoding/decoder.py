@@ -11,8 +11,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from consumer.decoder.headers import Header, Refused, read_header
-from consumer.decoder.png import essential
+from consumer.decoding.headers import Header, Refused, read_header
+from consumer.decoding.png import essential
 from consumer.types import Letterbox, LetterboxPolicy, Rejected
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB

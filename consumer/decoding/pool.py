@@ -15,10 +15,10 @@ import structlog
 from numpy.typing import NDArray
 
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
+from consumer.decoding.processes.memory import SharedMemory
+from consumer.decoding.processes.pool import ProcessDecoder
 from consumer.errors import ConfigError, EngineError
-from consumer.isolation.memory import SharedMemory
-from consumer.isolation.pool import ProcessDecoder
 from consumer.types import Clock, Frame, Letterbox, LetterboxPolicy, Outcome, Rejected
 
 _log = structlog.get_logger(__name__)

@@ -23,12 +23,12 @@ import structlog
 from numpy.typing import NDArray
 
 from consumer.config import DecodeConfig
-from consumer.decoder import Decoder
+from consumer.decoding import Decoder
+from consumer.decoding.processes import protocol
+from consumer.decoding.processes.memory import SharedMemory
+from consumer.decoding.processes.process import FailedError, Item, Process
+from consumer.decoding.processes.protocol import Settings
 from consumer.errors import EngineError
-from consumer.isolation import protocol
-from consumer.isolation.memory import SharedMemory
-from consumer.isolation.process import FailedError, Item, Process
-from consumer.isolation.protocol import Settings
 from consumer.types import Letterbox, LetterboxPolicy, Rejected
 
 _log = structlog.get_logger(__name__)

@@ -13,13 +13,13 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from consumer.decoding.processes import protocol
+from consumer.decoding.processes.memory import SharedMemory
+from consumer.decoding.processes.protocol import Settings
 from consumer.errors import EngineError
-from consumer.isolation import protocol
-from consumer.isolation.memory import SharedMemory
-from consumer.isolation.protocol import Settings
 from consumer.types import Letterbox, Rejected
 
-COMMAND: Sequence[str] = (sys.executable, "-I", "-m", "consumer.isolation.child")
+COMMAND: Sequence[str] = (sys.executable, "-I", "-m", "consumer.decoding.processes.child")
 # Not the program's: passwords may be in that. One thread each, as everywhere in a decode pool.
 _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 # Imports take a second on a busy machine.
