@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # the command line starts fast
     from consumer.deadline import Stop
     from consumer.delivery.base import MakeDelivery
     from consumer.health import Health
+    from consumer.inference import Worker
     from consumer.kafka.producer import Publisher
     from consumer.kafka.transactions import TransactionalPublisher
     from consumer.metrics import Metrics
     from consumer.traces import Traces
     from consumer.types import ModelInfo
-    from consumer.worker import Worker
 
 _log = structlog.get_logger(__name__)
 
@@ -41,8 +41,8 @@ def serve(config: Config, stop: Stop) -> None:
         raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
     from consumer.detectors.loader import load_detector
     from consumer.health import Health, HealthServer
+    from consumer.inference import Worker
     from consumer.metrics import Metrics
-    from consumer.worker import Worker
 
     _set_up_process()
     traces = _traces(config)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from consumer.batcher import WAITING_BATCHES, Batcher, Due
 from consumer.config import BatchingConfig
+from consumer.inference.batcher import WAITING_BATCHES, Batcher, Due
 from consumer.types import Batch, Frame, Skipped
 from made_frames import P0, P1, REJECTED, VirtualClock, frame, offsets
 

@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from consumer.batcher import Batcher
 from consumer.config import BatchingConfig
+from consumer.inference.batcher import Batcher
 from consumer.types import Frame
 from made_frames import P0, P1, P2, VirtualClock, frame
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.ring import Ring
+from consumer.inference.ring_buffer import Ring
 
 
 def ring(batches: int = 3, batch_size: int = 4) -> Ring:

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 from consumer.config import DecodeConfig, DetectorConfig
+from consumer.inference.slots import BATCHES
 from consumer.types import LetterboxPolicy
-from consumer.worker.assembly import BATCHES
 from fleet import Fleet
 from history import History
 from recorder import Loop

@@ -15,8 +15,8 @@ import pytest
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.decoding.processes import process
 from consumer.errors import EngineError
+from consumer.inference import Worker
 from consumer.types import BatchResult, Detected, Rejected
-from consumer.worker import Worker
 from fake_detector import FakeDetector, numbered_jpeg
 from made_frames import frame
 from waiting import wait_until

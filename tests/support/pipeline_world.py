@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 
-from consumer.batcher import WAITING_BATCHES, Batcher
 from consumer.config import Config
 from consumer.delivery.at_least_once import AtLeastOnce
 from consumer.delivery.base import Delivery, Judge, SourceLike
 from consumer.delivery.offsets import OffsetTracker
 from consumer.errors import EngineError, PublishError
 from consumer.health import Health
+from consumer.inference.batcher import WAITING_BATCHES, Batcher
 from consumer.kafka.dead_letter_fitting import Pending
 from consumer.kafka.dead_letter_queue import LetterLine
 from consumer.kafka.rebalance_listener import RebalanceListener

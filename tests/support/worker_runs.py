@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from consumer.inference import Worker
 from consumer.types import BatchResult, Detected, Frame, Outcome
-from consumer.worker import Worker
 from fake_detector import NUMBERS, numbered_jpeg
 from made_frames import frame
 from waiting import wait_until

@@ -10,8 +10,8 @@ import pytest
 
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.deadline import Stop
+from consumer.inference import Worker
 from consumer.types import Clock
-from consumer.worker import Worker
 from fake_detector import FakeDetector
 from worker_runs import Start
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumer.batcher import Batcher
 from consumer.config import BatchingConfig
-from consumer.ring import Ring
+from consumer.inference import BATCHES
+from consumer.inference.batcher import Batcher
+from consumer.inference.ring_buffer import Ring
+from consumer.inference.slots import Assembly, Work
 from consumer.types import Frame
-from consumer.worker import BATCHES
-from consumer.worker.assembly import Assembly, Work
 from made_frames import VirtualClock, frame, offsets
 
 SIZE = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from consumer.worker.assembly import Work
+from consumer.inference.slots import Work
 from fake_detector import FakeDetector
 from made_frames import VirtualClock
 from waiting import wait_until

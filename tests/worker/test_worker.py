@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from consumer.batcher import WAITING_BATCHES
+from consumer.inference import BATCHES
+from consumer.inference.batcher import WAITING_BATCHES
 from consumer.types import BatchResult, DeviceMemory, Frame, Skipped
-from consumer.worker import BATCHES
 from fake_detector import NUMBERS, FakeDetector, number_of, numbered_jpeg
 from made_frames import P0, P1, REJECTED, frame, offsets
 from waiting import wait_until

@@ -12,8 +12,8 @@ import pytest
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.deadline import Stop
 from consumer.errors import EngineError, ModelError
+from consumer.inference import Worker
 from consumer.types import Rejected
-from consumer.worker import Worker
 from fake_detector import FakeDetector, number_of, numbered_jpeg
 from waiting import wait_until
 from worker_runs import Start, collect, numbered, sizes
@@ -92,7 +92,7 @@ class TestEngineTrouble:
     ) -> None:
         """Catches a watch that ends the process, time after time, over a batch whose frames cost seconds each; and one
         that is content as long as frames of other batches are decoded."""
-        monkeypatch.setattr("consumer.worker.worker._LOOK_EVERY_S", 0.02)
+        monkeypatch.setattr("consumer.inference.worker._LOOK_EVERY_S", 0.02)
         worker = start()
         may = threading.Semaphore(0)
         assert worker._pool is not None

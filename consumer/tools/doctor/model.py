@@ -10,9 +10,9 @@ import numpy as np
 
 from consumer.config import Config
 from consumer.errors import EngineError, ModelError
+from consumer.inference import BATCHES
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.types import Letterbox, ModelInfo
-from consumer.worker import BATCHES
 
 _TRIALS = 2
 

@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from consumer.batcher import Batcher, Due
 from consumer.decoding.pool import DecodePool, Verdict
-from consumer.ring import Ring
+from consumer.inference.batcher import Batcher, Due
+from consumer.inference.ring_buffer import Ring
 from consumer.types import Batch, Frame, TopicPartition
 
 # Batches that the ring has room for: one in the engine, two that are decoded for it, and one that the main thread has

@@ -4,7 +4,7 @@
 `decoding` is the pool that fills the slots.
 """
 
-from consumer.worker.assembly import BATCHES
-from consumer.worker.worker import Worker
+from consumer.inference.slots import BATCHES
+from consumer.inference.worker import Worker
 
 __all__ = ["BATCHES", "Worker"]

@@ -16,14 +16,15 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from consumer.batcher import WAITING_BATCHES, Batcher
 from consumer.config import BatchingConfig, DecodeConfig
 from consumer.deadline import Stop
 from consumer.decoding.pool import DecodePool, Verdict, make_decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector
 from consumer.errors import EngineError, SluiceError
-from consumer.ring import Ring
+from consumer.inference.batcher import WAITING_BATCHES, Batcher
+from consumer.inference.ring_buffer import Ring
+from consumer.inference.slots import BATCHES, Assembly, Chunk, Work
 from consumer.types import (
     BatchResult,
     Clock,
@@ -38,7 +39,6 @@ from consumer.types import (
     StageTimings,
     TopicPartition,
 )
-from consumer.worker.assembly import BATCHES, Assembly, Chunk, Work
 
 _log = structlog.get_logger(__name__)
 
