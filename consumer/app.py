@@ -16,14 +16,14 @@ from consumer.config import Config
 from consumer.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line starts fast
-    from consumer.deadline import Stop
+    from consumer.concurrency import Stop
     from consumer.delivery.base import MakeDelivery
-    from consumer.health import Health
     from consumer.inference import Worker
     from consumer.kafka.producer import Publisher
     from consumer.kafka.transactions import TransactionalPublisher
-    from consumer.metrics import Metrics
-    from consumer.traces import Traces
+    from consumer.observability.health import Health
+    from consumer.observability.metrics import Metrics
+    from consumer.observability.tracing import Traces
     from consumer.types import ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -40,9 +40,9 @@ def serve(config: Config, stop: Stop) -> None:
     if not config.detector.model:
         raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
     from consumer.detectors.loader import load_detector
-    from consumer.health import Health, HealthServer
     from consumer.inference import Worker
-    from consumer.metrics import Metrics
+    from consumer.observability.health import Health, HealthServer
+    from consumer.observability.metrics import Metrics
 
     _set_up_process()
     traces = _traces(config)
@@ -93,8 +93,8 @@ def _consume(
     config: Config, worker: Worker, stop: Stop, *, health: Health, metrics: Metrics, traces: Traces | None
 ) -> None:
     """Join the group and run the loop, with a model that is warm, until all is drained."""
-    from consumer.health import Watchdog
     from consumer.kafka.consumer import Source
+    from consumer.observability.health import Watchdog
     from consumer.pipeline import Pipeline
 
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
@@ -129,7 +129,7 @@ def _traces(config: Config) -> Traces | None:
     """The exporter of spans, where one is asked for."""
     if not config.traces.endpoint:
         return None
-    from consumer.traces import open_traces
+    from consumer.observability.tracing import open_traces
 
     return open_traces(
         config.traces.endpoint,

@@ -15,7 +15,7 @@ import typer
 from consumer import __version__
 from consumer.config import load_config, options, resolved
 from consumer.errors import ConfigError, SluiceError
-from consumer.logs import printable, set_up_logging
+from consumer.observability.logging import printable, set_up_logging
 from consumer.tools.bench import bench
 from consumer.tools.demo import demo
 from consumer.tools.dlq import app as dlq
@@ -43,7 +43,7 @@ ConfigPath = Annotated[
 def run(config: ConfigPath = None) -> None:
     """Run the consumer until SIGTERM or SIGINT, then drain and exit 0. A second signal ends it at once."""
     from consumer.app import serve
-    from consumer.deadline import Stop
+    from consumer.concurrency import Stop
     from consumer.signals import stop_on_signals
 
     settings = load_config(config)

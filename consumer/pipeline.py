@@ -18,16 +18,16 @@ from typing import Protocol
 
 import structlog
 
+from consumer.concurrency import Deadline, Stop
 from consumer.config import Config
-from consumer.deadline import Deadline, Stop
 from consumer.delivery.base import MakeDelivery, SourceLike
 from consumer.delivery.circuit_breaker import RejectionBreaker
 from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.errors import DrainError, EngineError
-from consumer.health import Health, State
 from consumer.kafka.rebalance_listener import RebalanceListener
-from consumer.metrics import Metrics
-from consumer.traces import Traces
+from consumer.observability.health import Health, State
+from consumer.observability.metrics import Metrics
+from consumer.observability.tracing import Traces
 from consumer.types import Acknowledged, BatchResult, DeviceMemory, Finished, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)

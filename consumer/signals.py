@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from consumer.deadline import Stop
+from consumer.concurrency import Stop
 
 _log = structlog.get_logger(__name__)
 

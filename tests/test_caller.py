@@ -10,12 +10,12 @@ import weakref
 
 import pytest
 
-from consumer.caller import Caller
+from consumer.concurrency import Caller
 from waiting import wait_until
 
 HANGS = """
 import sys, threading
-from consumer.caller import Caller
+from consumer.concurrency import Caller
 caller = Caller("hangs")
 try:
     caller.call(threading.Event().wait, 0.1)

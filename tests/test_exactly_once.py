@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.delivery.exactly_once import RECOVERY_S
 from consumer.delivery.offsets import Committable
 from consumer.errors import DrainError, EngineError, KafkaError, RejectRateError
 from consumer.kafka.group import LOOKUP_S
-from consumer.metrics import Metrics
+from consumer.observability.metrics import Metrics
 from consumer.types import BatchResult
 from made_frames import P0, P1
 from pipeline_group import Log

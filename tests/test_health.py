@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from consumer.config import HttpConfig
 from consumer.errors import ConfigError, StalledError
-from consumer.health import MAX_CONNECTIONS, Health, HealthServer, State, Watchdog
-from consumer.metrics import Metrics
+from consumer.observability.health import MAX_CONNECTIONS, Health, HealthServer, State, Watchdog
+from consumer.observability.metrics import Metrics
 from consumer.types import Acknowledged, DeviceMemory, Lag, Rejected, Skipped, StageTimings
 from made_frames import P0, P1, VirtualClock, detected, frame, result
 from waiting import wait_until

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.errors import RefusedError
 from consumer.kafka.producer_settings import producer_settings
 from consumer.kafka.topic_configs import Described

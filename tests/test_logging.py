@@ -15,7 +15,7 @@ HOSTILE = 'x\n{"level": "critical", "event": "forged"}\r\n\x1b]0;owned\x07\x1b[2
 _PROGRAM = """
 import logging, sys
 import structlog
-from consumer.logs import set_up_logging
+from consumer.observability.logging import set_up_logging
 from consumer.config import LogConfig
 set_up_logging(LogConfig(format=sys.argv[1]))
 hostile = sys.argv[2]

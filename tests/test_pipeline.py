@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from consumer.deadline import Stop
+from consumer.concurrency import Stop
 from consumer.delivery.base import Judge
 from consumer.errors import DrainError, PublishError
-from consumer.health import State
 from consumer.inference.batcher import WAITING_BATCHES
 from consumer.kafka.dead_letter_queue import LetterLine
+from consumer.observability.health import State
 from consumer.pipeline import GATHER_S, PATIENCE_S
 from consumer.types import BatchResult, Finished, Frame
 from made_frames import P0, P1

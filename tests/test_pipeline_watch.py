@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from consumer.deadline import Stop
+from consumer.concurrency import Stop
 from consumer.errors import EngineError, RejectRateError
 from consumer.types import DeviceMemory, Rejected
 from made_frames import P0

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from consumer.errors import KafkaError
-from consumer.repeats import QUIET_S, Repeats
+from consumer.observability.log_filter import QUIET_S, Repeats
 from consumer.tools import clients
 
 

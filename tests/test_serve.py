@@ -12,8 +12,8 @@ import pytest
 import images
 from brokers import APACHE, Broker
 from consumer.app import serve
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.errors import ModelError
 from consumer.tools.embedded import free_port
 from exactly_once import metric

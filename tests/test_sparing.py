@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unittest import mock
 
-from consumer.sparing import BURST, SparingLog
+from consumer.observability.rate_limited_log import BURST, SparingLog
 from made_frames import VirtualClock
 
 

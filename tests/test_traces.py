@@ -21,7 +21,7 @@ import images
 from brokers import Broker
 from consumer.config import Config
 from consumer.errors import ConfigError
-from consumer.traces import Traces, open_traces
+from consumer.observability.tracing import Traces, open_traces
 from consumer.types import Acknowledged, BatchResult, Frame, Rejected
 from made_frames import P0, VirtualClock, detected, frame, result
 from pipeline_runs import until, world

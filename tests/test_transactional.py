@@ -12,8 +12,8 @@ import confluent_kafka
 import numpy as np
 import pytest
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.errors import KafkaError, RefusedError, TransactionError, UnwritableError
 from consumer.kafka import transactions as transactional
 from consumer.kafka.producer_settings import transactional_settings

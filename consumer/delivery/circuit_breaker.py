@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from consumer.errors import RejectRateError
-from consumer.sparing import SparingLog
+from consumer.observability.rate_limited_log import SparingLog
 from consumer.types import Clock, Frame, Outcome, Rejected
 
 _log = structlog.get_logger(__name__)

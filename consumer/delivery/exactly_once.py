@@ -15,8 +15,8 @@ from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.delivery.reorder_buffer import HeldOutcomes, outcome_bytes
 from consumer.delivery.transaction_budget import TransactionBudget
 from consumer.errors import KafkaError, TransactionError
-from consumer.metrics import Metrics
-from consumer.sparing import SparingLog
+from consumer.observability.metrics import Metrics
+from consumer.observability.rate_limited_log import SparingLog
 from consumer.types import Acknowledged, Clock, Finished, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)

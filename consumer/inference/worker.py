@@ -16,8 +16,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from consumer.concurrency import Stop
 from consumer.config import BatchingConfig, DecodeConfig
-from consumer.deadline import Stop
 from consumer.decoding.pool import DecodePool, Verdict, make_decoder
 from consumer.detectors.base import Detector
 from consumer.detectors.resilient import ResilientDetector

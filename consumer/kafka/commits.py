@@ -10,7 +10,7 @@ import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
-from consumer.caller import Caller
+from consumer.concurrency import Caller
 from consumer.kafka import group
 from consumer.types import Clock
 

@@ -17,7 +17,7 @@ import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
-from consumer.caller import Caller
+from consumer.concurrency import Caller
 from consumer.config import Config
 from consumer.delivery.offsets import Committable
 from consumer.errors import KafkaError, OffsetsLostError, OwnershipError, RefusedError, TopicReplacedError

@@ -18,8 +18,8 @@ from typing import Any, Final
 import structlog
 from confluent_kafka import KafkaException
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.errors import RefusedError
 from consumer.kafka.topic_configs import Describe, Described, describe
 from consumer.types import Clock

@@ -17,9 +17,8 @@ import confluent_kafka
 import structlog
 from confluent_kafka import KafkaException
 
-from consumer.caller import Caller, StoppedError
+from consumer.concurrency import Caller, Stop, StoppedError
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.errors import KafkaError, PublishError, RefusedError, TransactionError, UnwritableError
 from consumer.kafka.producer import Publisher, Report
 from consumer.kafka.producer_errors import EXPELLED, FENCED, NO_TRANSACTIONS, TRANSACTION_ADVICE

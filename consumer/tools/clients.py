@@ -17,8 +17,8 @@ from confluent_kafka.admin import AdminClient
 
 from consumer.config import Config, load_config
 from consumer.errors import ConfigError, KafkaError
-from consumer.logs import printable
-from consumer.repeats import Repeats
+from consumer.observability.log_filter import Repeats
+from consumer.observability.logging import printable
 
 # A broker that is there answers within milliseconds; one that is not should be said soon.
 CONTACT_TIMEOUT_S: Final = 10.0

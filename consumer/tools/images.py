@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
 from consumer.messages import is_source_id
+from consumer.observability.logging import printable
 
 DEFAULT_FPS: Final = 25.0  # for what has no rate of its own: folders, and videos that do not say
 _LOOP_CACHE_BYTES: Final = 256 * 2**20

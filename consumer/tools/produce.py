@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from consumer.errors import ConfigError, KafkaError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.images import Encoding, ImageSource, parse_source
 from consumer.tools.signals import stop_on_signals

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from consumer import errors
 from consumer.config import OWN_SETTINGS, options
-from consumer.metrics import Metrics
+from consumer.observability.metrics import Metrics
 
 
 def reference() -> str:

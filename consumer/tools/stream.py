@@ -14,8 +14,8 @@ from typing import Any, Final
 from confluent_kafka import KafkaException
 
 from consumer.errors import ConfigError, KafkaError, SluiceError
-from consumer.logs import printable
 from consumer.messages import Message, encode_envelope
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.images import Image, ImageSource
 from consumer.types import Clock

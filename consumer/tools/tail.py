@@ -19,8 +19,8 @@ import numpy as np
 import typer
 
 from consumer.errors import KafkaError
-from consumer.logs import printable
 from consumer.messages import decode_result, read_dead_letter, read_record
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.types import Record
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from consumer.deadline import Deadline
+from consumer.concurrency import Deadline
 from consumer.delivery.at_least_once import AtLeastOnce
 from consumer.delivery.base import TRANSACTION_S
 from consumer.delivery.exactly_once import ExactlyOnce

@@ -16,8 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "consumer"
 # cannot change a run: commands beside `run`, what only observes, and engines that the rig does not use.
 LEFT_OUT = (
     "tools",
-    "metrics",
-    "traces.py",
+    "observability/metrics.py",
+    "observability/metric_families.py",
+    "observability/tracing.py",
     "detectors/device.py",
     "detectors/onnx.py",
     "detectors/postprocess.py",

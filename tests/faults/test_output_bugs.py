@@ -11,8 +11,8 @@ import msgpack
 import numpy as np
 import pytest
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.delivery.offsets import OffsetTracker
 from consumer.delivery.reorder_buffer import HeldOutcomes, outcome_bytes
 from consumer.delivery.transaction_budget import TransactionBudget

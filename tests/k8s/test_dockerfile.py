@@ -15,8 +15,8 @@ import pytest
 
 from consumer import __version__
 from consumer.config import HttpConfig
-from consumer.health import Health, HealthServer, State
-from consumer.metrics import Metrics
+from consumer.observability.health import Health, HealthServer, State
+from consumer.observability.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 # What builds or tests the program, and has no business where it runs.

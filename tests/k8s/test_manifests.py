@@ -25,8 +25,8 @@ import yaml
 
 from consumer import __version__
 from consumer.config import Config, HttpConfig, load_config
-from consumer.health import Health, HealthServer
-from consumer.metrics import Metrics
+from consumer.observability.health import Health, HealthServer
+from consumer.observability.metrics import Metrics
 from consumer.tools.doctor.settings import CLOSING_S
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from consumer.metrics import Metrics
+from consumer.observability.metrics import Metrics
 
 MONITORING = Path(__file__).resolve().parents[2] / "k8s" / "monitoring"
 RULES = MONITORING / "rules.yml"

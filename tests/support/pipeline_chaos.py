@@ -6,8 +6,8 @@ import random
 
 from hypothesis import strategies as st
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, P2
 from pipeline_group import Chance

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from consumer.concurrency import Stop
 from consumer.config import Config
-from consumer.deadline import Stop
 from consumer.types import TopicPartition
 from made_frames import P0, P1, VirtualClock
 from pipeline_group import Log

@@ -10,12 +10,12 @@ from consumer.delivery.at_least_once import AtLeastOnce
 from consumer.delivery.base import Delivery, Judge, SourceLike
 from consumer.delivery.offsets import OffsetTracker
 from consumer.errors import EngineError, PublishError
-from consumer.health import Health
 from consumer.inference.batcher import WAITING_BATCHES, Batcher
 from consumer.kafka.dead_letter_fitting import Pending
 from consumer.kafka.dead_letter_queue import LetterLine
 from consumer.kafka.rebalance_listener import RebalanceListener
-from consumer.metrics import Metrics
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
 from consumer.pipeline import Pipeline
 from consumer.types import (
     Acknowledged,

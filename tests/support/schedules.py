@@ -14,7 +14,7 @@ from unittest import mock
 
 from consumer.errors import DrainError, EngineError, KafkaError, PublishError
 from consumer.kafka.dead_letter_queue import LetterLine
-from consumer.metrics import Metrics
+from consumer.observability.metrics import Metrics
 from pipeline_chaos import CONFIG, DRAIN_S, PARTITIONS, Chaos, Quiet
 from pipeline_group import Chance, Log
 from pipeline_world import BAD, UNPUBLISHABLE, World

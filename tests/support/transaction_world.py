@@ -16,7 +16,7 @@ from consumer.delivery.base import Delivery, Judge, SourceLike
 from consumer.delivery.exactly_once import ExactlyOnce
 from consumer.delivery.offsets import Committable, OffsetTracker
 from consumer.errors import KafkaError, TransactionError
-from consumer.metrics import Metrics
+from consumer.observability.metrics import Metrics
 from consumer.types import Acknowledged, Detected, Finished, Rejected, TopicPartition
 from made_frames import VirtualClock, check_belongs
 from pipeline_group import FakeSource, Log

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.logs import printable
 from consumer.messages import ResultEncoder, encode_dead_letter
+from consumer.observability.logging import printable
 from consumer.tools.tail import Printer, json_line, result_line
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, Skipped, TopicPartition
 

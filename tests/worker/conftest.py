@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from consumer.concurrency import Stop
 from consumer.config import BatchingConfig, DecodeConfig
-from consumer.deadline import Stop
 from consumer.inference import Worker
 from consumer.types import Clock
 from fake_detector import FakeDetector

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from consumer.concurrency import Stop
 from consumer.config import BatchingConfig, DecodeConfig
-from consumer.deadline import Stop
 from consumer.errors import EngineError, ModelError
 from consumer.inference import Worker
 from consumer.types import Rejected

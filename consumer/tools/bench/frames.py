@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 
 Picture = NDArray[np.uint8]  # (height, width, 3), BGR
 

@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError as ClientError
 from confluent_kafka import KafkaException, TopicPartition
 
 from consumer.errors import KafkaError
-from consumer.logs import printable
 from consumer.messages import decode_result, read_dead_letter, read_record
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.demo.broker import Broker
 from consumer.tools.demo.summary import Outcome, Place

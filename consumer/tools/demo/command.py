@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools import clients
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools.demo.summary import Summary
 
 _BAR: Final = 20

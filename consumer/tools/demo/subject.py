@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from consumer.config import ENV_PREFIX
 from consumer.errors import SluiceError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools.embedded import dies_with_parent, free_port, tail_of
 
 _LOG_LINES: Final = 12

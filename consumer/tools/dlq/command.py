@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.dlq import text
 from consumer.tools.dlq.letters import Filter, Selection, parse_since, read_letter

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
 from consumer.messages import ORIGINAL_KEY, ORIGINAL_TIMESTAMP, DeadLetter, Message, parse_frame, read_dead_letter
+from consumer.observability.logging import printable
 from consumer.types import Frame, Receipt, Record, TopicPartition
 
 REPLAYS: Final = "sluice-replays"  # how often a record was replayed; a replay writes it, a dead letter keeps it

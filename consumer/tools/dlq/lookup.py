@@ -9,7 +9,7 @@ from pathlib import Path
 from confluent_kafka import Consumer
 
 from consumer.errors import ConfigError, KafkaError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools.dlq.letters import Letter, parse_place, read_letter
 from consumer.tools.dlq.reading import record_at, scan_all
 from consumer.tools.dlq.text import Row, size

@@ -10,8 +10,8 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka import KafkaError as Code
 
 from consumer.errors import KafkaError, PublishError
-from consumer.logs import printable
 from consumer.messages import Message
+from consumer.observability.logging import printable
 from consumer.tools import clients
 
 TRANSACTION_MS: Final = 10_000

@@ -13,8 +13,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from confluent_kafka import KafkaError as Code
 
 from consumer.errors import KafkaError
-from consumer.logs import printable
 from consumer.messages import read_record
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.types import Record
 

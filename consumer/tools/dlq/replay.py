@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from consumer.errors import ConfigError, KafkaError, PublishError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.dlq.letters import Letter, Selection, message_for, read_letter
 from consumer.tools.dlq.outbox import Item, Outbox, Refused

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final
 
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools.dlq.letters import Letter
 from consumer.types import REASONS, Record
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumer import __version__
-from consumer.logs import printable
+from consumer.observability.logging import printable
 
 
 class Status(enum.StrEnum):

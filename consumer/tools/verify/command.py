@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.signals import stop_on_signals
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools.verify.request import Request
 from consumer.tools.verify.verdict import KINDS, Answer, Kind, PartitionCount, Violation
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from consumer.errors import ConfigError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools.dlq.letters import parse_since
 from consumer.tools.verify.verdict import Role
 

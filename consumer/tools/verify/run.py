@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from consumer.errors import ConfigError, KafkaError
-from consumer.logs import printable
+from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster
 from consumer.tools.verify.checker import Checker

@@ -23,7 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from consumer.config import HttpConfig
 from consumer.errors import ConfigError, StalledError
-from consumer.metrics import Metrics
+from consumer.observability.metrics import Metrics
 from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)

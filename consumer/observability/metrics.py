@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client import ProcessCollector
 
-from consumer.metrics.families import Families
+from consumer.observability.metric_families import Families
 from consumer.types import CLOSED_BY, Acknowledged, BatchResult, Detected, DeviceMemory, Lag, Skipped
 
 _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from consumer.config import LogConfig
-from consumer.repeats import Repeats
+from consumer.observability.log_filter import Repeats
 
 
 def set_up_logging(config: LogConfig) -> None:

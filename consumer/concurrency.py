@@ -1,7 +1,8 @@
-"""Blocking calls that are given up in time, whatever they do. A thread of their own makes them."""
+"""Deadlines, the stop of the program, and blocking calls that are given up in time."""
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -10,12 +11,41 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final, TypeVar
 
-from consumer.deadline import Stop
+from consumer.types import Clock
 
 # How soon a stop is noticed.
 _LOOK_EVERY_S: Final = 0.1
 
 T = TypeVar("T")
+
+
+class Deadline:
+    """One budget of time that everything inside a rebalance or a shutdown shares."""
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        self._clock = clock
+        self._at = clock() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left, at least 0."""
+        return max(0.0, self._at - self._clock())
+
+
+class Stop:
+    """Tells the loop to end, and remembers since when. A signal handler may set it: it has no lock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.at = math.inf  # on that clock
+
+    def set(self) -> None:
+        """End. Only the first time counts."""
+        self.at = min(self.at, self._clock())
+
+    def is_set(self) -> bool:
+        """Whether to end."""
+        return self.at < math.inf
 
 
 class StoppedError(Exception):
