@@ -40,7 +40,7 @@ _SAY_EVERY_S: Final = 0.5
 
 
 def main() -> None:
-    """`python -m consumer.decoding.processes.child SOCKET PAYLOADS CANVASES SETTINGS`: three file descriptors and JSON."""
+    """`python -m consumer.decoding.processes.child SOCKET PAYLOADS CANVASES SETTINGS`: three descriptors and JSON."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     # A signal to the whole group is for the program: it drains, and needs its decoders for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
