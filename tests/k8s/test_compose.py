@@ -94,7 +94,7 @@ def test_every_image_is_pinned(services: dict[str, Service]) -> None:
         image, _, tag = service["image"].partition(":")
         assert re.match(r"v?\d+\.\d+\.\d+", tag), name
         if image == "apache/kafka":
-            assert f"<kafka.version>{tag}</kafka.version>" in ROOT.joinpath("tests/kafka/pom.xml").read_text()
+            assert f"<kafka.version>{tag}</kafka.version>" in ROOT.joinpath("tests/integration/pom.xml").read_text()
     for name in OURS:
         title, _, tag = services[name]["image"].partition(":")
         assert title == ("sluice-cameras" if name == "cameras" else "sluice")

@@ -1,6 +1,6 @@
 """Alerts and dashboard ask for what the program exports, ring when they should, and say what to do.
 
-tests/kafka/test_prometheus.py tries the same on a real Prometheus that scrapes a real consumer.
+tests/integration/test_prometheus.py tries the same on a real Prometheus that scrapes a real consumer.
 """
 
 from __future__ import annotations

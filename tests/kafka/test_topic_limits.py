@@ -1,233 +1,225 @@
-"""Messages larger than their topic takes, on Apache Kafka, with the real program: cut or rejected, never retried.
-
-The program may ask the brokers for the limits, or it has the documented grants only and learns them from refusals.
-"""
+"""What the topics take: told by the brokers, learned from refusals, and never forgotten in between."""
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pytest
-from confluent_kafka import Producer
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-import images
-from brokers import Broker, unique_name
-from consumer.messages import read_dead_letter, read_record
-from consumer.types import Record
-from exactly_once import metric
-from secured_kafka import SecuredKafka
-from sluice_process import Reader, Sluice, Topics, produce, reading, running
+from consumer.concurrency import Stop
+from consumer.config import Config
+from consumer.errors import RefusedError
+from consumer.kafka.producer_settings import producer_settings
+from consumer.kafka.topic_configs import Described
+from consumer.kafka.topic_limits import LADDER, SLOW_S, TopicLimits, fitted, topic_limits
+from made_frames import VirtualClock
 from waiting import wait_until
 
-pytestmark = pytest.mark.kafka
-
-FREE = "simulated://0ms@1,0ms@32"
-EACH_DELIVERY = pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-LIMIT = 1_000_000
-GOOD, BAD = 600, 60
-FRAMES: list[tuple[str, bytes]] = [
-    (f"cam-{n % 4}", bytes([n % 256]) * 1_200_000 if n % 11 == 5 else images.jpeg(64, 48)) for n in range(GOOD + BAD)
-]
+OUT, DEAD = "detections", "frames-dead"
 
 
-def topics_on(broker: Broker, **limits: int) -> Topics:
-    """`output`, `dead`: max.message.bytes of these topics."""
-    names = [unique_name("topic") for _ in range(3)]
-    for name, kind in zip(names, ("frames", "output", "dead"), strict=True):
-        broker.make_topic(name, 2, **({"max_message_bytes": limits[kind]} if kind in limits else {}))
-    return Topics(*names)
+class Brokers:
+    """They answer what `says` has; each question is counted."""
+
+    def __init__(self, **says: Described) -> None:
+        self.says: Mapping[str, Described] = {OUT: says.get("out", Described()), DEAD: says.get("dead", Described())}
+        self.asked = 0
+
+    def __call__(self) -> Mapping[str, Described]:
+        self.asked += 1
+        return self.says
 
 
-def failed_transactions(sluice: Sluice) -> float:
-    return metric(sluice, 'transactions_total{result="failed"}')
+def limits_of(brokers: Callable[[], Mapping[str, Described]] | None, clock: VirtualClock | None = None) -> TopicLimits:
+    made = TopicLimits((OUT, DEAD), describe=brokers, clock=clock or VirtualClock())
+    wait_for(made)
+    return made
 
 
-def check_letters(letters: Reader) -> None:
-    """All of them, cut, and each once for a reader that drops repeats."""
-    found = [read_dead_letter(read_record(message)) for message in letters.messages]
-    assert len({letter.id for letter in found if letter is not None}) == BAD
-    assert all(letter is not None and letter.truncated for letter in found)
+def wait_for(limits: TopicLimits) -> None:
+    """An answer to what was asked, or the first question."""
+    limits.ask()
+    wait_until(lambda: limits.largest(OUT) and not limits._asking, 10, "an answer")
 
 
-def run_through(sluice: Sluice, broker: Broker, topics: Topics) -> float:
-    """Until each frame has its outcome. Returns the seconds that it took from the first outcome on."""
-    with reading(broker, topics.detections) as results, reading(broker, topics.dead) as letters:
-        results.read(1, 60, alive=lambda: sluice.running)
-        began = time.monotonic()
-        results.read(GOOD, 90, alive=lambda: sluice.running)
-        letters.read(BAD, 90, alive=lambda: sluice.running)
-        took = time.monotonic() - began
-        check_letters(letters)
-    return took
+def test_what_the_brokers_say_counts_at_once() -> None:
+    limits = limits_of(Brokers(out=Described(500_000), dead=Described(1_000_000, compacted=True)))
+    assert (limits.largest(OUT), limits.largest(DEAD)) == (500_000, 1_000_000)
+    assert (limits.needs_key(OUT), limits.needs_key(DEAD)) == (False, True)
 
 
-@EACH_DELIVERY
-def test_dead_letters_above_the_limit_are_cut_before_they_are_sent(apache_broker: Broker, delivery: str) -> None:
-    """Catches a transaction that fails for each large dead letter, and an engine that runs again for all that it held.
-
-    On commit 43fe895, exactly-once: 124 failed transactions, 13,035 frames read for 660, 49 s.
-    """
-    topics = topics_on(apache_broker, dead=LIMIT)
-    produce(apache_broker, topics.frames, FRAMES)
-    with running(apache_broker, topics, FREE, delivery=delivery) as sluice:
-        took = run_through(sluice, apache_broker, topics)
-        failed, read = failed_transactions(sluice), metric(sluice, "frames_received_total")
-        assert sluice.terminate() == 0, sluice.log
-    print(f"{delivery}: {took:.1f} s, {failed:.0f} failed transactions, {read:.0f} frames read")
-    assert failed == 0
-    assert read == GOOD + BAD
-    assert f'"topic": "{topics.dead}", "max_message_bytes": {LIMIT}' in sluice.log
-    assert "refuses a message for its size" not in sluice.log
+def test_the_producer_has_a_limit_too() -> None:
+    limits = TopicLimits((OUT, DEAD), most=700_000, clock=VirtualClock())
+    assert limits.largest(DEAD) == 700_000
 
 
-@EACH_DELIVERY
-def test_without_the_right_to_ask_one_refusal_teaches_the_limit(
-    secured_kafka: SecuredKafka, secured_broker: Broker, delivery: str
-) -> None:
-    """Catches limits that are forgotten with each transaction, or that are learned for one frame only."""
-    user = "sluice"
-    topics = topics_on(secured_broker, dead=LIMIT)
-    options: dict[str, Any] = {
-        "kafka.client": secured_kafka.scram(user, password=False),
-        "kafka.secrets": {"sasl.password": str(secured_kafka.password_file(user))},
-        "delivery": delivery,
-    }
-    sluice = Sluice(secured_broker, topics, FREE, options)
-    secured_kafka.withdraw(user)
-    for kind, name, right in (
-        ("topic", topics.frames, "READ"),
-        ("group", sluice.group, "READ"),
-        ("topic", topics.detections, "WRITE"),
-        ("topic", topics.dead, "WRITE"),
-        ("transactional-id", f"sluice-{sluice.group}-*", "WRITE"),
-    ):
-        secured_kafka.grant(user, kind, name, right)
-    produce(secured_broker, topics.frames, FRAMES)
-    try:
-        took = run_through(sluice.start(), secured_broker, topics)
-        failed, read = failed_transactions(sluice), metric(sluice, "frames_received_total")
-        assert sluice.terminate() == 0, sluice.log
-    finally:
-        sluice.stop()
-    print(f"{delivery}: {took:.1f} s, {failed:.0f} failed transactions, {read:.0f} frames read")
-    outside = sluice.log.count("not a member of the group")  # a slow machine may lose its place in the group
-    assert failed <= 1 + outside, sluice.log
-    assert read == GOOD + BAD
-    assert "topic limits unknown" in sluice.log
-    assert sluice.log.count("refuses a message for its size") == 1
+def test_who_may_not_ask_learns_from_refusals_and_does_not_ask_again() -> None:
+    """Catches limits that are learned for one frame, and a question with each refusal that nobody may ask."""
+    brokers = Brokers(out=Described(refused=True), dead=Described(refused=True))
+    limits = limits_of(brokers)
+    assert limits.largest(DEAD) == LADDER[0]
+    assert limits.refused(DEAD, 1_200_000)
+    assert limits.refused(DEAD, 1_300_000), "one of the same transaction"
+    assert limits.largest(DEAD) == LADDER[1]
+    assert limits.largest(OUT) == LADDER[0], "another topic"
+    assert limits.refused(DEAD, LADDER[1])
+    assert limits.largest(DEAD) == LADDER[2]
+    assert not limits.refused(DEAD, LADDER[2]), "nothing smaller is left"
+    assert brokers.asked == 1
 
 
-@EACH_DELIVERY
-@pytest.mark.parametrize("told", [True, False])
-def test_a_result_above_the_limit_of_the_output_topic_becomes_a_dead_letter(
-    apache_broker: Broker, delivery: str, *, told: bool
-) -> None:
-    """Catches one crowded frame that ends the process with exit code 5, over and over.
-
-    `told` false: the limit is lowered after the program has asked, so that the brokers refuse the first result. With
-    at_least_once the process ends before it sends what follows, and its next start knows the limit.
-    """
-    topics = topics_on(apache_broker, **({"output": 900} if told else {}))
-    image = images.jpeg(64, 48)
-    options = {"delivery": delivery, "output__format": "json"}
-    if not told:
-        # A larger message is alone in its request.
-        options |= {"kafka__producer": {"batch.size": 500}}
-    with (
-        running(apache_broker, topics, FREE, **options) as sluice,
-        reading(apache_broker, topics.dead) as letters,
-    ):
-        sluice.wait_ready()
-        if not told:
-            alter(apache_broker, topics.detections, max_message_bytes=900)
-        long_id = "c" * 120  # makes the result longer
-        produce(apache_broker, topics.frames, [(long_id, image)] * 5, headers={"frame-id": "f" * 250})
-        if not told and delivery == "at_least_once":
-            assert sluice.wait(60) == 5, sluice.log
-            assert "a restart learns the new limit" in sluice.log
-            sluice.start().wait_ready()
-        letters.read(5, 60, alive=lambda: sluice.running)
-        failed = failed_transactions(sluice)
-        assert sluice.terminate() == 0, sluice.log
-        found = [read_dead_letter(read_record(message)) for message in letters.drain()]
-    reasons = [letter.reason for letter in found if letter is not None]
-    assert reasons == ["unpublishable"] * len(found)
-    assert len({letter.id for letter in found if letter is not None}) == 5
-    assert all(isinstance(letter.record, Record) and "max.message.bytes" in letter.detail for letter in found if letter)
-    print(f"{delivery}, told {told}: {failed:.0f} failed transactions")
-    assert failed <= (0 if told else 2)
+def test_a_result_that_is_too_large_says_nothing_of_smaller_ones() -> None:
+    """Catches results of 950 kB that become dead letters because one of 1.1 MB was refused."""
+    limits = limits_of(None)
+    assert limits.refused(OUT, 1_100_000, exactly=True)
+    assert limits.largest(OUT) == 1_099_999
 
 
-@contextmanager
-def streaming(broker: Broker, topic: str, frames_per_s: int) -> Iterator[list[int]]:
-    """Frames of one source until the block ends; then the list has their number."""
-    stop, sent = threading.Event(), [0]
-
-    def stream() -> None:
-        client = Producer({"bootstrap.servers": broker.bootstrap_servers, "linger.ms": 2})
-        image, began = images.jpeg(64, 48), time.monotonic()
-        while not stop.is_set():
-            client.produce(topic, image, "cam-1")
-            sent[0] += 1
-            client.poll(0)
-            stop.wait(max(0.0, began + sent[0] / frames_per_s - time.monotonic()))
-        client.flush(30)
-
-    thread = threading.Thread(target=stream)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        stop.set()
-        thread.join(60)
+def test_a_limit_that_was_lowered_is_asked_for_again() -> None:
+    """Catches a limit of the start that is believed forever."""
+    brokers = Brokers(dead=Described(1_000_000))
+    limits = limits_of(brokers)
+    brokers.says = {OUT: Described(), DEAD: Described(300_000)}
+    assert limits.refused(DEAD, 950_000)
+    assert limits.largest(DEAD) in (LADDER[1], 300_000)
+    wait_until(lambda: limits.largest(DEAD) == 300_000, 10, "the new limit")
 
 
-@pytest.mark.timeout(150)
-def test_results_stay_in_order_if_the_limit_is_lowered_at_run_time(apache_broker: Broker) -> None:
-    """Catches batches that pass a refused one: librdkafka sends them before the program hears of the refusal.
-
-    Without `enable.gapless.guarantee` in two runs of six: 32 and 127 results came behind later ones.
-    """
-    topics = topics_on(apache_broker)
-    with (
-        running(apache_broker, topics, "simulated://5ms@1,10ms@32", output__format="json") as sluice,
-        reading(apache_broker, topics.detections) as results,
-    ):
-        sluice.wait_ready()
-        with streaming(apache_broker, topics.frames, 2500) as sent:
-            results.read(2500, 60, alive=lambda: sluice.running)
-            alter(apache_broker, topics.detections, max_message_bytes=6000)
-            assert sluice.wait(60) == 5, sluice.log
-            assert '"restart_helps": true' in sluice.log
-            assert "a restart learns the new limit" in sluice.log
-            sluice.start().wait_ready()
-        offsets: dict[int, None] = {}  # in the order in which a reader that drops repeats sees them
-
-        def complete() -> bool:
-            for message in results.drain():
-                offsets.setdefault(json.loads(message.value() or b"")["input"]["offset"])
-            return len(offsets) == sent[0]
-
-        wait_until(complete, 60, "all results")
-        assert sluice.terminate() == 0, sluice.log
-    assert list(offsets) == sorted(offsets)
+def test_a_limit_that_was_raised_is_found_by_the_first_message_that_it_cuts_later() -> None:
+    clock = VirtualClock()
+    brokers = Brokers(dead=Described(100_000))
+    limits = limits_of(brokers, clock)
+    brokers.says = {OUT: Described(), DEAD: Described(1_000_000)}
+    limits.refresh_if_stale(DEAD)
+    assert brokers.asked == 1, "each large letter asks"
+    clock.advance(61)
+    limits.refresh_if_stale(DEAD)
+    wait_until(lambda: limits.largest(DEAD) == 1_000_000, 10, "the new limit")
 
 
-def alter(broker: Broker, topic: str, **settings: int) -> None:
-    """Change settings of a topic, as an administrator does at run time."""
-    from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry
-    from confluent_kafka.admin._config import ConfigResource
+def test_what_was_refused_although_it_should_pass_is_not_believed_again() -> None:
+    """Catches an endless row of refusals: the brokers have another limit than the one that they tell."""
+    limits = limits_of(Brokers(dead=Described(10_000_000)))
+    for size in (5_000_000, LADDER[1], LADDER[2]):
+        again = limits.refused(DEAD, size)
+        wait_for(limits)
+        assert limits.largest(DEAD) < size or not again
+    assert not again
 
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers, "log_level": 0})
-    entries = [
-        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
-        for name, value in settings.items()
-    ]
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
-    for answer in admin.incremental_alter_configs([resource]).values():
-        answer.result(10)
+
+def test_a_key_is_learned_once() -> None:
+    limits = limits_of(None)
+    assert limits.refused_keyless(DEAD)
+    assert limits.needs_key(DEAD)
+    assert not limits.refused_keyless(DEAD), "it is not for want of a key"
+
+
+def test_a_stop_ends_the_wait_for_an_answer() -> None:
+    """Catches a pod that cannot be ended while its brokers are away."""
+    clock, never = VirtualClock(), threading.Event()
+    stop = Stop(clock)
+    stop.set()
+    limits = TopicLimits((OUT, DEAD), describe=lambda: never.wait() and {}, clock=clock)  # type: ignore[arg-type, return-value]
+    limits.ask(1e9, stop)
+    assert limits.largest(DEAD) == LADDER[0]
+    never.set()
+
+
+def test_no_answer_is_no_harm() -> None:
+    def fails() -> Mapping[str, Described]:
+        raise TimeoutError("the brokers are away")
+
+    assert limits_of(fails).largest(DEAD) == LADDER[0]
+
+
+def test_batches_are_made_for_the_smaller_topic_unless_the_user_says_otherwise() -> None:
+    """Catches a full batch of small results that a topic with a low limit refuses as a whole."""
+    limits = limits_of(Brokers(out=Described(200_000), dead=Described(1_000_000)))
+    assert 199_000 < fitted({}, limits)["batch.size"] < 200_000
+    assert fitted({"batch.size": 300_000}, limits)["batch.size"] == 300_000
+    assert (
+        fitted({}, limits_of(Brokers(out=Described(5_000_000), dead=Described(5_000_000))))["batch.size"] == 1_000_000
+    )
+
+
+def test_batches_are_small_while_a_limit_is_unknown_unless_the_user_says_otherwise() -> None:
+    """Catches full batches of 1 MB that a topic with a lower limit refuses, again after each restart."""
+    for limits in (limits_of(None), limits_of(Brokers(dead=Described(2_000_000)))):
+        assert fitted({}, limits)["batch.size"] < LADDER[-1]
+        assert fitted({"batch.size": 900_000}, limits)["batch.size"] == 900_000
+
+
+@pytest.mark.parametrize("chosen", [{}, {"batch.size": 1_000_000}])
+def test_batches_that_were_refused_become_smaller_and_the_user_is_not_blamed(chosen: dict[str, int]) -> None:
+    """Catches a warning of a batch.size that the user never set, and one that lifts what the brokers advertise."""
+    limits = limits_of(Brokers(out=Described(100_000), dead=Described(1_000_000)))
+    assert limits.refused_batch(1_000_000)
+    with capture_logs() as logs:
+        assert 99_000 < fitted(dict(chosen), limits)["batch.size"] < 100_000
+        assert limits.refused_batch(99_000)
+        assert fitted(dict(chosen), limits)["batch.size"] == 49_500
+    assert not [line for line in logs if "kafka.producer" in line["event"]]
+    assert not limits.refused_batch(5000), "a smaller one changes nothing"
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch.size", "many"), ("message.max.bytes", "1MB")])
+def test_a_setting_that_is_no_number_is_refused_with_its_name(name: str, value: str) -> None:
+    """Catches a traceback."""
+    config = Config(kafka={"producer": {name: value}})  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match=rf"kafka\.producer: {name} is '{value}', not a number of bytes"):
+        fitted(producer_settings(config), topic_limits(config, producer_settings(config), VirtualClock()))
+
+
+def test_the_question_is_asked_without_the_debug_lines_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches lines on stderr that are no log lines: the client that asks has no logger."""
+    asked: list[Mapping[str, object]] = []
+    monkeypatch.setattr("consumer.kafka.topic_limits.describe", lambda settings, _: asked.append(settings) or {})
+    config = Config(kafka={"client": {"debug": "all"}})  # type: ignore[arg-type]
+    assert producer_settings(config)["debug"] == "all"
+    topic_limits(config, producer_settings(config), VirtualClock()).ask()
+    wait_until(lambda: asked, 10, "a question")
+    assert "debug" not in asked[0]
+
+
+def test_a_compressed_result_that_was_refused_counts_until_the_limit_is_raised() -> None:
+    """Catches what is advertised in place of what was refused, and a limit that no later change lifts."""
+    clock, brokers = VirtualClock(), Brokers(out=Described(1_000_000))
+    limits = limits_of(brokers, clock)
+    limits.refused_uncompressed(OUT, 3_000_000)
+    wait_for(limits)
+    assert limits.largest_uncompressed(OUT) == 2_999_999
+    brokers.says = {OUT: Described(2_000_000)}
+    clock.advance(61)
+    limits.refresh_if_stale(OUT)
+    wait_until(lambda: limits.largest_uncompressed(OUT) > 1e9, 10, "the new limit")
+
+
+def test_a_slow_way_cuts_letters_for_a_while() -> None:
+    clock = VirtualClock()
+    limits = limits_of(None, clock)
+    cut = limits.too_slow(9_000_000)
+    assert cut == limits.largest_dead_letter(DEAD) == 3_000_000
+    assert limits.largest(DEAD) == LADDER[0]
+    clock.advance(SLOW_S)
+    assert limits.largest_dead_letter(DEAD) == LADDER[0]
+
+
+@given(limit=st.integers(70_000, 20_000_000), sizes=st.lists(st.integers(1, 20_000_000), min_size=1, max_size=20))
+def test_letters_are_refused_twice_at_most_whatever_the_limit_and_their_sizes(limit: int, sizes: list[int]) -> None:
+    """Catches a limit that each new size has to learn again."""
+    limits = limits_of(None)
+    refusals = 0
+    for size in sizes:
+        while (sent := min(size, limits.largest(DEAD))) > limit:
+            refusals += 1
+            assert limits.refused(DEAD, sent)
+    assert refusals <= len(LADDER) - 1
+
+
+@pytest.mark.parametrize("topic", [OUT, DEAD])
+def test_nothing_is_known_of_a_topic_that_the_brokers_do_not_describe(topic: str) -> None:
+    assert limits_of(dict).largest(topic) == LADDER[0]

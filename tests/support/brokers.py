@@ -12,7 +12,7 @@ Setting = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What differs between the brokers. `tests/kafka/test_brokers.py` checks every line on every broker."""
+    """What differs between the brokers. `tests/integration/test_brokers.py` checks every line on every broker."""
 
     transactions: bool  # a read_committed reader never sees what was aborted
     exact_end_offsets: bool  # ListOffsets gives the end of a partition, not the start of its last batch

@@ -1,4 +1,4 @@
-"""Apache Kafka's jars from Maven, copied once into `tests/kafka/jars/`."""
+"""Apache Kafka's jars from Maven, copied once into `tests/integration/jars/`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-KAFKA = Path(__file__).resolve().parent.parent / "kafka"
+KAFKA = Path(__file__).resolve().parent.parent / "integration"
 POM = KAFKA / "pom.xml"
 JARS = KAFKA / "jars"
 _OLDEST_JAVA = 17
@@ -41,7 +41,9 @@ def classpath() -> str:
 def java() -> str:
     path = shutil.which("java")
     if path is None:
-        raise KafkaUnavailableError("there is no java on the PATH; tests/kafka/install.sh installs one, or says how")
+        raise KafkaUnavailableError(
+            "there is no java on the PATH; tests/integration/install.sh installs one, or says how"
+        )
     return path
 
 
@@ -61,7 +63,7 @@ def _copy_jars() -> None:
     if maven is None:
         raise KafkaUnavailableError(
             f"{JARS} holds no jars for this pom and there is no mvn on the PATH to fetch them; "
-            "tests/kafka/install.sh installs one, or says how"
+            "tests/integration/install.sh installs one, or says how"
         )
     for old in JARS.glob("*.jar"):
         old.unlink()

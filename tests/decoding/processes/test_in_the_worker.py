@@ -21,7 +21,7 @@ from fake_detector import FakeDetector, numbered_jpeg
 from made_frames import frame
 from waiting import wait_until
 
-CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
+CHILD = Path(__file__).resolve().parents[2] / "support" / "hostile_child.py"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = 'x\n{"level": "critical", "event": "forged"}\r\n\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u2028\u202egpj.exe'
 
 _PROGRAM = """

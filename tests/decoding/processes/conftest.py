@@ -16,7 +16,7 @@ from consumer.decoding.processes.memory import SharedMemory
 from consumer.decoding.processes.pool import ProcessDecoder
 from decoding import POLICY, Open
 
-CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
+CHILD = Path(__file__).resolve().parents[2] / "support" / "hostile_child.py"
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ java_package() {
 }
 
 if ! command -v apt-get >/dev/null 2>&1; then
-    echo "tests/kafka: missing:$missing. Install a Java runtime (17 or newer) and Maven." >&2
+    echo "tests/integration: missing:$missing. Install a Java runtime (17 or newer) and Maven." >&2
     exit 1
 fi
 if [ "${CI:-}" != "true" ] || [ "$(id -u)" -ne 0 ]; then
-    echo "tests/kafka: missing:$missing. Run: sudo apt-get install --no-install-recommends $(java_package) maven" >&2
+    echo "tests/integration: missing:$missing. Run: sudo apt-get install --no-install-recommends $(java_package) maven" >&2
     exit 1
 fi
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from consumer import messages as wire
 from consumer.types import REASONS, Detected, Detections, Record, Rejected, Skipped
 
-SCHEMAS = Path(__file__).parents[1] / "schemas"
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 VECTORS = SCHEMAS / "vectors"
 
 

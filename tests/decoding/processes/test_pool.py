@@ -27,8 +27,8 @@ from consumer.types import REASONS, Letterbox, Rejected
 from decoding import POLICY, Open, decode
 from waiting import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
-CHILD = Path(__file__).resolve().parents[1] / "support" / "hostile_child.py"
+ROOT = Path(__file__).resolve().parents[3]
+CHILD = Path(__file__).resolve().parents[2] / "support" / "hostile_child.py"
 SETTINGS = protocol.Settings(
     strict=True,
     max_bytes=2**20,
