@@ -1,4 +1,4 @@
-"""`bench`: a source with two partitions. No test here meets a broker."""
+"""`fake_consumer`: no client of this test meets a broker. `bench`: a consumer with two partitions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from made_frames import P0, P1
 from source_runs import Bench
 
 
-@pytest.fixture(autouse=True)
-def _no_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fake_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confluent_kafka, "Consumer", FakeConsumer)
 
 
 @pytest.fixture
-def bench() -> Bench:
+def bench(fake_consumer: None) -> Bench:
     bench = Bench()
     bench.assign(P0, P1)
     return bench

@@ -17,6 +17,8 @@ from made_frames import P0, P1
 from source_runs import Bench
 from waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("fake_consumer")
+
 _Code = confluent_kafka.KafkaError
 
 

@@ -18,6 +18,8 @@ from fake_kafka import FakeMessage, failed
 from made_frames import P0, P1, offsets
 from source_runs import Bench, messages
 
+pytestmark = pytest.mark.usefixtures("fake_consumer")
+
 _Code = confluent_kafka.KafkaError
 
 

@@ -13,6 +13,8 @@ from fake_kafka import FakeMessage, failed
 from made_frames import P0, offsets
 from source_runs import Bench
 
+pytestmark = pytest.mark.usefixtures("fake_consumer")
+
 _Code = confluent_kafka.KafkaError
 
 

@@ -19,6 +19,8 @@ from made_frames import P0, P1
 from source_runs import Bench, messages
 from waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("fake_consumer")
+
 _Code = confluent_kafka.KafkaError
 OLD, NEW = "4L6g3nShT/AaIr3Pt8c/KE9eoG/he5Wg", "4L6g3nShT/T8/mvkx5SbKl2SR3h9sW7w"
 
