@@ -261,7 +261,7 @@ def _go_through(world: World, harm: Harm) -> None:
         _wait_patiently(world, world.flowing_since, world.history.strikes[-1].ended_s)
     feeder.finish(60)
     began_s = time.monotonic()
-    _wait_patiently(world, lambda acknowledged: acknowledged <= world.observer.seen, _ids(world.history))
+    _wait_for_the_backlog(world)
     world.history.backlog_s = time.monotonic() - began_s
     for member in list(world.fleet.members):
         world.fleet.retire(member)
@@ -271,6 +271,18 @@ def _wait_patiently(world: World, reached: Callable[[Any], bool], what: Any) -> 
     """Wait as long as a recovery may take. That it was not reached is for the checker to say."""
     with contextlib.suppress(TimeoutError):
         world.wait(lambda: reached(what), RECOVERY_LIMIT_S, "")
+
+
+def _wait_for_the_backlog(world: World) -> None:
+    """Until every frame has its outcome. Raises TimeoutError if no outcome comes for as long as a recovery may take.
+
+    A slow machine needs longer for a backlog than for a recovery, and what it has not read yet is not lost.
+    """
+    acknowledged = _ids(world.history)
+    while not acknowledged <= world.observer.seen:
+        seen = len(world.observer.seen)
+        what = f"the next outcome, with {len(acknowledged - world.observer.seen)} frames without one"
+        world.wait(lambda seen=seen: len(world.observer.seen) > seen, RECOVERY_LIMIT_S, what)
 
 
 def _ids(history: History) -> set[Any]:
