@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import images
+from consumer.wire import encode_envelope
 from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise, small_picture
 
 _DAY_MS = 86_400_000
@@ -49,6 +50,19 @@ class Backlog(SteeredFeeder):
         if number % 16 == 0:
             return Record(f"cam-rare-{number}", value, partition=0)
         return Record("cam-busy", value.ljust(self.BYTES, b"-"), partition=0)  # what follows a picture is ignored
+
+
+class Envelopes(SteeredFeeder):
+    """Bursts are of pictures in envelopes of 2 MB, whose payloads are copies: a frame takes twice that."""
+
+    BYTES = 2_000_000
+
+    def record(self, number: int) -> Record:
+        if not self._hold.is_set():
+            return super().record(number)
+        source = self.source(number)
+        picture = small_picture(number).ljust(self.BYTES, b"-")  # what follows a picture is ignored
+        return Record(source, encode_envelope(picture, source_id=source))
 
 
 class LargeLetters(SteeredFeeder):

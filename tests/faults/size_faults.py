@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from admin_faults import configure, steered
 from fleet import Member
-from loads import Backlog, BadFrames, LargeFrames, LargeLetters, MediumFrames
+from loads import Backlog, BadFrames, Envelopes, LargeFrames, LargeLetters, MediumFrames
 from network import throttle_requests
 from process_faults import kill_one
 from scenario import Harm, World
@@ -86,6 +86,20 @@ def overtake_a_backlog(world: World) -> None:
     feeder.let_go()
 
 
+def overload_with_envelopes(world: World) -> None:
+    """More envelopes at once than a member may hold. It reads until it is full, and pauses.
+
+    A correct program counts the copies that it makes of the pictures.
+    """
+    feeder = steered(world)
+    feeder.hold()
+    feeder.send_at_once(130)
+    wait_for_pause(world, 30)
+    feeder.hold(60)
+    wait_for_burst(world, 60)
+    feeder.let_go()
+
+
 def reject_large_frames(world: World) -> None:
     """Bad frames of 1.2 MB among good ones, and the topic of the dead letters takes 1 MB.
 
@@ -140,6 +154,21 @@ HARMS = (
             "limits.max_in_flight_bytes": 24 * _MIB,
             "limits.max_unacknowledged": 300,
             "batching.max_batch_size": 64,
+        },
+    ),
+    Harm(
+        "envelopes-large",
+        overload_with_envelopes,
+        strikes=1,
+        members=1,
+        feeder=Envelopes,
+        rate=4,
+        engine_ms=(50, 1500),
+        options={
+            "limits.max_in_flight_bytes": _BACKLOG_BYTES,
+            "batching.max_batch_size": 64,
+            "detector.image_size": 64,
+            "decode.workers": "threads",
         },
     ),
     # The limit is more than the member can hold in its ring and its waiting lines: what it uses beyond is not counted.
