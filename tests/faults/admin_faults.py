@@ -8,6 +8,7 @@ It has to be a super user of the authorizer, or the controllers do not start; no
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions
@@ -109,7 +110,7 @@ def remake_longer(world: World) -> None:
     """As `remake_topic`, and every partition is at once longer than the old one was.
 
     The offsets of the old topic exist in the new one then, so no broker refuses them: a member can read on there, and
-    never learn what it has missed.
+    never learn what it has missed. It fetches again two seconds after the brokers have refused the old topic.
     """
     ends = _remade(world)
     feeder = steered(world)
@@ -193,12 +194,13 @@ def change_limits(world: World) -> None:
         world.last(1.0, 2.0)
 
 
+_FETCHES_LATE = {"kafka.consumer": {"fetch.error.backoff.ms": 2000}}
 _SEES_PARTITIONS = {"kafka.client": {"topic.metadata.refresh.interval.ms": 1000}}
 
 
-def _remade_harm(name: str, inflict: Callable[[World], None]) -> Harm:
+def _remade_harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
     exits = (errors.KafkaError.exit_code,)
-    return Harm(name, inflict, deaths=None, strikes=1, feeder=SteeredFeeder, edit=only_remade, exits=exits)
+    return Harm(name, inflict, deaths=None, strikes=1, feeder=SteeredFeeder, edit=only_remade, exits=exits, **more)
 
 
 HARMS = (
@@ -207,7 +209,7 @@ HARMS = (
     Harm("records-deleted-aborted", delete_records, strikes=1, feeder=EndsAborted, edit=keep_deleted),
     Harm("input-in-transactions", kill_one, deaths=1, feeder=TransactionalFeeder, edit=only_committed),
     _remade_harm("topic-remade", remake_topic),
-    _remade_harm("topic-remade-longer", remake_longer),
+    _remade_harm("topic-remade-longer", remake_longer, options=_FETCHES_LATE),
     Harm("partitions-added", add_partitions, strikes=1, feeder=SteeredFeeder, options=_SEES_PARTITIONS),
     Harm("limits-changed", change_limits, deaths=None, strikes=1, feeder=LettersToCut),
 )

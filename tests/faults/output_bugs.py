@@ -167,7 +167,7 @@ OUTPUT_BUGS: Mapping[str, Bug] = {
         "complete", "exactly_once", _large_outcome_waits_for_the_budget, "way-out-slow"
     ),
     "in-doubt-counts-as-rolled-back": real_bug(
-        "exactly once", "exactly_once", _in_doubt_counts_as_rolled_back, "net-end-txn-held"
+        "exactly once", "exactly_once", _in_doubt_counts_as_rolled_back, "net-end-txn-unanswered"
     ),
     "late-flush-in-doubt": real_bug("fair", "exactly_once", _late_flush_in_doubt),
 }

@@ -318,13 +318,14 @@ def _recording(history: History, bootstrap: str, fleet: Fleet, harm: Harm) -> It
 
 def _options(spec: Spec, harm: Harm) -> dict[str, Any]:
     classic = {"session.timeout.ms": int(SESSION_S * 1000), "heartbeat.interval.ms": 500}
+    consumer = classic if spec.protocol == "classic" else {"group.protocol": "consumer"}
     return {
         "delivery": spec.delivery,
-        "kafka.consumer": classic if spec.protocol == "classic" else {"group.protocol": "consumer"},
         "kafka.commit_interval_ms": COMMIT_INTERVAL_MS,
         "batching.max_batch_size": BATCH,
         "limits.max_in_flight_bytes": IN_FLIGHT_BYTES,
         **harm.options,
+        "kafka.consumer": {**consumer, **harm.options.get("kafka.consumer", {})},
     }
 
 

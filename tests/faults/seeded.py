@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from bugs import BUGS, planted
 from campaign import HARMS, Lab
-from scenario import Delivery, Spec, run
+from scenario import PROTOCOLS, Delivery, Spec, run
 from schedules import SCHEDULES, first_violation, without_logs
 from sluice_entry import BUG
 
@@ -59,10 +60,11 @@ def on_brokers(name: str, lab: Lab, ends_s: float) -> dict[str, Any] | None:
     for number in range(1, RUNS + 1):
         if time.monotonic() + _LONGEST_S > ends_s:
             return None
-        spec = Spec(bug.harm, delivery, random.choice(["classic", "consumer"]), random.randrange(2**32))
+        spec = Spec(bug.harm, delivery, bug.protocol or random.choice(PROTOCOLS), random.randrange(2**32))
         done = run(spec, HARMS[bug.harm], lab.cluster(), {BUG: name})
         said = [str(each) for each in done.verdict.violations]
-        print(f"{name} {spec}: {len(said)} violations in {done.took_s:.0f} s, {said[:1]}", flush=True)
+        memory = f"{done.verdict.memory_bytes >> 20} MiB at most"
+        print(f"{name} {spec}: {len(said)} violations in {done.took_s:.0f} s, {memory}, {said[:1]}", flush=True)
         if said:
             return {"run": number, "spec": str(spec), "violations": len(said), "first": said[0]}
     return {"run": 0}
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=120, help="how long at most (default: 120)")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BUGS)}; all where none is given")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, and unmounts the small disks
     ends_s = time.monotonic() + chosen.minutes * 60
     found: dict[str, dict[str, Any]] = json.loads(FOUND.read_text()) if FOUND.exists() else {}
     lab, missed = Lab(), 0

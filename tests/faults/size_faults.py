@@ -12,7 +12,7 @@ from process_faults import kill_one
 from scenario import Harm, World
 
 _MIB = 2**20
-_BACKLOG_BYTES = 208 * _MIB
+_BACKLOG_BYTES = 104 * _MIB
 _SLOW_BYTES_PER_S = 900_000
 _IN_FLIGHT = {"limits.max_in_flight_bytes": 8 * _MIB, "limits.max_unacknowledged": 40}
 
@@ -68,14 +68,14 @@ def overload_by_one_camera(world: World) -> None:
 
 
 def overtake_a_backlog(world: World) -> None:
-    """A backlog of one camera, and small frames of others in its partition, which a fair member serves first.
+    """A backlog of one camera, and frames of others, some in its partition. A fair member serves those first.
 
-    Under exactly once their results wait for those of the backlog. A correct program does not keep the pictures of
-    their whole batches meanwhile: nothing counts those.
+    Under exactly once the results of those in its partition wait for those of the backlog. A correct program does not
+    keep the pictures of their whole batches meanwhile: nothing counts those.
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.send_at_once(1200)
+    feeder.send_at_once(1800)
     world.expect(
         lambda: any(metric(each, "sluice_in_flight_bytes") > _BACKLOG_BYTES / 2 for each in world.fleet.members),
         30,
@@ -93,7 +93,7 @@ def overload_with_envelopes(world: World) -> None:
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.send_at_once(130)
+    feeder.send_at_once(300)
     wait_for_pause(world, 30)
     feeder.hold(60)
     wait_for_burst(world, 60)
@@ -182,7 +182,7 @@ HARMS = (
         engine_ms=(5, 300),
         options={
             "limits.max_in_flight_bytes": _BACKLOG_BYTES,
-            "batching.max_batch_size": 128,
+            "batching.max_batch_size": 64,
             "detector.image_size": 64,
             "decode.workers": "threads",
         },
