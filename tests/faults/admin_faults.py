@@ -7,7 +7,7 @@ It has to be a super user of the authorizer, or the controllers do not start; no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
@@ -110,16 +110,20 @@ def remake_longer(world: World) -> None:
     """As `remake_topic`, and every partition is at once longer than the old one was.
 
     The offsets of the old topic exist in the new one then, so no broker refuses them: a member can read on there, and
-    never learn what it has missed. It fetches again two seconds after the brokers have refused the old topic.
+    never learn what it has missed. The partitions stay where they were: a new leader would make the client look whether
+    the log was cut. It fetches again five seconds after the brokers have refused the old topic.
     """
-    ends = _remade(world)
+    ends = _remade(world, world.cluster.places(world.topics.frames))
     feeder = steered(world)
     feeder.burst_to({number: end + _LONGER for number, end in ends.items()})
     feeder.let_go()
 
 
-def _remade(world: World) -> dict[int, int]:
-    """Leaves the feeder held and the new topic empty. Returns where each partition of the old one ended."""
+def _remade(world: World, places: Sequence[Sequence[int]] | None = None) -> dict[int, int]:
+    """Leaves the feeder held and the new topic empty. Returns where each partition of the old one ended.
+
+    `places`: as for `create_topic`.
+    """
     feeder = steered(world)
     ends = hold_until_done(world)
     feeder.begin_again(_REMADE)  # its new client is connected when the topic is there
@@ -127,17 +131,17 @@ def _remade(world: World) -> dict[int, int]:
     name = world.topics.frames
     admin.delete_topics([name])[name].result(_ANSWER_S)
     world.last(0.0, 0.5)
-    _make(world, name)
+    _make(world, name, places)
     world.observer.seen.clear()
     return ends
 
 
-def _make(world: World, name: str) -> None:
+def _make(world: World, name: str, places: Sequence[Sequence[int]] | None) -> None:
     """Brokers that have not quite deleted the old one refuse the new one."""
 
     def made() -> bool:
         try:
-            world.cluster.create_topic(name, PARTITIONS)
+            world.cluster.create_topic(name, PARTITIONS, places=places)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -194,7 +198,7 @@ def change_limits(world: World) -> None:
         world.last(1.0, 2.0)
 
 
-_FETCHES_LATE = {"kafka.consumer": {"fetch.error.backoff.ms": 2000}}
+_FETCHES_LATE = {"kafka.consumer": {"fetch.error.backoff.ms": 5000}}
 _SEES_PARTITIONS = {"kafka.client": {"topic.metadata.refresh.interval.ms": 1000}}
 
 

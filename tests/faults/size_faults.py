@@ -185,6 +185,8 @@ HARMS = (
             "batching.max_batch_size": 64,
             "detector.image_size": 64,
             "decode.workers": "threads",
+            # Little of each partition at a time: else it comes in pieces of more than a batch, and overtakes nothing.
+            "kafka.consumer": {"queued.max.messages.kbytes": 2048, "fetch.message.max.bytes": 250_000},
         },
     ),
     Harm("letters-large", reject_large_frames, strikes=1, feeder=LargeLetters, prepare=limit_letters),
