@@ -7,6 +7,9 @@ It has to be a super user of the authorizer, or the controllers do not start; no
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions
 
@@ -21,6 +24,7 @@ _ANSWER_S = 15
 _DONE_S = 30.0
 _ADDED = 2
 _REMADE = "again-"
+_LONGER = 50  # frames
 
 
 def configure(world: World, topic: str, **settings: object) -> None:
@@ -95,26 +99,49 @@ def remake_topic(world: World) -> None:
 
     A correct program gives every record of the new topic an outcome. A member may end, to begin anew in its place.
     """
+    done = sum(_remade(world).values())
     feeder = steered(world)
-    done = sum(hold_until_done(world).values())
-    admin = world.cluster.admin()
-    name = world.topics.frames
-    admin.delete_topics([name])[name].result(_ANSWER_S)
-    world.last(0.0, 0.5)
-    _make(world, name)
-    feeder.begin_again(_REMADE)
-    world.observer.seen.clear()
     # Sometimes the new topic is at once longer than the old one was.
     feeder.burst(world.chance.choice([done // 2, done + 200]))
     feeder.let_go()
 
 
-def _make(world: World, name: str) -> None:
+def remake_longer(world: World) -> None:
+    """As `remake_topic`, and every partition is at once longer than the old one was.
+
+    The offsets of the old topic exist in the new one then, so no broker refuses them: a member can read on there, and
+    never learn what it has missed. The partitions stay where they were: a new leader would make the client look whether
+    the log was cut. It fetches again five seconds after the brokers have refused the old topic.
+    """
+    ends = _remade(world, world.cluster.places(world.topics.frames))
+    feeder = steered(world)
+    feeder.burst_to({number: end + _LONGER for number, end in ends.items()})
+    feeder.let_go()
+
+
+def _remade(world: World, places: Sequence[Sequence[int]] | None = None) -> dict[int, int]:
+    """Leaves the feeder held and the new topic empty. Returns where each partition of the old one ended.
+
+    `places`: as for `create_topic`.
+    """
+    feeder = steered(world)
+    ends = hold_until_done(world)
+    feeder.begin_again(_REMADE)  # its new client is connected when the topic is there
+    admin = world.cluster.admin()
+    name = world.topics.frames
+    admin.delete_topics([name])[name].result(_ANSWER_S)
+    world.last(0.0, 0.5)
+    _make(world, name, places)
+    world.observer.seen.clear()
+    return ends
+
+
+def _make(world: World, name: str, places: Sequence[Sequence[int]] | None) -> None:
     """Brokers that have not quite deleted the old one refuse the new one."""
 
     def made() -> bool:
         try:
-            world.cluster.create_topic(name, PARTITIONS)
+            world.cluster.create_topic(name, PARTITIONS, places=places)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -171,22 +198,22 @@ def change_limits(world: World) -> None:
         world.last(1.0, 2.0)
 
 
+_FETCHES_LATE = {"kafka.consumer": {"fetch.error.backoff.ms": 5000}}
 _SEES_PARTITIONS = {"kafka.client": {"topic.metadata.refresh.interval.ms": 1000}}
+
+
+def _remade_harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
+    exits = (errors.KafkaError.exit_code,)
+    return Harm(name, inflict, deaths=None, strikes=1, feeder=SteeredFeeder, edit=only_remade, exits=exits, **more)
+
 
 HARMS = (
     Harm("records-deleted", delete_records, strikes=1, feeder=SteeredFeeder, edit=keep_deleted),
     Harm("records-deleted-marker", delete_records, strikes=1, feeder=TransactionalFeeder, edit=keep_deleted),
     Harm("records-deleted-aborted", delete_records, strikes=1, feeder=EndsAborted, edit=keep_deleted),
     Harm("input-in-transactions", kill_one, deaths=1, feeder=TransactionalFeeder, edit=only_committed),
-    Harm(
-        "topic-remade",
-        remake_topic,
-        deaths=None,
-        strikes=1,
-        feeder=SteeredFeeder,
-        edit=only_remade,
-        exits=(errors.KafkaError.exit_code,),
-    ),
+    _remade_harm("topic-remade", remake_topic),
+    _remade_harm("topic-remade-longer", remake_longer, options=_FETCHES_LATE),
     Harm("partitions-added", add_partitions, strikes=1, feeder=SteeredFeeder, options=_SEES_PARTITIONS),
     Harm("limits-changed", change_limits, deaths=None, strikes=1, feeder=LettersToCut),
 )

@@ -32,6 +32,8 @@ def _wrong(sent: Sent, outcome: Outcome, may_reject: Collection[str]) -> Iterato
         yield Violation("content", f"{said} says in its body that it is of {name(found.of)}")
     elif found.kind == "rejected" and found.frame != wanted.frame:
         yield Violation("content", f"{said} does not hold the frame that was sent")
+    elif found.kind == "rejected" and found.written_ms != wanted.written_ms:
+        yield Violation("content", f"{said} dates its frame {found.written_ms} ms, not {wanted.written_ms} ms")
     elif found.kind == "detected" and (found.size, found.boxes) != (wanted.size, wanted.boxes):
         yield Violation("content", f"{said} says {_seen(found)}, not {_seen(wanted)}")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -133,6 +134,15 @@ class SteeredFeeder(Feeder):
     def burst(self, frames: int, timeout_s: float = 30.0) -> None:
         """So many frames at once, while held. Waits until the brokers have them."""
         self.send_at_once(frames)
+        self.hold(timeout_s)
+
+    def burst_to(self, frames: Mapping[int, int], timeout_s: float = 30.0) -> None:
+        """So many frames at once to each partition, while held. Waits until the brokers have them."""
+        assert self._hold.is_set()
+        for partition, count in frames.items():
+            for _ in range(count):
+                self.put(replace(self.record(self._number), partition=partition))
+                self._number += 1
         self.hold(timeout_s)
 
     def begin_again(self, prefix: str) -> None:

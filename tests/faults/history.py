@@ -38,6 +38,7 @@ class Content:
     `reason`: of a rejection or a skip. `size`: width and height of the original picture. `boxes`: all detections, in
     pixels. `frame`: the SHA-256 of the encoded frame, which an input record has and a dead letter returns. `of`: the
     input record that the body of the outcome names, beside its header `ce_id`; None where the body names none.
+    `written_ms`: when the input record was written, by its timestamp, which a dead letter returns; 0 in results.
     """
 
     kind: OutcomeKind
@@ -46,6 +47,7 @@ class Content:
     boxes: tuple[tuple[float, ...], ...] = ()
     frame: str = ""
     of: InputId | None = None
+    written_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import images
+from consumer.messages import encode_envelope
 from feeders import BAD_EVERY, Record, SteeredFeeder, bad_picture, noise, small_picture
 
 _DAY_MS = 86_400_000
@@ -38,17 +39,38 @@ class MediumFrames(SteeredFeeder):
 
 
 class Backlog(SteeredFeeder):
-    """A burst is of one camera with frames of 200 kB, and of many in its partition whose few small ones overtake it."""
+    """A burst is of one camera in partition 0, and of many in the other partitions, with frames of 200 kB.
+
+    A few small frames of others lie in partition 0, and overtake its backlog. Large ones of the other partitions are in
+    the same batches.
+    """
 
     BYTES = 200_000
+    _PARTITIONS = 4
+    _RARE_EVERY = 8
 
     def record(self, number: int) -> Record:
         if not self._hold.is_set():
             return super().record(number)
         value = small_picture(number)
-        if number % 16 == 0:
+        turn, partition = divmod(number, self._PARTITIONS)
+        if partition == 0 and turn % self._RARE_EVERY == 0:
             return Record(f"cam-rare-{number}", value, partition=0)
-        return Record("cam-busy", value.ljust(self.BYTES, b"-"), partition=0)  # what follows a picture is ignored
+        source = f"cam-{partition}-{turn % 9}" if partition else "cam-busy"
+        return Record(source, value.ljust(self.BYTES, b"-"), partition=partition)  # what follows a picture is ignored
+
+
+class Envelopes(SteeredFeeder):
+    """Bursts are of pictures in envelopes of 500 kB, whose payloads are copies: a frame takes twice that."""
+
+    BYTES = 500_000
+
+    def record(self, number: int) -> Record:
+        if not self._hold.is_set():
+            return super().record(number)
+        source = self.source(number)
+        picture = small_picture(number).ljust(self.BYTES, b"-")  # what follows a picture is ignored
+        return Record(source, encode_envelope(picture, source_id=source))
 
 
 class LargeLetters(SteeredFeeder):

@@ -42,8 +42,8 @@ def detection(offset: int) -> Content:
     return Content("detected", size=(64 + offset, 48), boxes=((0.0, 0.0, 1.0, offset),), of=InputId(0, offset))
 
 
-def letter(offset: int, reason: str = "damaged") -> Content:
-    return Content("rejected", reason, frame=f"frame {offset}", of=InputId(0, offset))
+def letter(offset: int, reason: str = "damaged", written_ms: int = 0) -> Content:
+    return Content("rejected", reason, frame=f"frame {offset}", of=InputId(0, offset), written_ms=written_ms)
 
 
 def with_content(offset: int, **changes: object) -> History:

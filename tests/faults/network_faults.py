@@ -15,6 +15,7 @@ from network import (
     delay,
     drop_acknowledgements,
     hold,
+    hold_answers,
     hold_end_txn,
     hold_heartbeats,
     throttle,
@@ -66,6 +67,11 @@ def _hold_produce(*clients: str) -> Fault:
     return hold([Api.PRODUCE], *clients)
 
 
+def _hold_answers_to_commits(*clients: str) -> Fault:
+    """Transactions are committed, and the member that asked for it does not know."""
+    return hold_answers([Api.END_TXN], *clients)
+
+
 _LONG = (SESSION_S * 1.5, SESSION_S * 3)
 
 
@@ -88,4 +94,5 @@ HARMS = (
     _harm("heartbeats-held", to_one(hold_heartbeats, *_LONG), deaths=None),
     # A transaction is given up after ten seconds: some of these outlast that, some do not.
     _harm("end-txn-held", to_one(hold_end_txn, 1.0, 16.0), deliveries=("exactly_once",)),
+    _harm("end-txn-unanswered", to_one(_hold_answers_to_commits, 1.0, 16.0), deliveries=("exactly_once",)),
 )

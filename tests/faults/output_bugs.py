@@ -146,10 +146,12 @@ def _property(function: Any) -> Any:
 
 
 OUTPUT_BUGS: Mapping[str, Bug] = {
-    "held-outcome-keeps-its-batch": real_bug("bounded", "exactly_once", _held_outcome_keeps_its_batch),
-    "envelope-counted-once": real_bug("bounded", "at_least_once", _envelope_counted_once),
+    "held-outcome-keeps-its-batch": real_bug(
+        "bounded", "exactly_once", _held_outcome_keeps_its_batch, "camera-backlog"
+    ),
+    "envelope-counted-once": real_bug("bounded", "at_least_once", _envelope_counted_once, "envelopes-large"),
     "limits-forgotten": real_bug("complete", "exactly_once", _limits_forgotten, "letters-large"),
-    "cut-without-a-note": real_bug("honest", "at_least_once", _cut_without_a_note),
+    "cut-without-a-note": real_bug("honest", "at_least_once", _cut_without_a_note, "letters-large"),
     "keyless-letter-stays-keyless": real_bug(
         "complete", "exactly_once", _keyless_letter_stays_keyless, "records-without-keys"
     ),
@@ -159,9 +161,13 @@ OUTPUT_BUGS: Mapping[str, Bug] = {
     "letter-with-the-time-of-its-frame": real_bug(
         "complete", "at_least_once", _letter_with_the_time_of_its_frame, "frames-old"
     ),
-    "original-time-lost": real_bug("right", "at_least_once", _original_time_lost),
+    "original-time-lost": real_bug("right", "at_least_once", _original_time_lost, "frames-old"),
     "transactions-without-a-bound": real_bug("complete", "exactly_once", _transactions_without_a_bound, "way-out-slow"),
-    "large-outcome-waits-for-the-budget": real_bug("complete", "exactly_once", _large_outcome_waits_for_the_budget),
-    "in-doubt-counts-as-rolled-back": real_bug("exactly once", "exactly_once", _in_doubt_counts_as_rolled_back),
+    "large-outcome-waits-for-the-budget": real_bug(
+        "complete", "exactly_once", _large_outcome_waits_for_the_budget, "way-out-slow"
+    ),
+    "in-doubt-counts-as-rolled-back": real_bug(
+        "exactly once", "exactly_once", _in_doubt_counts_as_rolled_back, "net-end-txn-unanswered"
+    ),
     "late-flush-in-doubt": real_bug("fair", "exactly_once", _late_flush_in_doubt),
 }

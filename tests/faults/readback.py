@@ -6,12 +6,14 @@ import hashlib
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import confluent_kafka
 
 import pictures
 from consumer.messages import decode_result, read_dead_letter, read_record
+from consumer.types import Record
 from history import Commit, Content, Delivery, InputId, Outcome, Sent
 from recorder import Observer, beginnings, input_id, isolation_of, key_of, position_of, reader
 from sluice_process import Topics
@@ -30,8 +32,10 @@ def read_inputs(bootstrap: str, topics: Topics) -> list[Sent]:
 
 def _expected(message: confluent_kafka.Message) -> Content:
     """What the outcome of a record has to say. One without a key names no source, whatever its picture is."""
-    content = pictures.expected(message.value())
-    return content if message.key() is not None else Content("rejected", "bad_source_id", frame=content.frame)
+    content = replace(pictures.expected(message.value()), written_ms=message.timestamp()[1])
+    if message.key() is not None:
+        return content
+    return Content("rejected", "bad_source_id", frame=content.frame, written_ms=content.written_ms)
 
 
 def read_outcomes(bootstrap: str, topics: Topics, delivery: Delivery, observer: Observer) -> Iterator[Outcome]:
@@ -39,24 +43,25 @@ def read_outcomes(bootstrap: str, topics: Topics, delivery: Delivery, observer: 
     now = time.monotonic()
     for message in _read_all(bootstrap, [topics.detections, topics.dead], isolation_of(delivery)):
         headers = dict(message.headers() or ())
-        # A dead letter holds the frame as it was, and does not say who wrote it.
         body = decode_result(message.value()) if "ce_type" in headers else None
+        # A dead letter holds the frame as it was, and does not say who wrote it.
+        frame = None if body else _original(message)
         yield Outcome(
             input_id(message),
-            key_of(message) if body else _key_in_letter(message),
+            (frame.key or b"").decode() if frame else key_of(message),
             position_of(message),
             writer=str(body["model"]["name"]) if body else "",
             published_ms=int(body["published_at_ms"]) if body else 0,
             arrived_s=observer.arrived_s.get(position_of(message), now),
-            content=content_of_result(body) if body else content_of_letter(message.value(), headers),
+            content=content_of_letter(frame, message.value(), headers) if frame else content_of_result(body or {}),
         )
 
 
-def _key_in_letter(message: confluent_kafka.Message) -> str:
-    """The key of the frame: its dead letter may have another one, where the topic takes none without."""
+def _original(message: confluent_kafka.Message) -> Record:
+    """The frame of a dead letter, which has a key and a timestamp of its own."""
     letter = read_dead_letter(read_record(message))
     assert letter is not None, f"not a dead letter: {position_of(message)}"
-    return (letter.record.key or b"").decode()
+    return letter.record
 
 
 def content_of_result(body: Mapping[str, Any]) -> Content:
@@ -68,8 +73,8 @@ def content_of_result(body: Mapping[str, Any]) -> Content:
     return Content("detected", size=(body["width"], body["height"]), boxes=boxes, of=of)
 
 
-def content_of_letter(value: bytes | None, headers: Mapping[str, bytes | None]) -> Content:
-    """Of a dead letter. One that was cut says itself which frame it was."""
+def content_of_letter(original: Record, value: bytes | None, headers: Mapping[str, bytes | None]) -> Content:
+    """Of a dead letter, which returns `original`. One that was cut says itself which frame it was."""
 
     def text(name: str) -> str:
         return (headers.get(name) or b"").decode()
@@ -77,7 +82,8 @@ def content_of_letter(value: bytes | None, headers: Mapping[str, bytes | None]) 
     cut = text("sluice-truncated") == "true"
     frame = text("sluice-original-sha256") if cut else hashlib.sha256(value or b"").hexdigest()
     of = InputId(int(text(_ERRORS + "partition")), int(text(_ERRORS + "offset")))
-    return Content("rejected", text(_ERRORS + "exception.class.name"), frame=frame, of=of)
+    reason = text(_ERRORS + "exception.class.name")
+    return Content("rejected", reason, frame=frame, of=of, written_ms=original.timestamp_ms or 0)
 
 
 def read_commits(bootstrap: str, group: str) -> list[Commit]:

@@ -202,7 +202,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
         broker = Broker("apache", bootstrap, {}, APACHE, cluster.create_topic)
         topics = Topics.on(broker, PARTITIONS)
         stack.callback(_delete, cluster, topics)
-        fleet = Fleet(broker, topics, unique_name("group"), history, _options(spec, harm), variables or {})
+        fleet = Fleet(broker, topics, unique_name("group"), history, member_options(spec, harm), variables or {})
         fleet.engine_ms, fleet.engine_faults = harm.engine_ms, harm.engine_faults
         fleet.may_expel = harm.deaths is None
         fleet.new_ids = harm.new_ids
@@ -226,7 +226,7 @@ def run(spec: Spec, harm: Harm, cluster: ApacheKafka, variables: Mapping[str, st
 
 def new_history(spec: Spec, harm: Harm) -> History:
     """With what the checker has to allow in this run."""
-    options = _options(spec, harm)
+    options = member_options(spec, harm)
     history = History(
         spec.delivery,
         recovery_limit_s=RECOVERY_LIMIT_S,
@@ -328,15 +328,17 @@ def _recording(history: History, bootstrap: str, fleet: Fleet, harm: Harm) -> It
         recording.stop()
 
 
-def _options(spec: Spec, harm: Harm) -> dict[str, Any]:
+def member_options(spec: Spec, harm: Harm) -> dict[str, Any]:
+    """What every member of such a run is configured with."""
     classic = {"session.timeout.ms": int(SESSION_S * 1000), "heartbeat.interval.ms": 500}
+    consumer = classic if spec.protocol == "classic" else {"group.protocol": "consumer"}
     return {
         "delivery": spec.delivery,
-        "kafka.consumer": classic if spec.protocol == "classic" else {"group.protocol": "consumer"},
         "kafka.commit_interval_ms": COMMIT_INTERVAL_MS,
         "batching.max_batch_size": BATCH,
         "limits.max_in_flight_bytes": IN_FLIGHT_BYTES,
         **harm.options,
+        "kafka.consumer": {**consumer, **harm.options.get("kafka.consumer", {})},
     }
 
 

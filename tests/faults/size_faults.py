@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 from admin_faults import configure, steered
 from fleet import Member
-from loads import Backlog, BadFrames, LargeFrames, LargeLetters, MediumFrames
+from loads import Backlog, BadFrames, Envelopes, LargeFrames, LargeLetters, MediumFrames
 from network import throttle_requests
 from process_faults import kill_one
 from scenario import Harm, World
 
 _MIB = 2**20
-_BACKLOG_BYTES = 208 * _MIB
+_BACKLOG_BYTES = 104 * _MIB
 _SLOW_BYTES_PER_S = 900_000
 _IN_FLIGHT = {"limits.max_in_flight_bytes": 8 * _MIB, "limits.max_unacknowledged": 40}
 
@@ -68,19 +68,35 @@ def overload_by_one_camera(world: World) -> None:
 
 
 def overtake_a_backlog(world: World) -> None:
-    """A backlog of one camera, and small frames of others in its partition, which a fair member serves first.
+    """A member starts behind a backlog of one camera, and frames of others, some in its partition. Those go first.
 
-    Under exactly once their results wait for those of the backlog. A correct program does not keep the pictures of
-    their whole batches meanwhile: nothing counts those.
+    Under exactly once the results of those in its partition wait for those of the backlog. A correct program does not
+    keep the pictures of their whole batches meanwhile: nothing counts those.
     """
     feeder = steered(world)
     feeder.hold()
-    feeder.send_at_once(1200)
+    member = world.any_member()
+    world.fleet.retire(member)
+    feeder.burst(2400, 60)
+    world.fleet.start(member.slot)
     world.expect(
         lambda: any(metric(each, "sluice_in_flight_bytes") > _BACKLOG_BYTES / 2 for each in world.fleet.members),
         30,
         "a member to hold much of the backlog",
     )
+    wait_for_burst(world, 60)
+    feeder.let_go()
+
+
+def overload_with_envelopes(world: World) -> None:
+    """More envelopes at once than a member may hold. It reads until it is full, and pauses.
+
+    A correct program counts the copies that it makes of the pictures.
+    """
+    feeder = steered(world)
+    feeder.hold()
+    feeder.send_at_once(300)
+    wait_for_pause(world, 30)
     feeder.hold(60)
     wait_for_burst(world, 60)
     feeder.let_go()
@@ -142,6 +158,21 @@ HARMS = (
             "batching.max_batch_size": 64,
         },
     ),
+    Harm(
+        "envelopes-large",
+        overload_with_envelopes,
+        strikes=1,
+        members=1,
+        feeder=Envelopes,
+        rate=4,
+        engine_ms=(50, 1500),
+        options={
+            "limits.max_in_flight_bytes": _BACKLOG_BYTES,
+            "batching.max_batch_size": 64,
+            "detector.image_size": 64,
+            "decode.workers": "threads",
+        },
+    ),
     # The limit is more than the member can hold in its ring and its waiting lines: what it uses beyond is not counted.
     Harm(
         "camera-backlog",
@@ -150,12 +181,14 @@ HARMS = (
         members=1,
         feeder=Backlog,
         rate=20,
-        engine_ms=(5, 300),
+        engine_ms=(5, 100),  # faster than the patience of a full member: while it pauses, nothing overtakes
         options={
             "limits.max_in_flight_bytes": _BACKLOG_BYTES,
-            "batching.max_batch_size": 128,
+            "batching.max_batch_size": 64,
             "detector.image_size": 64,
             "decode.workers": "threads",
+            # Little of each partition at a time: else it comes in pieces of more than a batch, and overtakes nothing.
+            "kafka.consumer": {"queued.max.messages.kbytes": 2048, "fetch.message.max.bytes": 250_000},
         },
     ),
     Harm("letters-large", reject_large_frames, strikes=1, feeder=LargeLetters, prepare=limit_letters),

@@ -83,6 +83,16 @@ def test_content_a_dead_letter_that_holds_another_frame() -> None:
     assert kinds(history) == {"content"}
 
 
+def test_content_a_dead_letter_that_lost_the_time_of_its_frame() -> None:
+    """Catches: a letter that is dated like its frame, or like the moment of its writing, and does not say the other."""
+    history = good(samples=[])
+    history.inputs[2] = dataclasses.replace(sent(2, "rejected"), expected=letter(2, written_ms=5))
+    history.outcomes[2] = dataclasses.replace(outcome(2, 0, "", topic="dead"), content=letter(2, written_ms=5))
+    assert check(history).violations == []
+    history.outcomes[2] = dataclasses.replace(history.outcomes[2], content=letter(2, written_ms=1002))
+    assert kinds(history) == {"content"}
+
+
 def test_content_an_outcome_under_the_key_of_another_source() -> None:
     history = good()
     history.outcomes[2] = dataclasses.replace(history.outcomes[2], source="cam-2")

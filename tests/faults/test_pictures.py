@@ -11,8 +11,15 @@ import images
 import pictures
 from consumer.config import DecodeConfig
 from consumer.decoding import Decoder
-from consumer.messages import ResultEncoder, decode_result, encode_dead_letter
-from consumer.types import Detected, Detections, LetterboxPolicy, ModelInfo, Rejected, Skipped
+from consumer.messages import (
+    ResultEncoder,
+    decode_result,
+    encode_dead_letter,
+    encode_envelope,
+    parse_frame,
+    read_dead_letter,
+)
+from consumer.types import Detected, Detections, LetterboxPolicy, ModelInfo, Record, Rejected, Skipped
 from history import Content, InputId
 from made_frames import frame
 from readback import content_of_letter, content_of_result
@@ -56,12 +63,25 @@ def test_a_result_is_read_as_it_was_written() -> None:
 
 def test_a_dead_letter_names_its_frame_also_where_it_was_cut() -> None:
     whole = frame(7, payload=bytes(range(256)) * 40)
-    wanted = Content("rejected", "damaged", frame=hashlib.sha256(whole.payload).hexdigest(), of=InputId(0, 7))
+    whole = whole._replace(record=whole.record._replace(timestamp_ms=5))
+    digest = hashlib.sha256(whole.payload).hexdigest()
+    wanted = Content("rejected", "damaged", frame=digest, of=InputId(0, 7), written_ms=5)
     rejected = Rejected("decode", "damaged", "cut off")
     for limit in (20_000, 8_000):
         message = encode_dead_letter(whole, rejected, source="/test", max_bytes=limit, now_ms=1)
-        assert content_of_letter(message.value, dict(message.headers)) == wanted
+        letter = read_dead_letter(Record(message.key, message.value, tuple(message.headers), message.timestamp_ms))
+        assert letter is not None
+        assert content_of_letter(letter.record, message.value, dict(message.headers)) == wanted
     another = b"another frame"
     headers = dict(encode_dead_letter(whole, rejected, source="/test", max_bytes=20_000, now_ms=1).headers)
-    swapped = content_of_letter(another, headers)
+    swapped = content_of_letter(whole.record, another, headers)
     assert swapped == dataclasses.replace(wanted, frame=hashlib.sha256(another).hexdigest())
+
+
+def test_an_envelope_is_expected_to_have_the_result_of_its_picture() -> None:
+    """As the program reads it. Padding behind the picture changes the record, and not its result."""
+    value = encode_envelope(pictures.frame(3).ljust(20_000, b"-"), source_id="cam-1")
+    of_picture, of_envelope = pictures.expected(pictures.frame(3)), pictures.expected(value)
+    assert of_envelope == dataclasses.replace(of_picture, frame=hashlib.sha256(value).hexdigest())
+    read = parse_frame(Record(b"cam-1", value, (), 5), frame(7).receipt, 0.0)
+    assert (read.verdict, read.payload[:10]) == (None, pictures.frame(3)[:10])

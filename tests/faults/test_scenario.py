@@ -20,7 +20,7 @@ from fleet import Member
 from history import History
 from memory import base_bytes, peak_bytes
 from process_faults import HARMS
-from scenario import EXPOSURE, REPEATS_PER_DEATH, REPEATS_PER_RING, Spec, World, new_history
+from scenario import EXPOSURE, REPEATS_PER_DEATH, REPEATS_PER_RING, Spec, World, member_options, new_history
 from sluice_entry import DIE_AT, LAST_WORDS, STAGES
 
 MIB = 2**20
@@ -115,3 +115,12 @@ def test_a_run_allows_what_its_harm_explains_and_nothing_else() -> None:
     told = dataclasses.replace(CAMPAIGN["sigkill"], exits=(6,), rejects=("engine",))
     allowed = new_history(Spec("sigkill", "at_least_once", "classic", 1), told)
     assert (allowed.may_exit, allowed.may_reject) == ({6}, {"engine"})
+
+
+def test_a_harm_that_sets_the_consumer_keeps_the_protocol_of_the_run() -> None:
+    """Catches: a harm whose settings replace the protocol, so that both kinds of runs are of one protocol."""
+    harm = CAMPAIGN["topic-remade-longer"]
+    for protocol, name in (("consumer", "group.protocol"), ("classic", "session.timeout.ms")):
+        settings = member_options(Spec.parse(f"{harm.name}:at_least_once:{protocol}:1"), harm)["kafka.consumer"]
+        assert {name, "fetch.error.backoff.ms"} <= settings.keys()
+        assert ("group.protocol" in settings) == (protocol == "consumer")

@@ -63,14 +63,24 @@ class KafkaCluster:
     def bootstrap_servers(self) -> str:
         return self._bootstrap_servers
 
-    def create_topic(self, name: str, partitions: int = 1, on: int | None = None, **config: Value) -> None:
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        on: int | None = None,
+        places: Sequence[Sequence[int]] | None = None,
+        **config: Value,
+    ) -> None:
         """Make a topic and wait until each partition has a leader. `max_message_bytes=1` is `max.message.bytes`.
 
-        `on`: the only node that has it; default: three, or as many as there are.
+        `on`: the only node that has it; default: three, or as many as there are. `places`: the nodes of each partition,
+        its leader first; see `places`.
         """
         settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+        if places is None and on is not None:
+            places = [[on]] * partitions
         nodes = min(3, len(self.metadata().brokers))
-        where = {"replication_factor": nodes} if on is None else {"replica_assignment": [[on]] * partitions}
+        where = {"replication_factor": nodes} if places is None else {"replica_assignment": list(map(list, places))}
         topic = NewTopic(name, num_partitions=partitions, config=settings, **where)
         admin = self.admin()  # held until the answer is there: it fails when the client is collected
         admin.create_topics([topic])[name].result(_ANSWER_TIMEOUT_SECONDS)
@@ -80,6 +90,12 @@ class KafkaCluster:
         """The node that leads a partition now; -1 while there is none."""
         leader: int = self.metadata().topics[topic].partitions[partition].leader
         return leader
+
+    def places(self, topic: str) -> list[list[int]]:
+        """The nodes of each partition, with its leader first."""
+        partitions = self.metadata().topics[topic].partitions
+        known = [partitions[number] for number in range(len(partitions))]
+        return [[each.leader, *(node for node in each.replicas if node != each.leader)] for each in known]
 
     def in_sync(self) -> bool:
         """Every partition of every topic has a leader, and all its replicas."""
