@@ -118,21 +118,21 @@ def test_the_digest_of_the_core_changes_with_its_code(tmp_path: Path) -> None:
     """Catches: a list of files that forgets one that is new, and figures of code that has changed since."""
     package = copied(tmp_path)
     assert core.digest(package) == core.digest()
-    (package / "source" / "brand_new.py").write_text("x = 1\n")
+    (package / "kafka" / "brand_new.py").write_text("x = 1\n")
     added = core.digest(package)
-    (package / "source" / "brand_new.py").write_text("x = 2\n")
+    (package / "kafka" / "brand_new.py").write_text("x = 2\n")
     changed = core.digest(package)
-    (package / "source" / "brand_new.py").write_text("from math import sqrt as x\n")
+    (package / "kafka" / "brand_new.py").write_text("from math import sqrt as x\n")
     assert len({core.digest(), added, changed, core.digest(package)}) == 4
 
 
 def test_the_digest_of_the_core_does_not_change_when_definitions_move(tmp_path: Path) -> None:
     """Catches: a campaign of hours that counts for nothing after a module was split or renamed."""
     package = copied(tmp_path)
-    (package / "pipeline.py").rename(package / "source" / "loop.py")
+    (package / "pipeline.py").rename(package / "kafka" / "loop.py")
     main = package / "app.py"
-    main.write_text(main.read_text().replace("consumer.pipeline", "consumer.source.loop"))
-    assert "consumer.source.loop" in main.read_text()
+    main.write_text(main.read_text().replace("consumer.pipeline", "consumer.kafka.loop"))
+    assert "consumer.kafka.loop" in main.read_text()
     assert core.digest(package) == core.digest()
 
 
