@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
-from consumer import wire
+from consumer import messages as wire
 from consumer.types import (
     Detected,
     Detections,

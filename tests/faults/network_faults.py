@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from consumer.errors import StalledError
+from consumer.errors import PublishError, StalledError
 from fleet import client_id
 from network import (
     Api,
@@ -77,8 +77,11 @@ _LONG = (SESSION_S * 1.5, SESSION_S * 3)
 
 def _harm(name: str, inflict: Callable[[World], None], **more: Any) -> Harm:
     """StalledError is explained, as in `broker_faults`: a call of the client library may not come back."""
-    return Harm(f"net-{name}", inflict, proxied=True, options=IMPATIENT, exits=(StalledError.exit_code,), **more)
+    more = {"exits": (StalledError.exit_code,), **more}
+    return Harm(f"net-{name}", inflict, proxied=True, options=IMPATIENT, **more)
 
+
+_DIED = (StalledError.exit_code, PublishError.exit_code)
 
 # `deaths=None` where a member can lose its partitions, or a commit, without knowing: what is written around the strike
 # is exposed then.
@@ -89,7 +92,9 @@ HARMS = (
     _harm("black-hole-all", to_all(black_hole, *_LONG), deaths=None),
     _harm("slow", to_all(_slow_network, 3.0, 6.0), deaths=0),
     _harm("thin", to_all(_thin_network, 3.0, 6.0), deaths=None),
-    _harm("acks-dropped", to_one(drop_acknowledgements, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None),
+    # Several unanswered requests to one partition can be a fatal error of the idempotent producer ("rewound sequence
+    # number"): the process ends with 5, and its successor repeats what was not acknowledged.
+    _harm("acks-dropped", to_one(drop_acknowledgements, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None, exits=_DIED),
     _harm("produce-held", to_one(_hold_produce, 1.0, REQUEST_TIMEOUT_MS / 1000 * 2), deaths=None),
     _harm("heartbeats-held", to_one(hold_heartbeats, *_LONG), deaths=None),
     # A transaction is given up after ten seconds: some of these outlast that, some do not.
