@@ -50,7 +50,8 @@ for up to sixteen now, as a transaction is given up after ten. `write-twice` is 
 late. It needs one that was done and not answered. `no-topic-watch` went unseen while the new topic was shorter than the
 old one, or had other leaders: both make the client ask where to begin. With `group.protocol=consumer` the coordinator
 takes the partitions of a deleted topic away, and the bug does no harm. `held-outcome-keeps-its-batch` went through five
-runs of `camera-backlog` unseen while its member paused: nothing overtakes a backlog meanwhile.
+runs of an earlier `camera-backlog` unseen: its member read one partition at a time, and paused; little overtakes a
+backlog then.
 """
 
 

@@ -77,7 +77,7 @@ def overtake_a_backlog(world: World) -> None:
     feeder.hold()
     member = world.any_member()
     world.fleet.retire(member)
-    feeder.burst(2400, 60)
+    feeder.burst(2600, 60)
     world.fleet.start(member.slot)
     world.expect(
         lambda: any(metric(each, "sluice_in_flight_bytes") > _BACKLOG_BYTES / 2 for each in world.fleet.members),
