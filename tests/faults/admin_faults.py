@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions
+from confluent_kafka.admin import NewPartitions
 
 from consumer import errors
 from feeders import EndsAborted, SteeredFeeder, TransactionalFeeder, only_committed
 from history import History
+from kafka_clients import alter_topic
 from loads import LettersToCut
 from process_faults import kill_one, terminate_one
 from scenario import PARTITIONS, Harm, World
@@ -29,14 +30,7 @@ _LONGER = 50  # frames
 
 def configure(world: World, topic: str, **settings: object) -> None:
     """Set settings of a topic, `_` for `.`."""
-    entries = [
-        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
-        for name, value in settings.items()
-    ]
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
-    admin = world.cluster.admin()  # held until the answer is there
-    for answer in admin.incremental_alter_configs([resource]).values():
-        answer.result(_ANSWER_S)
+    alter_topic(world.cluster.admin(), topic, **settings)
 
 
 def steered(world: World) -> SteeredFeeder:

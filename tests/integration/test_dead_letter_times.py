@@ -12,6 +12,7 @@ from brokers import Broker, unique_name
 from consumer.messages import read_dead_letter, read_record
 from consumer.tools.dlq.letters import message_for, read_letter
 from consumer.types import Record
+from kafka_clients import admin, alter_topic
 from sluice_process import Topics, produce, reading, running
 from waiting import wait_until
 
@@ -102,7 +103,7 @@ def test_a_frame_without_a_key_reaches_a_compacted_dead_letter_topic(
     ):
         sluice.wait_ready()
         if not told:
-            alter(apache_broker, topics.dead, cleanup_policy="compact")
+            alter_topic(admin(apache_broker), topics.dead, cleanup_policy="compact")
         produce(apache_broker, topics.frames, [(None, b"damaged"), ("cam-1", b"damaged"), (None, b"damaged")])
         codes: list[int] = []
 
@@ -120,18 +121,3 @@ def test_a_frame_without_a_key_reaches_a_compacted_dead_letter_topic(
     assert [found[f"{topics.frames}/0/{n}"].record.key for n in range(3)] == [None, b"cam-1", None]
     assert all(isinstance(dead.record, Record) for dead in found.values())
     assert ("topic is compacted" in sluice.log) is (told or bool(codes))
-
-
-def alter(broker: Broker, topic: str, **settings: Any) -> None:
-    """Change settings of a topic, as an administrator does at run time."""
-    from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry
-    from confluent_kafka.admin._config import ConfigResource
-
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers, "log_level": 0})
-    entries = [
-        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
-        for name, value in settings.items()
-    ]
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
-    for answer in admin.incremental_alter_configs([resource]).values():
-        answer.result(10)

@@ -20,6 +20,7 @@ from brokers import Broker, unique_name
 from consumer.messages import read_dead_letter, read_record
 from consumer.types import Record
 from exactly_once import metric
+from kafka_clients import admin, alter_topic
 from secured_kafka import SecuredKafka
 from sluice_process import Reader, Sluice, Topics, produce, reading, running
 from waiting import wait_until
@@ -144,7 +145,7 @@ def test_a_result_above_the_limit_of_the_output_topic_becomes_a_dead_letter(
     ):
         sluice.wait_ready()
         if not told:
-            alter(apache_broker, topics.detections, max_message_bytes=900)
+            alter_topic(admin(apache_broker), topics.detections, max_message_bytes=900)
         long_id = "c" * 120  # makes the result longer
         produce(apache_broker, topics.frames, [(long_id, image)] * 5, headers={"frame-id": "f" * 250})
         if not told and delivery == "at_least_once":
@@ -201,7 +202,7 @@ def test_results_stay_in_order_if_the_limit_is_lowered_at_run_time(apache_broker
         sluice.wait_ready()
         with streaming(apache_broker, topics.frames, 2500) as sent:
             results.read(2500, 60, alive=lambda: sluice.running)
-            alter(apache_broker, topics.detections, max_message_bytes=6000)
+            alter_topic(admin(apache_broker), topics.detections, max_message_bytes=6000)
             assert sluice.wait(60) == 5, sluice.log
             assert '"restart_helps": true' in sluice.log
             assert "a restart learns the new limit" in sluice.log
@@ -216,18 +217,3 @@ def test_results_stay_in_order_if_the_limit_is_lowered_at_run_time(apache_broker
         wait_until(complete, 60, "all results")
         assert sluice.terminate() == 0, sluice.log
     assert list(offsets) == sorted(offsets)
-
-
-def alter(broker: Broker, topic: str, **settings: int) -> None:
-    """Change settings of a topic, as an administrator does at run time."""
-    from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry
-    from confluent_kafka.admin._config import ConfigResource
-
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers, "log_level": 0})
-    entries = [
-        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
-        for name, value in settings.items()
-    ]
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
-    for answer in admin.incremental_alter_configs([resource]).values():
-        answer.result(10)

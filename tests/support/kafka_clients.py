@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from brokers import Broker, unique_name
 from waiting import wait_until
@@ -31,6 +32,21 @@ def consumer_settings(broker: Broker, **more: Any) -> dict[str, Any]:
         "bootstrap.servers": broker.bootstrap_servers,
         **{name.replace("_", "."): value for name, value in more.items()},
     }
+
+
+def admin(broker: Broker) -> AdminClient:
+    return AdminClient({"bootstrap.servers": broker.bootstrap_servers, "log_level": 0})
+
+
+def alter_topic(admin: AdminClient, topic: str, **settings: Any) -> None:
+    """Change settings of a topic (`_` for `.`), as an administrator does at run time."""
+    entries = [
+        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
+        for name, value in settings.items()
+    ]
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
+    for answer in admin.incremental_alter_configs([resource]).values():
+        answer.result(15)
 
 
 def new_producer(broker: Broker, **more: Any) -> Producer:
