@@ -25,6 +25,7 @@ _ANSWER_S = 15
 _DONE_S = 30.0
 _ADDED = 2
 _REMADE = "again-"
+_REFUSED = (errors.PublishError.exit_code,)
 _LONGER = 50  # frames
 
 
@@ -209,5 +210,6 @@ HARMS = (
     _remade_harm("topic-remade", remake_topic),
     _remade_harm("topic-remade-longer", remake_longer, options=_FETCHES_LATE),
     Harm("partitions-added", add_partitions, strikes=1, feeder=SteeredFeeder, options=_SEES_PARTITIONS),
-    Harm("limits-changed", change_limits, deaths=None, strikes=1, feeder=LettersToCut),
+    # With at-least-once, a limit that is lowered ends the process once, so that the order is kept.
+    Harm("limits-changed", change_limits, deaths=None, strikes=1, feeder=LettersToCut, exits=_REFUSED),
 )
