@@ -180,7 +180,7 @@ class TransactionsLike(Protocol):
             All outcomes of `finished`. They are committed.
 
         Raises:
-            TransactionError: The transaction failed, or its result is unknown. `rolled_back` says which.
+            TransactionError: The transaction failed. If `rolled_back` is False, it may have been committed.
             KafkaError: No retry helps, and the process must end.
         """
         ...

@@ -144,7 +144,7 @@ class OffsetTracker:
         ]
 
     def watermarks_after(self, last: Mapping[TopicPartition, int]) -> list[Committable]:
-        """Return the watermarks that will hold once all frames up to and including `last[partition]` are done.
+        """Return the watermarks that will hold when all frames up to and including `last[partition]` are done.
 
         Args:
             last: An offset for each partition.

@@ -16,7 +16,7 @@ from typing import Final
 from consumer.delivery.offsets import OffsetTracker
 from consumer.types import Detected, Finished, Rejected, TopicPartition
 
-# Approximate sizes: of a result without its detections, of one detection, and of a dead letter beside its record.
+# Approximate sizes: of a result without its detections, of one detection, and of a dead letter without its record.
 _RESULT_BYTES: Final = 1024
 _DETECTION_BYTES: Final = 128
 _LETTER_BYTES: Final = 2048
@@ -59,7 +59,7 @@ class HeldOutcomes:
         """Remove and return the outcomes that no unfinished frame precedes, in offset order within each partition.
 
         If ready outcomes remain, `more` is True. The next call then starts with the partitions that were not served, so
-        that no partition waits behind another one indefinitely.
+        that no partition waits for another one indefinitely.
 
         Args:
             offsets: The tracker of received frames. Before the next call of this method, either call its `done` for

@@ -2,7 +2,7 @@
 
 A transaction that is too large for a slow connection never commits, however often it is retried. Small transactions on
 a fast connection cost round trips. So the budget grows while transactions are fast, and shrinks if one is slow because
-of its bytes. If the brokers need seconds for every transaction, whatever its size, the budget grows too.
+of its bytes. If the brokers need seconds for every transaction of any size, the budget grows too.
 
 The code is pure: it has no clock.
 """
