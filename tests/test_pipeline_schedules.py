@@ -26,7 +26,7 @@ def _quiet() -> Iterator[None]:
 def test_no_schedule_violates_a_guarantee(delivery: str, entropy: bytes) -> None:
     """Mixes rebalances, losses, slow or failing inference, refused writes, failed transactions, and a stop at any time.
 
-    Catches a commit before its acknowledgement, an epoch that is not checked, and a frame that is lost between two steps.
+    Catches a commit before its acknowledgement, an epoch that is not checked, and a frame lost between two steps.
     Catches bytes that are never released, a drain that never ends, and a clean stop after which a frame is repeated.
     Catches an outcome above the offset that is committed with it, and a rewind before the transaction is resolved.
     """

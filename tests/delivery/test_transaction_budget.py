@@ -29,7 +29,7 @@ def holding(*items: Finished) -> tuple[HeldOutcomes, OffsetTracker]:
     return held, offsets
 
 
-class Way:
+class Connection:
     """A connection: a transaction takes `round_trip_s` plus the transfer time of its bytes. It fails after 10 s."""
 
     def __init__(self, bytes_per_s: float, round_trip_s: float = 0.02) -> None:
@@ -59,32 +59,32 @@ class Way:
 @pytest.mark.parametrize("bytes_per_s", [50_000, 200_000, 900_000, 10_000_000, 1_000_000_000])
 def test_a_backlog_drains_at_the_speed_of_the_connection(bytes_per_s: float) -> None:
     """Catches a transaction of all ready outcomes: on a slow connection it never ends in time or commits anything."""
-    way = Way(bytes_per_s)
+    connection = Connection(bytes_per_s)
     held, offsets = holding(*[letter(n) for n in range(400)])
     done, took_s = 0, 0.0
     while done < 400:
         assert took_s < 100_000, f"{done} of 400"
-        count, seconds = way.write(held, offsets)
+        count, seconds = connection.write(held, offsets)
         done, took_s = done + count, took_s + seconds
     assert took_s < 1.5 * 400 * (LETTER + 2048) / bytes_per_s + 60
-    assert way.worst_row <= 2
+    assert connection.worst_row <= 2
 
 
 def test_adapts_within_a_few_transactions_to_a_new_connection_speed() -> None:
     """Catches a budget that is measured only once."""
-    way = Way(100_000_000)
+    connection = Connection(100_000_000)
     held, offsets = holding(*[letter(n) for n in range(1000)])
-    while way.budget.bytes < MOST_BYTES:
-        way.write(held, offsets)
-    way.bytes_per_s = 300_000
+    while connection.budget.bytes < MOST_BYTES:
+        connection.write(held, offsets)
+    connection.bytes_per_s = 300_000
     tries = 0
-    while way.write(held, offsets)[0] == 0:
+    while connection.write(held, offsets)[0] == 0:
         tries += 1
     assert tries <= 3
-    way.bytes_per_s = 100_000_000
+    connection.bytes_per_s = 100_000_000
     for _ in range(8):
-        way.write(held, offsets)
-    assert way.budget.bytes > 4_000_000
+        connection.write(held, offsets)
+    assert connection.budget.bytes > 4_000_000
 
 
 def test_an_immediate_failure_does_not_shrink_it() -> None:
@@ -107,12 +107,12 @@ def test_slow_round_trips_do_not_shrink_it() -> None:
 
 def test_brokers_that_are_slow_for_any_size_get_large_transactions() -> None:
     """Catches a budget that shrinks to its minimum, so that each transaction of a backlog has only a few outcomes."""
-    way = Way(100_000_000, round_trip_s=5.0)
+    connection = Connection(100_000_000, round_trip_s=5.0)
     held, offsets = holding(*[letter(n) for n in range(1000)])
     sizes = []
     for _ in range(12):
-        sizes.append(way.budget.bytes)
-        way.write(held, offsets)
+        sizes.append(connection.budget.bytes)
+        connection.write(held, offsets)
     assert min(sizes) > LEAST_BYTES
     assert max(sizes[-3:]) > 4 * sizes[0]
 
