@@ -1,4 +1,4 @@
-"""The composition root: builds the objects of `sluice run` and runs the pipeline with them."""
+"""Builds the objects of `sluice run` and runs the pipeline with them. This module is the composition root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consumer import __version__
 from consumer.config import Config
 from consumer.errors import ConfigError
 
-if TYPE_CHECKING:  # the command line starts fast
+if TYPE_CHECKING:  # not imported at run time, so that the command line starts fast
     from consumer.concurrency import Stop
     from consumer.delivery.base import MakeDelivery
     from consumer.inference import Worker
@@ -28,14 +28,19 @@ if TYPE_CHECKING:  # the command line starts fast
 
 _log = structlog.get_logger(__name__)
 
-# How long the start waits for what the brokers say of the topics. Without an answer the program works, too.
+# How long the start waits for the topic configurations from the brokers. The program also works without an answer.
 TOPIC_LIMITS_S = 5.0
 
 
 def serve(config: Config, stop: Stop) -> None:
-    """Run the pipeline on this thread until `stop` is set and all is drained.
+    """Run the pipeline on the calling thread until `stop` is set and all frames in flight are drained.
 
-    Raises a SluiceError, with its exit code, where it cannot go on.
+    Args:
+        config: All options. `detector.model` is required.
+        stop: Ends the pipeline, also while the model is loading.
+
+    Raises:
+        SluiceError: The process cannot continue. The class of the error defines the exit code.
     """
     if not config.detector.model:
         raise ConfigError("detector.model is required: the path of a .pt or .onnx file (see sluice config --explain)")
@@ -63,7 +68,7 @@ def serve(config: Config, stop: Stop) -> None:
         if server is not None:
             server.start()
         _log.info("loading model", model=config.detector.model)
-        # The model is loaded before the group is joined, so that a slow load cannot cost the membership.
+        # The model is loaded before this process joins the group, so that a slow load cannot cost the membership.
         if worker.start(stop):
             metrics.build.labels(__version__, worker.info.name, worker.device).set(1)
             _log.info("model ready", model=worker.info.name, digest=worker.info.digest, device=worker.device)
@@ -77,14 +82,14 @@ def serve(config: Config, stop: Stop) -> None:
 
 
 def _set_up_process() -> None:
-    """Settings of the whole process, which no import may touch."""
+    """Apply settings that concern the whole process. No import may change these."""
     from prometheus_client import disable_created_metrics
 
     from consumer.decoding import configure_opencv
 
-    # The default of 5 ms lets one busy Python thread starve the decode threads of the GIL.
+    # With the default of 5 ms, one busy Python thread keeps the GIL for too long and starves the decode threads.
     sys.setswitchinterval(0.0001)
-    # Else there is a second series beside each counter, which nothing here reads.
+    # By default each counter has a second series with its creation time, which nothing here uses.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     configure_opencv()
 
@@ -92,14 +97,14 @@ def _set_up_process() -> None:
 def _consume(
     config: Config, worker: Worker, stop: Stop, *, health: Health, metrics: Metrics, traces: Traces | None
 ) -> None:
-    """Join the group and run the loop, with a model that is warm, until all is drained."""
+    """Join the group with a warm model, and run the loop until all frames in flight are drained."""
     from consumer.kafka.consumer import Source
     from consumer.observability.health import Watchdog
     from consumer.pipeline import Pipeline
 
     clock, wall_clock_ms = time.monotonic, _wall_clock_ms
     made = _delivery(config, worker.info, metrics, stop)
-    if made is None:  # told to stop, and nothing has begun
+    if made is None:  # stopped before anything started
         return
     publisher, make_delivery = made
     pipeline = Pipeline(
@@ -116,8 +121,8 @@ def _consume(
         traces=traces,
     )
     gc.collect()
-    gc.freeze()  # what lives as long as the process need not be looked at again
-    Watchdog(health).start()  # never closed: it also ends a process whose clients hang while they close
+    gc.freeze()  # the garbage collector need not traverse objects that live as long as the process
+    Watchdog(health).start()  # never closed, because it also ends a process whose clients hang on close
     try:
         pipeline.run(stop)
     finally:
@@ -126,7 +131,7 @@ def _consume(
 
 
 def _traces(config: Config) -> Traces | None:
-    """The exporter of spans, where one is asked for."""
+    """Return the exporter of spans, or None if traces are off."""
     if not config.traces.endpoint:
         return None
     from consumer.observability.tracing import open_traces
@@ -146,9 +151,10 @@ def _traces(config: Config) -> Traces | None:
 def _delivery(
     config: Config, model: ModelInfo, metrics: Metrics, stop: Stop
 ) -> tuple[Publisher | TransactionalPublisher, MakeDelivery] | None:
-    """The producer, which this thread owns from now on, and how the pipeline delivers with it.
+    """Build the producer, which the calling thread then owns, and the factory of the delivery that uses it.
 
-    None where `stop` was set before the brokers let it begin.
+    Returns:
+        The producer and the factory. None if `stop` was set before the producer was ready for transactions.
     """
     from consumer.delivery.at_least_once import AtLeastOnce
     from consumer.delivery.exactly_once import ExactlyOnce

@@ -1,4 +1,4 @@
-"""The command line: one function for each command. Errors become exit codes."""
+"""Defines the command line, with one function for each command, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ConfigPath = Annotated[
 
 @app.command()
 def run(config: ConfigPath = None) -> None:
-    """Run the consumer until SIGTERM or SIGINT, then drain and exit 0. A second signal ends it at once."""
+    """Run the consumer until SIGTERM or SIGINT, then drain and exit 0. A second signal ends it immediately."""
     from consumer.app import serve
     from consumer.concurrency import Stop
     from consumer.signals import stop_on_signals
@@ -53,7 +53,7 @@ def run(config: ConfigPath = None) -> None:
     try:
         serve(settings, stop)
     except ConfigError:
-        raise  # said plainly, like any other wrong option
+        raise  # `main` prints it as plain text instead of a log line, as for any other command
     except SluiceError as error:
         _log.critical(str(error), error=type(error).__name__, exit_code=error.exit_code, restart_helps=error.retriable)
         _leave(error.exit_code)
@@ -92,17 +92,24 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point of the `sluice` script. Exits with the code of the error's class."""
+    """Run the `sluice` script. This is its entry point.
+
+    Raises:
+        SystemExit: The command has ended. After a SluiceError, the exit code is the one of its class.
+    """
     try:
         app(standalone_mode=True)
     except SluiceError as error:
-        lines = map(printable, str(error).split("\n"))  # a wrong configuration has one for each option
+        lines = map(printable, str(error).split("\n"))  # a ConfigError has one line for each wrong option
         sys.stderr.write("sluice: " + "\n".join(lines) + "\n")
         raise SystemExit(error.exit_code) from None
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process at once: all that must be closed is closed, and a native thread that hangs may not hold it."""
+    """End the process immediately.
+
+    Everything that must be closed is already closed, and a native thread that hangs must not block the exit.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Deadlines, the stop of the program, and blocking calls that are given up in time."""
+"""Provides deadlines, the stop flag of the program, and a time limit for blocking calls."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from typing import Final, TypeVar
 
 from consumer.types import Clock
 
-# How soon a stop is noticed.
+# How often a waiting call checks the stop flag.
 _LOOK_EVERY_S: Final = 0.1
 
 T = TypeVar("T")
 
 
 class Deadline:
-    """One budget of time that everything inside a rebalance or a shutdown shares."""
+    """A time budget that all steps of a rebalance or a shutdown share.
+
+    Args:
+        seconds: The budget, from now on.
+        clock: Monotonic seconds.
+    """
 
     def __init__(self, seconds: float, clock: Clock) -> None:
         self._clock = clock
@@ -33,29 +38,38 @@ class Deadline:
 
 
 class Stop:
-    """Tells the loop to end, and remembers since when. A signal handler may set it: it has no lock."""
+    """A flag that ends the loop, with the time at which it was set.
+
+    It has no lock, so a signal handler may set it.
+
+    Args:
+        clock: Monotonic seconds.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.at = math.inf  # on that clock
+        self.at = math.inf  # time of the first `set`, in seconds on that clock; infinite before
 
     def set(self) -> None:
-        """End. Only the first time counts."""
+        """Set the flag. Only the first call has an effect."""
         self.at = min(self.at, self._clock())
 
     def is_set(self) -> bool:
-        """Whether to end."""
+        """Return whether the flag is set."""
         return self.at < math.inf
 
 
 class StoppedError(Exception):
-    """The process was told to stop while a call was waited for."""
+    """The stop flag was set while the caller waited for a call."""
 
 
 class Caller:
-    """Makes calls one after the other. Use it from one thread.
+    """Runs blocking calls with a time limit, one after the other, on a thread of its own. Use it from one thread.
 
-    Its thread begins with the first call, and does not keep the process from ending, as an executor's would.
+    The thread starts with the first call. Unlike the threads of an executor, it does not keep the process alive.
+
+    Args:
+        name: The name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,10 +77,18 @@ class Caller:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def call(self, function: Callable[[], T], within_s: float, stop: Stop | None = None) -> T:
-        """What `function` returns or raises. Blocks for `within_s` at most.
+        """Return what `function` returns, or raise what it raises. Blocks up to `within_s`.
 
-        Raises TimeoutError where it is not back by then, and StoppedError as soon as `stop` is set. Then it goes on,
-        and whatever is called next waits behind it.
+        After a TimeoutError or a StoppedError, `function` continues to run, and the next call waits until it ends.
+
+        Args:
+            function: Runs on the other thread.
+            within_s: Seconds to wait for it.
+            stop: Ends the wait early when set.
+
+        Raises:
+            TimeoutError: `function` did not return in time.
+            StoppedError: `stop` was set before `function` returned.
         """
         future: Future[T] = Future()
         self._do(partial(_fulfil, future, function))
@@ -77,15 +99,16 @@ class Caller:
                     return future.result(left_s if stop is None else min(_LOOK_EVERY_S, left_s))
                 except TimeoutError:
                     if future.done():
-                        return future.result()  # in the meantime, or it raised a TimeoutError itself
+                        return future.result()  # it ended in the meantime, or it raised a TimeoutError itself
                 if stop is not None and stop.is_set():
                     raise StoppedError
         finally:
-            del future  # what it raised holds this frame, and so all that the caller has in hand
+            # The exception in it refers to this stack frame. The cycle would keep the objects of all callers alive.
+            del future
         raise TimeoutError(f"not back within {within_s:.1f} s")
 
     def end(self, last: Callable[[], object] = lambda: None) -> None:
-        """Make one last call once the others are back, and end the thread. Does not wait for it."""
+        """Run one last call after all earlier ones, then end the thread. Does not wait for either."""
 
         def job() -> bool:
             last()
@@ -106,7 +129,7 @@ class Caller:
 def _fulfil(future: Future[T], function: Callable[[], T]) -> bool:
     try:
         future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - raised again by the thread that asked
+    except BaseException as error:  # noqa: BLE001 - raised again on the calling thread
         future.set_exception(error)
-    del future, function  # as above
+    del future, function  # breaks the same cycle as in `Caller.call`
     return True

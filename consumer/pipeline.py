@@ -1,14 +1,15 @@
-"""READ FIRST: the loop. One turn is poll, batch, decode and infer, publish, commit.
+"""Runs the main loop. READ THIS FIRST: one iteration is poll, batch, decode and infer, publish, commit.
 
-Everything here runs on the main thread, which owns the consumer, the producer and the offset tracker, so none of it
-needs a lock. The order that the promises stand on:
+All of this code runs on the main thread. That thread owns the consumer, the producer and the offset tracker, so the
+code needs no locks. The delivery guarantees depend on this order:
 
-1. A frame is `received` by the tracker before it can be admitted: from then on it holds the watermark back.
-2. An outcome is published only while its frame's epoch is current: another consumer may own the partition by now.
-3. A frame is `done` only once the brokers have acknowledged its outcome.
-4. Only watermarks go to the commit, so no committed offset is ever ahead of an acknowledged outcome.
+1. A frame is `received` by the tracker before it can be admitted. From then on it holds the watermark back.
+2. An outcome is published only if its frame's epoch is current. If it is not, another consumer may own the partition.
+3. A frame is `done` only when the brokers have acknowledged its outcome.
+4. Only watermarks are committed, so no committed offset is ever ahead of an acknowledged outcome.
 
-How outcomes are published and offsets committed is the delivery's: with `exactly_once`, 3 and 4 are one transaction.
+The `Delivery` decides how outcomes are published and offsets committed. With `exactly_once`, steps 3 and 4 are one
+transaction.
 """
 
 from __future__ import annotations
@@ -32,43 +33,103 @@ from consumer.types import Acknowledged, BatchResult, DeviceMemory, Finished, Fr
 
 _log = structlog.get_logger(__name__)
 
-# How long one turn may block, by what it waits for.
-IDLE_S = 0.2  # nothing is anywhere: only a record, a rebalance or a signal can come
-ACKNOWLEDGE_S = 0.02  # only acknowledgements are awaited: they are not urgent
-BUSY_S = 0.001  # a result may come at any moment, and it is published at the end of this wait
-WAITING_S = 0.005  # frames wait for their batch to fill or its delay to pass
-FULL_S = 0.05  # no room for frames: block on the results alone
-# And then for batches behind it, where the worker is full and no other limit is met: written together, the outcomes of
-# several cost a fraction of the requests, and others wait by then, so that this shows in nobody's latency.
+# How long one iteration may block, by what it waits for.
+IDLE_S = 0.2  # nothing is in flight: only a record, a rebalance or a signal can arrive
+ACKNOWLEDGE_S = 0.02  # only acknowledgements are missing: they are not urgent
+BUSY_S = 0.001  # a result may arrive at any moment, and it is published at the end of this wait
+WAITING_S = 0.005  # frames wait until their batch is full or its delay has passed
+FULL_S = 0.05  # no room for frames: wait for results only
+# After the first result, how long to wait for further batches if the worker is full. Publishing the outcomes of several
+# batches together takes a fraction of the requests. Other frames are queued at this point, so no latency suffers.
 GATHER_S = 0.05
-# With no room for so long, reading pauses. A shorter wait does not: a pause drops what librdkafka had prefetched.
+# After this long without room, reading pauses. Not earlier, because a pause drops what librdkafka has prefetched.
 PATIENCE_S = 0.5
 OBSERVE_EVERY_S = 1.0
 
 
 class WorkerLike(Protocol):
-    """What the pipeline asks of `worker.Worker`."""
+    """The decoding and inference stage, as the loop uses it: `consumer.inference.worker.Worker`, or a fake in tests.
+
+    All methods are for the main thread.
+    """
 
     @property
-    def room(self) -> int: ...
+    def room(self) -> int:
+        """Number of frames that `admit` accepts now."""
+        ...
+
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Number of admitted frames that `results` or `discard` has not returned yet."""
+        ...
+
     @property
-    def expecting(self) -> bool: ...
+    def expecting(self) -> bool:
+        """Whether a result may arrive without another frame or a batching delay: the detector works, or soon will."""
+        ...
+
     @property
-    def busy_since(self) -> float | None: ...
+    def busy_since(self) -> float | None:
+        """Time of the last progress on the current batch, in seconds on the injected clock. None if idle."""
+        ...
+
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """The device on which the detector runs."""
+        ...
+
     @property
-    def device_memory(self) -> DeviceMemory | None: ...
-    def admit(self, frames: Sequence[Frame]) -> None: ...
-    def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]: ...
-    def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]: ...
-    def drain(self, *, draining: bool) -> None: ...
+    def device_memory(self) -> DeviceMemory | None:
+        """Recent memory usage of the device. None if the device has no memory of its own."""
+        ...
+
+    def admit(self, frames: Sequence[Frame]) -> None:
+        """Accept up to `room` frames for decoding and inference. Does not block."""
+        ...
+
+    def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
+        """Return the finished batches, oldest first.
+
+        Args:
+            timeout_s: Seconds to wait for the first batch.
+            gather_s: Seconds to wait for more, counted from the first. The wait ends early if no batch is in progress,
+                or if the next one would probably not finish in time.
+
+        Raises:
+            Exception: The error that ended the inference thread, after all finished batches were returned. Every later
+                call raises it again.
+        """
+        ...
+
+    def discard(self, partitions: Sequence[TopicPartition], *, overtaken: bool) -> list[Frame]:
+        """Drop the frames of these partitions that wait for a batch, and return them. Batches continue unchanged.
+
+        Args:
+            partitions: Their frames are dropped.
+            overtaken: Whether to drop also the frames that a later offset of their partition has overtaken. If those
+                are finished instead, the watermark can rise over the later offsets.
+        """
+        ...
+
+    def drain(self, *, draining: bool) -> None:
+        """Set whether open batches go to the detector without waiting for more frames."""
+        ...
 
 
 class Pipeline(RebalanceListener):
-    """The main loop over a source, a worker and a publisher. `run` returns once `stop` is set and all is drained."""
+    """The main loop over a Kafka consumer, a worker and a delivery.
+
+    Args:
+        config: All options.
+        make_source: Builds the consumer. Its argument is this pipeline, which listens to rebalances.
+        worker: A started worker.
+        make_delivery: Builds the delivery from the consumer, the offset tracker and the rejection breaker.
+        health: Receives the heartbeat and the state of the loop.
+        metrics: Receives counts and durations.
+        clock: Monotonic seconds.
+        wall_clock_ms: Unix milliseconds.
+        traces: The exporter of spans, if traces are on.
+    """
 
     def __init__(
         self,
@@ -94,15 +155,23 @@ class Pipeline(RebalanceListener):
         self._traces = traces
         self._clock = clock
         self._wall_clock_ms = wall_clock_ms
-        self._held_bytes = 0  # encoded bytes of the frames that were received and are not finished
-        self._full_since: float | None = None
+        self._held_bytes = 0  # encoded bytes of the frames that were received, and are neither acknowledged nor dropped
+        self._full_since: float | None = None  # since when there has been no room
         self._paused = False
-        self._most_room = 0
+        self._most_room = 0  # the largest room of the worker so far
         self._observe_at = 0.0
         self._stop = Stop(clock)
 
     def run(self, stop: Stop) -> None:
-        """Loop until `stop` is set, then drain. Raises what made it impossible to go on, after closing the source."""
+        """Run the loop until `stop` is set, then drain. Closes the consumer in every case.
+
+        Args:
+            stop: Ends the loop. `limits.drain_timeout_s` counts from the moment it was set.
+
+        Raises:
+            DrainError: Some frames were not acknowledged within the drain timeout.
+            SluiceError: The loop cannot continue.
+        """
         drained, self._stop = False, stop
         try:
             self._source.subscribe()
@@ -111,7 +180,7 @@ class Pipeline(RebalanceListener):
             while not stop.is_set():
                 self.step()
             self._health.state = State.DRAINING
-            # The turn in which the stop came may have waited for brokers for many seconds of it.
+            # The iteration during which `stop` was set may have waited for brokers for many seconds of this time.
             self._drain(Deadline(self._limits.drain_timeout_s - (self._clock() - stop.at), self._clock))
             drained = True
         finally:
@@ -119,14 +188,17 @@ class Pipeline(RebalanceListener):
             self._source.close(5.0)
 
     def step(self) -> None:
-        """One turn. Blocks for `IDLE_S` at most, and for a transaction where those are asked for."""
+        """Run one iteration.
+
+        Blocks up to `IDLE_S`. A transaction (with `exactly_once`), a rebalance or a recovery takes additional time.
+        """
         if self._delivery.broken:
             self._recover()
             return
         if room := self._room():
             frames = self._source.poll(room, self._poll_timeout_s(), self._free_bytes())  # 1 poll
             self._admit(frames)  # 2 batch; decoding starts here
-            results = self._worker.results()  # 3 infer: what the inference thread has finished
+            results = self._worker.results()  # 3 infer: take the batches that the inference thread has finished
         else:
             results = self._worker.results(FULL_S, 0.0 if self._worker.room else GATHER_S)
         self._publish(results)  # 4 publish
@@ -134,10 +206,13 @@ class Pipeline(RebalanceListener):
         self._commit(self._offsets.committable())  # 5 commit
         self._watch_over()
 
-    # The steps
+    # The steps of an iteration
 
     def _room(self) -> int:
-        """Frames that may be polled now. 0 means: wait for results; after `PATIENCE_S` of that, reading pauses."""
+        """Return how many frames may be polled now, and pause or resume reading.
+
+        With 0, the loop waits for results. Reading pauses after `PATIENCE_S` without room.
+        """
         room = self._free()
         now = self._clock()
         if room:
@@ -152,13 +227,16 @@ class Pipeline(RebalanceListener):
         elif now - self._full_since > PATIENCE_S:
             self._paused = True
             self._source.pause()
-            self._worker.drain(draining=True)  # a static batch would wait for frames that cannot come
+            self._worker.drain(draining=True)  # a static batch would wait for frames that cannot arrive
             self._metrics.paused.set(1)
-            self._admit(self._source.poll(0, 0.0))  # paused, it brings no frames but keeps the membership
+            self._admit(self._source.poll(0, 0.0))  # while paused, a poll returns no frames but keeps the membership
         return room
 
     def _free(self) -> int:
-        """Frames within all limits. While paused, half of each must be free: a resume fetches everything anew."""
+        """Return how many frames fit within all limits.
+
+        While paused, half of each limit must be free first, because a resume fetches all prefetched records again.
+        """
         room = self._worker.room
         self._most_room = max(self._most_room, room)
         share = 0.5 if self._paused else 1.0
@@ -178,12 +256,12 @@ class Pipeline(RebalanceListener):
         return ACKNOWLEDGE_S if self._delivery.outstanding else IDLE_S
 
     def _admit(self, frames: Sequence[Frame]) -> None:
-        # A rebalance inside the poll may have ended the epoch of frames that it returned.
+        # A rebalance inside the poll may have ended the epoch of frames that the same poll returned.
         ours = [frame for frame in frames if self._offsets.is_current(frame.receipt)]
         for frame in ours:
             self._offsets.received(frame.receipt)
             self._held_bytes += frame.size_bytes
-        # After the frames: the end of a partition says that all of them were received.
+        # Ends come after the frames: the end of a partition means that all frames below it were received.
         for end in self._source.ends():
             self._offsets.read_to(end)
         if ours:
@@ -222,22 +300,28 @@ class Pipeline(RebalanceListener):
             self._delivery.commit(risen)
             self._metrics.stored.inc(len(risen))
 
-    # Rebalances: called inside source.poll
+    # Rebalances: these methods are called inside source.poll
 
     def assigned(self, epochs: dict[TopicPartition, int]) -> None:
-        """New partitions: frames of them come from now on."""
+        """Start the epochs of new partitions, whose frames arrive from now on."""
         began = self._clock()
         for partition, epoch in epochs.items():
             self._offsets.assign(partition, epoch)
         self._count_rebalance("assigned", len(epochs), began)
 
     def waiting(self) -> bool:
-        """Such a wait has its own limit, so the loop is alive; after a stop it serves nobody."""
+        """Renew the heartbeat during a wait for a coordinator, and return whether to continue the wait.
+
+        The wait has its own time limit, so the loop is alive. After a stop, its result is not needed.
+        """
         self._health.beat()
         return not self._stop.is_set()
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """Finish what was submitted of these partitions, publish it, commit it, and forget them."""
+        """Finish the submitted frames of these partitions, publish and commit them, then forget the partitions.
+
+        Frames that are not acknowledged within half of `limits.drain_timeout_s` are repeated by the next owner.
+        """
         began = self._clock()
         try:
             self._discard(partitions, overtaken=False)
@@ -247,12 +331,12 @@ class Pipeline(RebalanceListener):
                 _log.warning("revoked before all was done; their new owner repeats them", frames=left)
             self._delivery.hand_over(self._offsets.watermarks(partitions), deadline.left_s)
         finally:
-            # Also where settling fails: one poll can bring more than one rebalance before it raises.
+            # Even if this fails: one poll can serve more than one rebalance before it raises.
             self._forget(partitions)
         self._count_rebalance("revoked", len(partitions), began)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """Someone else owns them already: drop everything, commit nothing."""
+        """Drop all frames of these partitions, and commit nothing: other consumers own them already."""
         began = self._clock()
         self._drop(partitions)
         self._count_rebalance("lost", len(partitions), began)
@@ -273,9 +357,12 @@ class Pipeline(RebalanceListener):
             self._held_bytes -= frame.size_bytes
 
     def _settle(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> int:
-        """Wait until every submitted frame of these partitions is acknowledged. Returns how many are not in time.
+        """Wait until every submitted frame of these partitions is acknowledged.
 
-        Outside the group it does not wait: the way back into it begins with the loss of these partitions.
+        If this process is no longer a group member, it does not wait. To rejoin, it must first lose these partitions.
+
+        Returns:
+            The number of frames that are still not acknowledged.
         """
         self._worker.drain(draining=True)
         try:
@@ -294,22 +381,31 @@ class Pipeline(RebalanceListener):
     # After a failed transaction
 
     def _recover(self) -> None:
-        """Drop all, and read again from what the group has committed, in new epochs; or try it in the next turn."""
+        """Drop all frames, and read again from the committed offsets, in new epochs.
+
+        If that is not possible now, the next iteration tries again.
+        """
         self._drop(self._offsets.partitions)
         self._delivery.recover()
-        # Each of the waits here has its own limit, but together they can pass that of the watchdog.
+        # Each wait in here has its own time limit, but their sum can exceed the limit of the watchdog.
         self._health.beat()
         if self._delivery.broken:
             self._source.pause()
             self._metrics.paused.set(1)  # until `_room` resumes
-            self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # for the membership; it may bring and take partitions
+            self._admit(self._source.poll(0, ACKNOWLEDGE_S))  # keeps the membership, and serves rebalances
             self._publish(self._worker.results())
         self._watch_over()
 
     # Shutdown
 
     def _drain(self, deadline: Deadline) -> None:
-        """Finish what was submitted, and what that has overtaken; commit it. The rest is left to the next consumer."""
+        """Finish and commit the submitted frames, and the waiting frames that a submitted one has overtaken.
+
+        All other waiting frames are left to the next owner of their partition.
+
+        Raises:
+            DrainError: Some of the frames were not acknowledged before the deadline.
+        """
         partitions = self._offsets.partitions
         self._discard(partitions, overtaken=False)
         left = self._settle(partitions, deadline)
@@ -322,7 +418,7 @@ class Pipeline(RebalanceListener):
                 why = "because this process is no member of its group any more"
             raise DrainError(f"{left} frames were not done {why}; they were not committed and will be repeated")
 
-    # Watching over it
+    # Heartbeat, hang detection, metrics
 
     def _watch_over(self) -> None:
         now = self._clock()
@@ -341,7 +437,7 @@ class Pipeline(RebalanceListener):
             self._metrics.device(self._worker.device, self._worker.device_memory)
 
     def _count_rebalance(self, event: str, partitions: int, began: float) -> None:
-        self._health.beat()  # a poll may bring several, each with its own waits
+        self._health.beat()  # one poll may serve several rebalances, each with its own waits
         self._metrics.rebalanced(
             event, partitions=partitions, assigned=len(self._offsets.partitions), seconds=self._clock() - began
         )

@@ -1,4 +1,4 @@
-"""How `sluice run` hears that it is to end: the first signal stops the loop, a second one ends the process at once."""
+"""Stops `sluice run` on a signal: the first one stops the loop, a second one ends the process immediately."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def stop_on_signals(stop: Stop) -> None:
-    """Set `stop` at the first SIGTERM or SIGINT. End the process at the second, with 128 plus its number.
+    """Set `stop` on the first SIGTERM or SIGINT, and end the process on the second. Call this from the main thread.
 
-    A thread looks at the signals, because Python runs handlers on the main thread, and only once a call of the client
-    library is back: that can take ten seconds. Call this from the main thread.
+    A separate thread receives the signals. Python runs signal handlers on the main thread, and only after a call of the
+    client library has returned, which can take ten seconds.
+
+    Args:
+        stop: Set on the first signal. The exit code after the second signal is 128 plus its number.
     """
     ours, written = socket.socketpair()
     written.setblocking(False)  # noqa: FBT003 - the signature of the socket
     signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
     for number in _STOPPING:
         signal.signal(number, lambda *_: stop.set())
-    # The thread keeps both ends: the wake-up descriptor must stay open.
+    # The thread holds a reference to both ends, because the wake-up descriptor must stay open.
     threading.Thread(target=_watch, args=(ours, written, stop), name="signals", daemon=True).start()
 
 
@@ -44,9 +47,9 @@ def _watch(ours: socket.socket, _written: socket.socket, stop: Stop) -> None:
 
 
 def _end_at_once(number: int) -> NoReturn:
-    """The user does not want to wait for the drain."""
+    """Log the reason and exit without a drain: the second signal shows that the user does not want to wait."""
     code = 128 + number
-    # On a thread of its own: the main thread may hang in a log line, and holds the lock of the log then.
+    # On a separate thread: if the main thread hangs while it writes a log line, it holds the lock of the log.
     said = threading.Thread(
         target=_log.critical,
         args=("second signal: ended without draining; frames in flight were not committed and will be repeated",),

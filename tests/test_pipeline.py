@@ -1,4 +1,4 @@
-"""The loop, one promise at a time, in virtual time. `test_pipeline_schedules.py` mixes all of it."""
+"""Tests each guarantee of the loop separately, in virtual time. `test_pipeline_schedules.py` combines them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline_world import BAD, World
 
 class TestCommit:
     def test_comes_after_the_acknowledgement(self) -> None:
-        """Catches storing an offset when its outcome was handed to the producer."""
+        """Catches storing an offset as soon as its outcome was passed to the producer."""
         made = world(4)
         made.delay_s = lambda: NEVER
         made.steps(20)
@@ -36,7 +36,7 @@ class TestCommit:
         assert made.pipeline._held_bytes == 0
 
     def test_waits_for_a_slow_source_in_the_same_partition(self) -> None:
-        """Catches a commit that follows the fastest lane: acknowledgements of two cameras overtake each other."""
+        """Catches a commit that follows the fastest camera: acknowledgements of two cameras overtake each other."""
         made = world(8)
         made.delay_s = lambda: NEVER if made.publisher.published[-1][0].source_id == "cam-0" else 0.001
         made.steps(20)
@@ -56,8 +56,8 @@ class TestCommit:
 
 class TestRebalance:
     @pytest.mark.parametrize("at", [0, 1, 3, 7])
-    def test_in_the_middle_of_a_burst_drops_the_frames_before_it_and_keeps_the_other_partition(self, at: int) -> None:
-        """Catches admitting frames that the poll returned although it also ended their epoch."""
+    def test_in_a_burst_drops_only_the_frames_of_the_revoked_partition(self, at: int) -> None:
+        """Catches admitting frames that a poll returned although the same poll ended their epoch."""
         made = world(8)
         for _ in range(8):
             made.log.append(P1, "cam-9", b"good")
@@ -72,16 +72,16 @@ class TestRebalance:
         assert [offset for partition, offset in published(made)[before:] if partition == P1][-1] == 7
         assert made.source.stored[P1] == 8
 
-    def test_away_and_back_within_one_poll_reads_again_what_was_not_committed(self) -> None:
-        """Catches a frame of the first epoch that is taken for one of the second."""
+    def test_revoked_and_assigned_in_one_poll_reads_uncommitted_frames_again(self) -> None:
+        """Catches treating a frame of the first epoch as one of the second."""
         made = world(3)
         made.source.rebalances.append((2, lambda: made.source.revoke([P0])))
         made.source.rebalances.append((2, lambda: made.source.assign([P0])))
         until(made, lambda: made.source.stored.get(P0) == 3)
         assert published(made) == [(P0, 0), (P0, 1), (P0, 2)]
 
-    def test_revoked_finishes_publishes_and_commits_what_was_submitted(self) -> None:
-        """Catches repeating whole batches at every scaling of the deployment."""
+    def test_revocation_finishes_publishes_and_commits_submitted_frames(self) -> None:
+        """Catches repeating whole batches each time the deployment is scaled."""
         made = world(4)
         made.service_s = made.delay_s = lambda: 2.0
         made.steps(2)
@@ -90,8 +90,8 @@ class TestRebalance:
         made.steps()
         assert made.log.committed == {P0: 4}
 
-    def test_revoked_leaves_what_only_waited_to_the_new_owner(self) -> None:
-        """Catches spending the deadline of the rebalance on frames that nobody has begun with."""
+    def test_revocation_leaves_waiting_frames_to_the_new_owner(self) -> None:
+        """Catches spending the deadline of the rebalance on frames that were not started."""
         made = world(20)
         made.service_s = lambda: 1.0
         made.steps(2)
@@ -101,8 +101,8 @@ class TestRebalance:
         assert made.worker.in_flight == 0
         made.check()
 
-    def test_revoked_returns_by_its_deadline_and_what_comes_later_is_dropped(self) -> None:
-        """Catches a group that waits for one hung member, and a publish for a partition of someone else."""
+    def test_revocation_ends_by_its_deadline_and_later_outcomes_are_dropped(self) -> None:
+        """Catches a group that waits for one hung member, and a publish for a partition of another consumer."""
         made = world(4, limits={"drain_timeout_s": 6})
         made.service_s = lambda: 30.0
         made.steps(2)
@@ -116,8 +116,8 @@ class TestRebalance:
         assert made.metrics.registry.get_sample_value("sluice_stale_outcomes_total") == 4
         assert made.pipeline._held_bytes == 0
 
-    def test_lost_publishes_nothing_and_commits_nothing(self) -> None:
-        """Catches treating a loss as a revocation: the new owner has started already."""
+    def test_loss_publishes_nothing_and_commits_nothing(self) -> None:
+        """Catches treating a loss as a revocation: the new owner has already started."""
         made = world(20)
         made.service_s = lambda: 1.0
         made.steps(2)
@@ -132,8 +132,8 @@ class TestRebalance:
         assert (made.publisher.published, made.log.committed) == ([], {})
         assert made.pipeline._held_bytes == 0
 
-    def test_an_error_while_settling_ends_the_run_and_forgets_the_partition(self) -> None:
-        """Catches publishing for it in a second rebalance of the same poll."""
+    def test_an_error_during_a_revocation_ends_the_run(self) -> None:
+        """Catches publishing for this partition in a second rebalance of the same poll."""
         made = world(8)
         made.log.append(P1, "cam-9", b"good")
         made.service_s = lambda: 1.0
@@ -151,8 +151,8 @@ class TestRebalance:
 
 class TestBackpressure:
     @pytest.mark.parametrize("limits", [{"max_unacknowledged": 10}, {"max_in_flight_bytes": 2**20}])
-    def test_pauses_after_patience_goes_on_polling_and_resumes(self, limits: dict[str, int]) -> None:
-        """Catches reading without bound, a pause at every hiccup, and a member that is thrown out while it waits."""
+    def test_pauses_after_a_delay_keeps_polling_and_resumes(self, limits: dict[str, int]) -> None:
+        """Catches unbounded reading, a pause at every short delay, and a member that is removed while it waits."""
         made = world(40, payload=bytes(100_000), limits=limits)
         made.delay_s = lambda: 30.0
         until(made, lambda: made.pipeline._full_since is not None)
@@ -175,8 +175,8 @@ class TestBackpressure:
         made.steps(500)
         assert made.publisher.outstanding <= 10 + (WAITING_BATCHES + 2) * made.worker.size
 
-    def test_full_of_bytes_a_static_batch_goes_although_it_is_not_full(self) -> None:
-        """Catches the deadlock of two limits: no room for the frames that would fill the batch."""
+    def test_a_static_batch_closes_early_if_the_byte_limit_is_reached(self) -> None:
+        """Catches a deadlock of two limits: there is no room for the frames that would fill the batch."""
         static = {"policy": "static", "max_batch_size": 16}
         made = world(batching=static, limits={"max_in_flight_bytes": 2**20})
         for _ in range(20):
@@ -184,8 +184,8 @@ class TestBackpressure:
             made.steps()
         until(made, lambda: made.source.stored.get(P0, 0) >= 18)
 
-    def test_a_frame_that_comes_without_room_is_taken_all_the_same(self) -> None:
-        """Catches dropping it, so that the commit passes it by, and taking a negative room for room."""
+    def test_a_frame_that_arrives_without_room_is_accepted(self) -> None:
+        """Catches dropping this frame, so that the commit skips it, and treating a negative room as room."""
         made = world(40, limits={"max_unacknowledged": 1})
         made.service_s = lambda: 0.7
         poll = made.source.poll
@@ -205,8 +205,8 @@ class TestBackpressure:
 
 
 class TestWriting:
-    def test_under_a_backlog_several_batches_go_out_together(self) -> None:
-        """Catches a request for every few frames when thousands wait."""
+    def test_with_a_backlog_several_batches_are_published_together(self) -> None:
+        """Catches sending one request for every few frames while thousands wait."""
         made = world(400)
         made.service_s = lambda: 0.01
         writes: list[int] = []
@@ -220,8 +220,8 @@ class TestWriting:
         until(made, lambda: made.source.stored.get(P0) == 400)
         assert writes.count(WAITING_BATCHES * made.worker.size) > len(writes) / 2, writes
 
-    def test_more_batches_are_waited_for_only_without_room(self) -> None:
-        """Catches latency where frames are few."""
+    def test_waits_for_more_batches_only_if_there_is_no_room(self) -> None:
+        """Catches additional latency if there are few frames."""
         made = world(400)
         made.service_s = lambda: 0.01
         asked: list[tuple[bool, float]] = []
@@ -237,8 +237,8 @@ class TestWriting:
         assert {gather_s for room, gather_s in asked if room} == {0.0}
 
     @pytest.mark.parametrize("limit", [5, 6, 7])
-    def test_a_limit_of_a_few_batches_keeps_the_engine_busy(self, limit: int) -> None:
-        """Catches waiting for all that the limit lets in, while the engine could have gone on with what comes next."""
+    def test_a_limit_of_a_few_batches_keeps_the_detector_busy(self, limit: int) -> None:
+        """Catches waiting for all frames within the limit, while the detector could process the next batch."""
         made = world(400, payload=bytes(100_000), limits={"max_in_flight_bytes": limit * 2**18})
         made.service_s, made.delay_s = (lambda: 0.01), (lambda: 0.02)
         began = made.clock.now
@@ -246,10 +246,8 @@ class TestWriting:
         assert made.clock.now - began < 400 / made.worker.size * 0.01 * 1.3
 
     @pytest.mark.parametrize("limits", [{"max_unacknowledged": 16}, {"max_in_flight_bytes": 2**20}])
-    def test_where_a_limit_keeps_the_engine_idle_nobody_waits_for_a_batch_that_cannot_come(
-        self, limits: dict[str, int]
-    ) -> None:
-        """Catches a quarter of the throughput, because each batch is held for frames that the limit keeps out."""
+    def test_does_not_wait_for_a_batch_that_a_limit_prevents(self, limits: dict[str, int]) -> None:
+        """Catches a quarter of the throughput, because each batch waits for frames that do not fit the limit."""
         made = world(160, payload=bytes(100_000), limits=limits)
         made.service_s, made.delay_s = (lambda: 0.005), (lambda: 0.0)
         began = made.clock.now
@@ -257,8 +255,8 @@ class TestWriting:
         assert made.clock.now - began < 160 / made.worker.size * 0.005 * 2
 
 
-class TestDeadLettersThatWait:
-    """Those beyond the first wait until it is reported; results go on."""
+class TestQueuedDeadLetters:
+    """Dead letters after the first wait for its delivery report. Results continue."""
 
     @staticmethod
     def world(records: int = 8) -> World:
@@ -270,13 +268,13 @@ class TestDeadLettersThatWait:
         made.steps(30)
         return made
 
-    def test_let_results_pass_and_count_as_outstanding(self) -> None:
+    def test_do_not_block_results_and_count_as_outstanding(self) -> None:
         made = self.world()
         assert [offset for _, offset in published(made)] == [0, 1, 2, 4, 6]
         assert made.pipeline._delivery.outstanding == 8
 
-    def test_of_a_partition_that_is_lost_are_dropped_and_their_bytes_are_free(self) -> None:
-        """Catches a dead letter of an epoch that has ended, and bytes that are held for good."""
+    def test_of_a_lost_partition_are_dropped_and_their_bytes_released(self) -> None:
+        """Catches a dead letter of an ended epoch, and bytes that are never released."""
         made = self.world()
         made.source.rebalances.append((0, lambda: made.source.lose([P0])))
         made.steps()
@@ -288,8 +286,8 @@ class TestDeadLettersThatWait:
         assert len(made.publisher.published) == 5
 
     @pytest.mark.parametrize("end", ["revocation", "shutdown"])
-    def test_are_written_before_a_partition_is_given_back(self, end: str) -> None:
-        """Catches frames that their next owner repeats because their dead letters only waited."""
+    def test_are_written_before_their_partition_is_revoked(self, end: str) -> None:
+        """Catches frames that the next owner repeats because their dead letters were not sent yet."""
         made = self.world()
         made.delay_s = lambda: 0.01
         for line in made.publisher.lanes.values():
@@ -303,7 +301,7 @@ class TestDeadLettersThatWait:
 
 
 class TestShutdown:
-    def test_finishes_what_was_submitted_commits_and_closes(self) -> None:
+    def test_finishes_submitted_frames_commits_and_closes(self) -> None:
         made = world(4)
         made.service_s = made.delay_s = lambda: 2.0
         run(made, 2)
@@ -312,7 +310,7 @@ class TestShutdown:
         assert made.health.state is State.DRAINING
 
     def test_does_not_wait_for_a_batch_to_fill(self) -> None:
-        """Catches a static policy that holds its last frames back for the whole deadline, and a rebalance likewise."""
+        """Catches a static policy that holds its last frames back for the whole deadline, also in a rebalance."""
         made = world(3, batching={"policy": "static", "max_batch_size": 16})
         made.log.append(P1, "cam-9", b"good")
         made.steps(2)
@@ -325,15 +323,15 @@ class TestShutdown:
         assert made.log.committed == {P0: 6, P1: 1}
         assert made.clock.now - 1000 < 5
 
-    def test_leaves_what_only_waited_uncommitted(self) -> None:
+    def test_leaves_waiting_frames_uncommitted(self) -> None:
         """Catches a commit of the position instead of the watermark."""
         made = world(30)
         made.service_s = lambda: 1.0
         run(made, 2)
         assert made.log.committed == {P0: 8}
 
-    def test_ends_by_its_deadline_commits_what_was_acknowledged_and_says_what_was_not(self) -> None:
-        """Catches a pod that is killed in the middle of its drain, and one that exits 0 with work undone."""
+    def test_ends_by_its_deadline_and_reports_unfinished_frames(self) -> None:
+        """Catches a pod that is killed during its drain, and one that exits with 0 although work is unfinished."""
         made = world(8, limits={"drain_timeout_s": 6})
         services = iter([0.5])
         made.service_s = lambda: next(services, NEVER)
@@ -345,14 +343,14 @@ class TestShutdown:
         assert made.source.closed
         assert made.health.state is State.FAILED
 
-    def test_before_anything_was_assigned_is_at_once(self) -> None:
+    def test_is_immediate_if_nothing_was_assigned(self) -> None:
         made = world()
         before = made.clock.now
         run(made, 0)
         assert made.clock.now == before
         assert made.source.closed
 
-    def test_is_seen_within_an_idle_turn(self) -> None:
+    def test_starts_within_one_idle_iteration(self) -> None:
         made = world()
         stop = Stop(made.clock)
         made.source.rebalances.append((0, stop.set))

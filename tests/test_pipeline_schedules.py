@@ -1,4 +1,4 @@
-"""The promises of the loop under any schedule: `pipeline_world` and `transaction_world` check them."""
+"""Tests the guarantees of the loop under random schedules. `pipeline_world` and `transaction_world` check them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def _quiet() -> Iterator[None]:
 @settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
 @given(entropy=ENTROPY)
 @example(entropy=b"")
-@example(entropy=random.Random(9171077).randbytes(200))  # offsets alone, after the group has put this process out
-def test_no_schedule_breaks_a_promise(delivery: str, entropy: bytes) -> None:
-    """Rebalances, losses, a broken or slow engine, refused writes and failed transactions, and a stop at any moment.
+@example(entropy=random.Random(9171077).randbytes(200))  # offsets alone, after an expulsion
+def test_no_schedule_violates_a_guarantee(delivery: str, entropy: bytes) -> None:
+    """Mixes rebalances, losses, slow or failing inference, refused writes, failed transactions, and a stop at any time.
 
-    Catches a commit before its acknowledgement, an epoch that is not looked at, a frame that falls between two steps,
-    bytes that are never given back, a drain that waits for ever, a clean stop that leaves something to be repeated, an
-    outcome above the offset that is committed with it, and a rewind before the transaction is resolved.
+    Catches a commit before its acknowledgement, an epoch that is not checked, and a frame lost between two steps.
+    Catches bytes that are never released, a drain that never ends, and a clean stop after which a frame is repeated.
+    Catches an outcome above the offset that is committed with it, and a rewind before the transaction is resolved.
     """
     SCHEDULES[delivery](entropy)

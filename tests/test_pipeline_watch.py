@@ -1,4 +1,4 @@
-"""What makes the loop stop by itself: too many rejections, an engine that hangs; and what it says about itself."""
+"""Tests what stops the loop (too many rejections, a detector that hangs), and its heartbeat and metrics."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from pipeline_world import BAD, UNPUBLISHABLE
 class TestTheBreaker:
     LIMIT = {"max_consecutive": 5}
 
-    def test_stops_when_frame_after_frame_is_rejected(self) -> None:
+    def test_stops_the_run_after_too_many_rejections_in_a_row(self) -> None:
         """Catches draining a topic into the dead letters because a codec is missing."""
         made = world(20, payload=BAD, dead_letter=self.LIMIT)
         with pytest.raises(RejectRateError, match=r"5 frames in a row.*'damaged'.*sluice dlq list"):
             made.steps(100)
         assert len(made.publisher.published) == 5
 
-    def test_counts_what_cannot_be_written_too(self) -> None:
-        """Catches a breaker that looks at the engine alone: a model in half precision that sees only NaN."""
+    def test_counts_results_that_cannot_be_written(self) -> None:
+        """Catches a breaker that counts only rejections by the detector: a half-precision model may return only NaN."""
         made = world(20, payload=UNPUBLISHABLE, dead_letter=self.LIMIT)
         with pytest.raises(RejectRateError, match="'unpublishable'"):
             made.steps(100)
 
-    def test_one_good_frame_starts_the_count_anew(self) -> None:
+    def test_one_good_frame_resets_the_count(self) -> None:
         made = world(dead_letter=self.LIMIT)
         for n in range(50):
             made.log.append(P0, "cam-1", BAD if n % 5 else b"good")
@@ -43,9 +43,9 @@ class TestTheBreaker:
         until(made, lambda: made.source.stored.get(P0) == 50)
 
 
-class TestWatchingOver:
-    def test_an_engine_that_does_not_return_ends_the_run(self) -> None:
-        """Catches a consumer that keeps its partitions for ever with a hung GPU."""
+class TestSupervision:
+    def test_a_detector_that_does_not_return_ends_the_run(self) -> None:
+        """Catches a consumer with a hung GPU that keeps its partitions indefinitely."""
         made = world(4, limits={"stall_timeout_s": 47})
         made.service_s = lambda: NEVER
         with pytest.raises(EngineError, match="stall_timeout_s"):
@@ -53,8 +53,8 @@ class TestWatchingOver:
         assert made.clock.now - 1000 == pytest.approx(47, abs=0.5)
         assert made.log.committed == {}
 
-    def test_the_loop_beats_in_every_turn_and_while_it_settles(self) -> None:
-        """Catches a watchdog that ends a process in the middle of an orderly drain."""
+    def test_the_heartbeat_continues_in_every_iteration_and_in_a_drain(self) -> None:
+        """Catches a watchdog that ends a process during a normal drain."""
         made = world(4, limits={"drain_timeout_s": 80, "stall_timeout_s": 45})
         made.service_s = lambda: 60.0
         ages: list[float] = []
@@ -70,8 +70,8 @@ class TestWatchingOver:
         assert max(ages) < 1
         assert made.log.committed == {P0: 4}
 
-    def test_the_loop_beats_between_the_waits_of_a_recovery_and_of_rebalances(self) -> None:
-        """Catches a watchdog that ends a process that waits for an absent coordinator, each time within limits."""
+    def test_the_heartbeat_continues_between_waits_for_a_coordinator(self) -> None:
+        """Catches a watchdog that ends a process during several waits for a coordinator, each within its limit."""
         made = world(4, limits={"stall_timeout_s": 45})
         delivery, ages = made.pipeline._delivery, []
         poll = made.source.poll
@@ -82,7 +82,7 @@ class TestWatchingOver:
         def look_up(room: int, timeout_s: float, max_bytes: float = math.inf) -> Any:
             ages.append(made.health.loop_age_s)
             for _ in range(2):
-                made.clock.advance(30)  # for the committed offsets of what comes
+                made.clock.advance(30)  # for the committed offsets of the new partitions
                 made.pipeline.assigned({})
                 ages.append(made.health.loop_age_s)
             return poll(room, timeout_s, max_bytes)
@@ -92,8 +92,8 @@ class TestWatchingOver:
         made.pipeline.step()
         assert ages == [0, 0, 0]
 
-    def test_a_wait_for_a_coordinator_beats_and_ends_with_a_stop(self) -> None:
-        """Catches a pod that is not ready, or deaf to a stop, in a rebalance behind an absent coordinator."""
+    def test_a_wait_for_a_coordinator_ends_with_a_stop(self) -> None:
+        """Catches a pod that is not ready, or ignores a stop, in a rebalance while the coordinator is unavailable."""
         made, said = world(), []
         stop = Stop(made.clock)
 
@@ -107,13 +107,13 @@ class TestWatchingOver:
         made.pipeline.run(stop)
         assert said == [(True, 0), (False, 0)]
 
-    def test_what_the_device_holds_is_measured(self) -> None:
+    def test_device_memory_is_measured(self) -> None:
         made = world(4)
         made.worker.device, made.worker.device_memory = "cuda:0", DeviceMemory(3, 10)
         made.steps(5)
         assert made.metrics.registry.get_sample_value("sluice_gpu_memory_used_bytes", {"device": "cuda:0"}) == 3
 
-    def test_what_is_held_is_measured(self) -> None:
+    def test_frames_in_flight_are_measured(self) -> None:
         made = world(4, payload=bytes(100))
         made.service_s = lambda: NEVER
         made.steps(5)

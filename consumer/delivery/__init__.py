@@ -1,1 +1,1 @@
-"""Publish and commit, in the two ways that the option `delivery` offers: `at_least_once` and `exactly_once`."""
+"""Publishes outcomes and commits offsets, in the two modes of the option `delivery`."""

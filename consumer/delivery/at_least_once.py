@@ -1,4 +1,4 @@
-"""At least once: an outcome is written at once, and its offset is stored for the commit once it is acknowledged."""
+"""Delivers at least once: sends each outcome immediately, and stores its offset when the brokers acknowledge it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from consumer.types import Acknowledged, Finished, Frame, TopicPartition
 
 
 class AtLeastOnce:
-    """After a crash, what was written and not committed is written again."""
+    """A `Delivery` that repeats outcomes after a crash: those that were written but whose offsets were not committed.
+
+    Args:
+        source: The Kafka consumer, which stores and commits the offsets.
+        publisher: The producer without transactions.
+        judge: Called for each outcome as it is sent.
+    """
 
     broken = False
-    expelled = False  # what is on its way is acknowledged all the same, though its commit will be refused
+    # The brokers still acknowledge messages of a process that left the group. They only refuse its commits.
+    expelled = False
 
     def __init__(self, source: SourceLike, publisher: PublisherLike, judge: Judge) -> None:
         self._source = source
@@ -38,16 +45,16 @@ class AtLeastOnce:
         self._source.store(risen)
 
     def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:  # noqa: ARG002
-        # Stored, not committed: librdkafka commits it when they are unassigned, which follows.
+        # Storing is enough: the partitions are unassigned next, and librdkafka commits stored offsets then.
         self._source.store(watermarks)
 
     def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:  # noqa: ARG002
-        # Stored too: at its close librdkafka commits what was stored last, and that must not be older than this.
+        # Store them too: on close, librdkafka commits the last stored offsets, which must not be older than these.
         self._source.store(watermarks)
         self._source.commit(watermarks)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
-        # What is on its way is acknowledged still, and ignored then.
+        # Messages in flight are still acknowledged. The offset tracker ignores them, because their epoch has ended.
         return self._publisher.forget(set(partitions))
 
     def recover(self) -> None:

@@ -1,4 +1,7 @@
-"""Stops the process where frame after frame is rejected: a misconfigured model or codec is likelier than bad frames."""
+"""Stops the process when many frames in a row are rejected.
+
+In that case a misconfigured model or codec is more probable than that many bad frames.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,12 @@ _log = structlog.get_logger(__name__)
 
 
 class RejectionBreaker:
-    """Counts rejections in a row, and logs them sparingly. `max_consecutive`: see `DeadLetterConfig`; 0 is off."""
+    """Counts consecutive rejections, and logs each of them at a limited rate.
+
+    Args:
+        max_consecutive: Number of consecutive rejections that stops the process, see `DeadLetterConfig`. 0: no limit.
+        clock: Monotonic seconds, for the rate limit of the log.
+    """
 
     def __init__(self, max_consecutive: int, clock: Clock) -> None:
         self._max_consecutive = max_consecutive
@@ -20,7 +28,11 @@ class RejectionBreaker:
         self._in_a_row = 0
 
     def judge(self, frame: Frame, outcome: Outcome) -> None:
-        """This outcome was written. Raises RejectRateError where it is one rejection too many."""
+        """Count an outcome that was written. An outcome other than a rejection resets the count.
+
+        Raises:
+            RejectRateError: The number of consecutive rejections has reached the limit.
+        """
         if not isinstance(outcome, Rejected):
             self._in_a_row = 0
             return

@@ -1,6 +1,6 @@
-"""Exactly once: outcomes and the offsets below them are written in one transaction.
+"""Delivers exactly once: writes outcomes and commits the offsets below them in one transaction.
 
-Outcomes are held until every earlier offset of their partition has one.
+An outcome is held until every earlier offset of its partition has an outcome.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ from consumer.types import Acknowledged, Clock, Finished, Frame, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
-# How long it is tried to begin again after a failed transaction, before the process ends.
+# The process ends if transactions fail for this long without a success.
 RECOVERY_S = 120.0
-# Offsets that rise without an outcome (behind transaction markers) wait so long for a transaction that has outcomes.
+# A watermark can rise without an outcome, past transaction markers. It waits this long for a transaction with outcomes.
 OFFSETS_ONLY_S: Final = 1.0
-# With less time left, none is begun for them alone.
+# No transaction for such watermarks alone begins with less time left than this.
 _LEAST_TRANSACTION_S: Final = 1.0
 
 
 class ExactlyOnce:
-    """A `read_committed` reader sees each outcome once, and the group's offsets say exactly which there are.
+    """A `Delivery` whose outcomes a `read_committed` reader sees exactly once.
 
-    Transactions are short: one begins when outcomes are ready, and ends within the same call. Where it is not known
-    whether one has committed, all is dropped, and read again from the committed offsets in new epochs.
+    The committed offsets of the group always match the outcomes that were written. Transactions are short: one begins
+    when outcomes are ready, and ends within the same call. If it is unknown whether a transaction was committed, all
+    outcomes are dropped. Their frames are read again from the committed offsets, in new epochs.
+
+    Args:
+        source: The Kafka consumer, which knows the group metadata and the positions to commit.
+        publisher: The transactional producer.
+        offsets: The offset tracker of the pipeline.
+        judge: Called for each outcome after its transaction was committed.
+        metrics: Counts transactions and measures their duration.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -53,16 +62,16 @@ class ExactlyOnce:
         self._metrics = metrics
         self._clock = clock
         self._held = HeldOutcomes()
-        # Watermarks of the current epochs: those that transactions have committed, and those that rose beyond them
+        # Watermarks of the current epochs: the ones that transactions committed, and the ones that rose further
         # without an outcome.
         self._committed: dict[TopicPartition, int] = {}
         self._uncommitted_ends: dict[TopicPartition, int] = {}
         self._ends_since = 0.0
         self._budget = TransactionBudget()
-        self._failures = SparingLog(_log, clock)  # outside the group, there is one in every turn
-        self._failed_since: float | None = None  # the first failure of a row that no success has ended
-        self._failed_at = 0.0  # the last one
-        self._refused = False  # as a member, in the last `deliver`
+        self._failures = SparingLog(_log, clock)  # a process outside the group fails in every iteration
+        self._failed_since: float | None = None  # time of the first failure since the last success
+        self._failed_at = 0.0  # time of the last failure
+        self._refused = False  # the brokers refused this process as a group member, since the last `deliver` began
         self.broken = False
 
     @property
@@ -71,11 +80,12 @@ class ExactlyOnce:
 
     @property
     def buffered_bytes(self) -> int:
-        return 0  # a transaction ends within the call that begins it, and its bytes are limited
+        return 0  # a transaction ends within the call that begins it, and its size is limited
 
     @property
     def expelled(self) -> bool:
-        # With KIP-848 the client goes on as a member until a poll, and only the brokers say that it is none.
+        # With KIP-848 the client considers itself a member until the next poll. Only a refusal by the brokers shows
+        # that it was removed.
         return self._refused or self._source.membership() is None
 
     def publish(self, finished: Sequence[Finished]) -> None:
@@ -100,7 +110,10 @@ class ExactlyOnce:
         return done
 
     def commit(self, risen: Sequence[Committable]) -> None:
-        """The transactions did, except for what rose without an outcome: the next one does, or one of its own."""
+        """Remember watermarks that rose without an outcome. The transactions have already committed all others.
+
+        The next transaction commits them, or after `OFFSETS_ONLY_S` a transaction without outcomes.
+        """
         for partition, next_offset in risen:
             if next_offset > self._committed.get(partition, -1):
                 if not self._uncommitted_ends:
@@ -108,11 +121,11 @@ class ExactlyOnce:
                 self._uncommitted_ends[partition] = next_offset
 
     def hand_over(self, watermarks: Sequence[Committable], within_s: float) -> None:
-        """The transactions did, except for what rose without an outcome."""
+        """Commit watermarks that rose without an outcome. The transactions have already committed all others."""
         self._commit_rest(watermarks, within_s)
 
     def finish(self, watermarks: Sequence[Committable], within_s: float) -> None:
-        """The transactions did, except for what rose without an outcome."""
+        """Commit watermarks that rose without an outcome. The transactions have already committed all others."""
         self._commit_rest(watermarks, within_s)
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Frame]:
@@ -129,7 +142,7 @@ class ExactlyOnce:
             self._check_patience(error)
             return
         epochs = self._source.rewind()
-        if epochs is None:  # the source has logged why
+        if epochs is None:  # the consumer has logged the reason
             self._check_patience(
                 TransactionError("the consumer cannot go back to the committed offsets", rolled_back=True)
             )
@@ -139,7 +152,11 @@ class ExactlyOnce:
         self.broken = False
 
     def _transact(self, ready: Sequence[Finished], within_s: float) -> list[Acknowledged] | None:
-        """One transaction with these outcomes and all offsets that they or earlier ones allow. None: it failed."""
+        """Run one transaction with these outcomes and every offset that can be committed with them.
+
+        Returns:
+            The committed outcomes, or None if the transaction failed.
+        """
         last = {item.frame.receipt.partition: item.frame.receipt.offset for item in ready}
         risen = {**self._uncommitted_ends, **dict(self._offsets.watermarks_after(last))}
         offsets = [Committable(*item) for item in risen.items()]
@@ -154,7 +171,7 @@ class ExactlyOnce:
             return None
         took_s = self._clock() - began
         self._budget.committed(size, took_s, full=bool(ready) and self._held.more)
-        # At once, not when the watermarks are reported: a rewind must not go below them, whatever comes first.
+        # Immediately, not when the watermarks are reported: a rewind may come before that, and must not go below them.
         self._source.transacted(offsets)
         self._committed.update(risen)
         self._uncommitted_ends.clear()
@@ -164,7 +181,10 @@ class ExactlyOnce:
         return done
 
     def _commit_rest(self, watermarks: Sequence[Committable], within_s: float) -> None:
-        """Best effort: if it fails, the next owner of the partition reads to the same end again and commits it."""
+        """Try to commit watermarks that rose without an outcome.
+
+        If this fails, the next owner of the partition reads to the same end again and commits it.
+        """
         self.commit(watermarks)
         wanted = {partition for partition, _ in watermarks}
         possible = not self.broken and not self.expelled and within_s >= _LEAST_TRANSACTION_S
@@ -178,10 +198,13 @@ class ExactlyOnce:
         return membership
 
     def _failed(self, ready: Sequence[Finished], error: TransactionError) -> None:
-        """Rolled back for certain, it is tried again in the next turn: the next poll may bring what was the matter."""
+        """Keep the outcomes of a failed transaction, and decide whether the delivery is broken.
+
+        After a confirmed rollback, the next iteration tries again. The poll before that may resolve the cause.
+        """
         for item in ready:
             self._held.hold(item)
-        # In doubt, offsets alone take nothing back: everything below them is done.
+        # A transaction of offsets alone does no harm if its result is unknown: every frame below them is done.
         self.broken = not error.rolled_back and bool(ready)
         self._refused = self._refused or error.expelled
         self._metrics.transactions.labels("failed").inc()
@@ -192,7 +215,8 @@ class ExactlyOnce:
 
     def _check_patience(self, error: TransactionError) -> None:
         now = self._clock()
-        # One long ago is of another row: what followed it may have had nothing to write, and so no success.
+        # A failure that is long ago starts a new series: since then there may have been nothing to write, and so no
+        # success to reset it.
         if self._failed_since is None or now - self._failed_at > RECOVERY_S:
             self._failed_since = now
         self._failed_at = now

@@ -1,12 +1,14 @@
-"""Commit: which offset of each partition may be committed. Pure: no clock, no I/O, no locks; one owner thread.
+"""Computes which offset of each partition may be committed.
 
-A partition's watermark is the offset after the last frame up to which every frame has an acknowledged outcome.
-Outcomes of one partition can end out of order (its sources are batched fairly, not in offset order), and offsets can
-have gaps (compaction, transaction markers), so the watermark follows the order of receipt, not the numbers.
+The code is pure: it has no clock, no I/O and no locks, and one thread owns it.
 
-A partition can also end with offsets that no consumer receives: transaction markers and aborted records. If nothing is
-pending, the watermark is the offset that the consumer reads next, behind them. A watermark that stays below them falls
-out of the log when retention removes the records, although every frame has its outcome.
+The watermark of a partition is the offset after the last frame up to which every frame has an acknowledged outcome.
+Outcomes of one partition can finish out of order, because its sources are batched fairly and not in offset order.
+Offsets can have gaps (compaction, transaction markers). So the watermark follows the order of receipt, not the numbers.
+
+A partition can also end with offsets that no consumer receives: transaction markers and aborted records. If no frame is
+pending, the watermark is the offset that the consumer reads next, after them. A watermark below them would drop out of
+the log when retention removes the records, although every frame has its outcome.
 """
 
 from __future__ import annotations
@@ -19,50 +21,51 @@ from consumer.types import Receipt, TopicPartition
 
 
 class Committable(NamedTuple):
-    """`next_offset` is the first offset that a new owner of the partition should read."""
+    """An offset to commit: `next_offset` is the first offset that a new owner of the partition should read."""
 
     partition: TopicPartition
     next_offset: int
 
 
 class _Assignment:
-    """One partition during one epoch."""
+    """State of one partition during one epoch."""
 
     __slots__ = ("abandoned", "epoch", "finished", "pending", "read_to", "reported", "watermark")
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
-        self.pending: deque[int] = deque()  # received and not below the watermark, in order of receipt
-        self.finished: set[int] = set()  # of those, the ones that ended before an earlier one did
-        self.abandoned = 0  # of those, the ones that will never end here: dropped before they were looked at
-        self.read_to = 0  # the consumer has handed out every frame below this offset
+        self.pending: deque[int] = deque()  # received offsets at or above the watermark, in order of receipt
+        self.finished: set[int] = set()  # pending offsets that are done, though an earlier one is not
+        self.abandoned = 0  # number of pending offsets whose frames were dropped before processing, so never done here
+        self.read_to = 0  # the consumer has returned every frame below this offset
         self.watermark: int | None = None
-        self.reported: int | None = None
+        self.reported: int | None = None  # the watermark that `committable` returned last
 
 
 class OffsetTracker:
-    """Contiguous watermarks of the partitions that are assigned now, each with its epoch."""
+    """Tracks the watermark and the epoch of each partition that is currently assigned."""
 
     def __init__(self) -> None:
         self._assigned: dict[TopicPartition, _Assignment] = {}
 
     def assign(self, partition: TopicPartition, epoch: int) -> None:
-        """A new epoch begins; everything known of an earlier one is forgotten."""
+        """Start a new epoch of the partition, and discard all state of an earlier one."""
         self._assigned[partition] = _Assignment(epoch)
 
     def revoke(self, partition: TopicPartition) -> None:
-        """The epoch has ended: completions that come later are ignored. Unknown partitions are ignored too."""
+        """End the epoch of the partition. Later completions of its frames are ignored, as are unknown partitions."""
         self._assigned.pop(partition, None)
 
     def is_current(self, receipt: Receipt) -> bool:
-        """Whether the frame's assignment still stands; if not, its outcome belongs to another consumer."""
+        """Return whether the frame's epoch is current. If not, another consumer may own the partition now."""
         assignment = self._assigned.get(receipt.partition)
         return assignment is not None and assignment.epoch == receipt.epoch
 
     def received(self, receipt: Receipt) -> None:
-        """A frame was taken from the consumer. Must be called for every one, in the consumer's order.
+        """Record a frame that the consumer returned. Call this for every frame, in the consumer's order.
 
-        Raises ValueError where offsets do not rise within an epoch: that would be a bug of the source.
+        Raises:
+            ValueError: The epoch is not assigned, or offsets do not rise within it. Either is a bug in the caller.
         """
         assignment = self._current(receipt)
         if assignment is None:
@@ -75,10 +78,11 @@ class OffsetTracker:
         assignment.pending.append(receipt.offset)
 
     def read_to(self, receipt: Receipt) -> None:
-        """The consumer has handed out every frame below `receipt.offset`, and each of them was `received` here.
+        """Record that the consumer has returned every frame below `receipt.offset`.
 
-        If nothing of the partition is pending, this offset is its watermark; otherwise it is once all of it is done.
-        Ignored if the epoch has ended, or if nothing below the offset is new.
+        Pass all of these frames to `received` first. If no frame of the partition is pending, the offset becomes the
+        watermark now; otherwise it does when all pending frames are done. The call has no effect if the epoch has
+        ended, or if reading had already reached the offset.
         """
         assignment = self._current(receipt)
         if assignment is None or receipt.offset <= assignment.read_to:
@@ -88,9 +92,13 @@ class OffsetTracker:
             assignment.watermark = receipt.offset
 
     def done(self, receipt: Receipt) -> bool:
-        """The frame's outcome was acknowledged. False where its epoch has ended, and nothing changes.
+        """Record that the outcome of the frame was acknowledged.
 
-        Raises ValueError where the frame was done before: a second outcome would be a bug of the pipeline.
+        Returns:
+            Whether the epoch of the frame is current. If not, nothing changes.
+
+        Raises:
+            ValueError: The frame was already done, or never received. Either is a bug in the pipeline.
         """
         assignment = self._current(receipt)
         if assignment is None:
@@ -110,13 +118,16 @@ class OffsetTracker:
         return True
 
     def abandon(self, receipt: Receipt) -> None:
-        """The frame was dropped before it was looked at. It holds the watermark back, and nobody waits for it."""
+        """Record that the frame was dropped before processing.
+
+        The frame still holds the watermark back, but `outstanding` no longer counts it.
+        """
         assignment = self._current(receipt)
         if assignment is not None:
             assignment.abandoned += 1
 
     def committable(self) -> list[Committable]:
-        """The watermarks that rose since the last call."""
+        """Return the watermarks that rose since the last call."""
         risen = []
         for partition, assignment in self._assigned.items():
             if assignment.watermark != assignment.reported and assignment.watermark is not None:
@@ -125,7 +136,7 @@ class OffsetTracker:
         return risen
 
     def watermarks(self, partitions: Iterable[TopicPartition]) -> list[Committable]:
-        """The watermarks of these partitions, reported before or not: for a synchronous commit."""
+        """Return the watermarks of these partitions, including those already reported. For a synchronous commit."""
         return [
             Committable(partition, assignment.watermark)
             for partition in partitions
@@ -133,7 +144,11 @@ class OffsetTracker:
         ]
 
     def watermarks_after(self, last: Mapping[TopicPartition, int]) -> list[Committable]:
-        """The watermarks once all frames up to and including the offset `last[partition]` are done."""
+        """Return the watermarks that will hold when all frames up to and including `last[partition]` are done.
+
+        Args:
+            last: An offset for each partition.
+        """
         after = []
         for partition, offset in last.items():
             assignment = self._assigned.get(partition)
@@ -142,18 +157,21 @@ class OffsetTracker:
         return after
 
     def in_line(self, partition: TopicPartition) -> Iterator[int]:
-        """Offsets received and not below the watermark, in order of receipt. Do not mark any `done` meanwhile."""
+        """Iterate over the received offsets at or above the watermark, in order of receipt.
+
+        Do not call `done` for this partition during the iteration.
+        """
         assignment = self._assigned.get(partition)
         return iter(assignment.pending if assignment is not None else ())
 
     def outstanding(self, partitions: Iterable[TopicPartition] | None = None) -> int:
-        """Frames of these partitions (default: all) that were received and still await their outcome."""
+        """Count the received frames of these partitions (default: all) whose outcome is still to come."""
         chosen = self._assigned.values() if partitions is None else map(self._assigned.get, partitions)
         return sum(len(a.pending) - len(a.finished) - a.abandoned for a in chosen if a is not None)
 
     @property
     def partitions(self) -> list[TopicPartition]:
-        """What is assigned now."""
+        """The partitions that are currently assigned."""
         return list(self._assigned)
 
     def _current(self, receipt: Receipt) -> _Assignment | None:

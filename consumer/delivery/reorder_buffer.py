@@ -1,8 +1,10 @@
-"""Exactly once: outcomes that wait until every earlier offset of their partition has one. Pure, one owner thread.
+"""Holds outcomes, for exactly-once delivery, until every earlier offset of their partition has an outcome.
 
-A transaction commits offsets, and it must hold exactly the outcomes below them. Fair turns between sources can finish
-a frame before an earlier one of its partition; written at once, it would lie above the committed offset, and a crash
-would have it looked at and written again.
+The code is pure, and one thread owns it.
+
+A transaction commits offsets, and must contain exactly the outcomes below them. Fair scheduling between sources can
+finish a frame before an earlier one of its partition. If its outcome were written immediately, it would be above the
+committed offset. After a crash the frame would be processed, and its outcome written, a second time.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from typing import Final
 from consumer.delivery.offsets import OffsetTracker
 from consumer.types import Detected, Finished, Rejected, TopicPartition
 
-# What a result has around its detections, and for each of them, about.
+# Approximate sizes: of a result without its detections, of one detection, and of a dead letter without its record.
 _RESULT_BYTES: Final = 1024
 _DETECTION_BYTES: Final = 128
 _LETTER_BYTES: Final = 2048
 
 
 def outcome_bytes(item: Finished) -> int:
-    """About how many bytes its message has. A dead letter holds the whole record."""
+    """Estimate the bytes of the outcome's message. A dead letter contains the whole input record."""
     outcome = item.outcome
     if isinstance(outcome, Rejected):
         return item.frame.record.size_bytes + _LETTER_BYTES
@@ -29,19 +31,23 @@ def outcome_bytes(item: Finished) -> int:
 
 
 class HeldOutcomes:
-    """Finished frames of the partitions that are assigned now. Holds no more than was received and is not done."""
+    """Finished frames of the partitions that are currently assigned.
+
+    Its size is bounded: each frame in it was received and is not done.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[TopicPartition, dict[int, Finished]] = {}  # by offset
-        self.more = False  # the last `take` left ready outcomes that did not fit
+        self._held: dict[TopicPartition, dict[int, Finished]] = {}  # inner keys: offsets
+        self.more = False  # whether the last `take` left ready outcomes that did not fit
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 
     def hold(self, item: Finished) -> None:
-        """Take in the outcome of a frame whose epoch is current.
+        """Add the outcome of a frame whose epoch is current.
 
-        Raises ValueError where the frame has one already: that would be a bug of the pipeline.
+        Raises:
+            ValueError: The frame already has an outcome here. This is a bug in the pipeline.
         """
         partition, offset, _ = item.frame.receipt
         line = self._held.setdefault(partition, {})
@@ -50,12 +56,15 @@ class HeldOutcomes:
         line[offset] = item
 
     def take(self, offsets: OffsetTracker, max_bytes: float = math.inf) -> list[Finished]:
-        """Remove and return what no unfinished frame precedes, in offset order within each partition.
+        """Remove and return the outcomes that no unfinished frame precedes, in offset order within each partition.
 
-        At most `max_bytes` of messages, by `outcome_bytes`, or one outcome. `more` says that something was left. Then
-        partitions that had no turn are first next time, so that none waits behind another one for good.
-        `offsets` knows what was received; it must hear of every frame returned here that it is `done`, or the
-        partition must be revoked there, before the next call.
+        If ready outcomes remain, `more` is True. The next call then starts with the partitions that were not served, so
+        that no partition waits for another one indefinitely.
+
+        Args:
+            offsets: The tracker of received frames. Before the next call of this method, either call its `done` for
+                every returned frame, or revoke the partition there.
+            max_bytes: The maximum total of `outcome_bytes`. A single larger outcome is returned alone.
         """
         ready: list[Finished] = []
         room, self.more = max_bytes, False
@@ -77,5 +86,5 @@ class HeldOutcomes:
         return ready
 
     def forget(self, partitions: Iterable[TopicPartition]) -> list[Finished]:
-        """Drop and return what is held of these partitions."""
+        """Remove and return all outcomes of these partitions."""
         return [item for partition in partitions for item in self._held.pop(partition, {}).values()]

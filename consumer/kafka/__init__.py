@@ -1,1 +1,1 @@
-"""Kafka input and output: the consumer, the producers, transactions, and what the brokers' errors mean."""
+"""Reads from and writes to Kafka: the consumer, the producers, transactions, and the handling of broker errors."""

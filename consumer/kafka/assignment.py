@@ -1,7 +1,9 @@
-"""The partitions that this process holds: where reading of each stands, and under which epoch. No client, no I/O.
+"""Tracks the partitions that this process owns, with the read position and the epoch of each.
 
-Each assignment and each rewind gives a partition a new epoch, which is stamped on each frame, because a consumer that
-has lost its partitions does not know it until its next poll.
+This module has no client and does no I/O.
+
+Each assignment and each rewind gives a partition a new epoch, which is stamped on each frame. This is necessary because
+a consumer that has lost its partitions does not know it until its next poll.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Assignment:
-    """Positions and epochs of the partitions that are assigned now."""
+    """Positions and epochs of the partitions that are currently assigned."""
 
     def __init__(self) -> None:
         self._positions: dict[TopicPartition, Position] = {}
-        self._known: dict[tuple[str, int], TopicPartition] = {}  # one object a partition, not one a frame
+        self._known: dict[tuple[str, int], TopicPartition] = {}  # one object per partition, instead of one per frame
         self._ends: list[Receipt] = []
         self._last_epoch = 0
 
@@ -39,16 +41,24 @@ class Assignment:
 
     @property
     def partitions(self) -> list[confluent_kafka.TopicPartition]:
-        """What is assigned, as the client library takes it."""
+        """The assigned partitions, in the client library's form."""
         return [confluent_kafka.TopicPartition(*partition) for partition in self._positions]
 
     @property
     def topic_ids(self) -> dict[str, str]:
-        """The IDs that the topics of these partitions had when they were assigned, if they are known."""
+        """The known topic IDs of the assigned partitions by topic name, as they were at the assignment."""
         return {p.topic: position.topic_id for p, position in self._positions.items() if position.topic_id}
 
     def begin(self, start: confluent_kafka.TopicPartition, topic_id: str) -> tuple[TopicPartition, int]:
-        """A partition is assigned, and is read from `start.offset`. Returns it with its new epoch."""
+        """Add a partition that is read from `start.offset`.
+
+        Args:
+            start: The partition, its start offset and, if known, the leader epoch of that offset.
+            topic_id: The ID of its topic; "" if it is not known.
+
+        Returns:
+            The partition and its new epoch.
+        """
         partition = TopicPartition(start.topic, start.partition)
         self._known[partition] = partition
         position = self._positions[partition] = Position(self._next_epoch(), start=start.offset, topic_id=topic_id)
@@ -58,23 +68,27 @@ class Assignment:
         return partition, position.epoch
 
     def new_epochs(self) -> dict[TopicPartition, int]:
-        """All partitions are read again from an earlier offset, in new epochs."""
+        """Give every partition a new epoch, after a rewind to an earlier offset. Returns the epochs."""
         for partition, before in self._positions.items():
             position = self._positions[partition] = Position(self._next_epoch(), start=before.start)
             position.first_offset, position.floor = before.first_offset, before.floor
             position.topic_id = before.topic_id
-            if before.next_offset is not None:  # it did not go back; the client does not report this end again
+            if before.next_offset is not None:  # it was not rewound, and the client does not report this end again
                 position.next_offset = before.next_offset
                 self._ends.append(Receipt(partition, before.next_offset, position.epoch))
         return {partition: position.epoch for partition, position in self._positions.items()}
 
     def end(self, partitions: Iterable[TopicPartition]) -> None:
-        """They are ours no more."""
+        """Remove partitions that this process no longer owns."""
         for partition in partitions:
             self._positions.pop(partition, None)
 
     def frame(self, message: Any, received_at: float) -> Frame:  # Any: the stubs make every part of a message optional
-        """A record that the client has handed out, as a frame.
+        """Convert a record that the client has returned to a frame, and advance the position of its partition.
+
+        Args:
+            message: The client library's message, without an error.
+            received_at: Seconds on the clock of the consumer.
 
         Raises:
             TopicReplacedError: The offsets of the partition went back.
@@ -92,23 +106,26 @@ class Assignment:
         return parse_frame(record, Receipt(partition, offset, position.epoch), received_at)
 
     def reached(self, partition: TopicPartition, end: int) -> None:
-        """The client has handed out every record of the partition below `end`."""
+        """Record that the client has returned every record of the partition below `end`."""
         position = self._positions.get(partition)
         if position is not None and position.reached(end):
             self._ends.append(Receipt(partition, end, position.epoch))
 
     def take_ends(self) -> list[Receipt]:
-        """Ends that lie behind markers or aborted records, since the last call; see `Source.ends`."""
+        """Return the ends, reached since the last call, that follow markers or aborted records. See `Source.ends`."""
         ends, self._ends = self._ends, []
         return ends
 
     def topic_id(self, partition: TopicPartition) -> str:
-        """The ID of its topic when it was assigned; "" if that is not known."""
+        """Return the ID that the topic had when the partition was assigned; "" if it is not known."""
         position = self._positions.get(partition)
         return position.topic_id if position is not None else ""
 
     def commit_positions(self, offsets: Iterable[Committable]) -> list[confluent_kafka.TopicPartition]:
-        """These offsets as a commit carries them; see `Position.commit_of`."""
+        """Return these offsets in the form of a commit, without partitions that are not assigned.
+
+        See `Position.commit_of`.
+        """
         return [
             position.commit_of(partition, next_offset)
             for partition, next_offset in offsets
@@ -116,7 +133,7 @@ class Assignment:
         ]
 
     def mark_committed(self, offsets: Iterable[Committable]) -> None:
-        """A transaction has committed these: a rewind never goes below them."""
+        """Record that a transaction has committed these offsets. A rewind never goes below them."""
         for partition, next_offset in offsets:
             if (position := self._positions.get(partition)) is not None:
                 position.floor = max(position.floor, next_offset)
@@ -124,31 +141,44 @@ class Assignment:
     def rewound(
         self, committed: confluent_kafka.TopicPartition, seek: Callable[[confluent_kafka.TopicPartition], None]
     ) -> int:
-        """Go back to what the group has committed, but not below what our transactions have. Returns where that is.
+        """Move one partition back to the group's committed offset, but never below the offsets of our transactions.
 
-        If nothing was committed yet, or only for an earlier topic of this name, that is where this assignment began.
+        The partition goes back to the start of this assignment if it has no committed offset, or only one for an
+        earlier topic of this name.
+
+        Args:
+            committed: The partition with its committed offset and the metadata of the commit.
+            seek: Moves the client to an offset.
+
+        Returns:
+            The offset at which reading continues.
         """
         position = self._positions[TopicPartition(committed.topic, committed.partition)]
         of_another = is_another(from_metadata(committed.metadata), position.topic_id)
         offset = max(-1 if of_another else committed.offset, position.floor)
         if offset < 0:
-            if position.first_offset is None:  # no frame was read: there is nothing to go back from
+            if position.first_offset is None:  # no frame was read, so the position is still the start
                 return position.start
             offset = position.first_offset
         seek(confluent_kafka.TopicPartition(committed.topic, committed.partition, offset))
         position.start = offset
-        position.next_offset = None  # it may go back now, even if the seek of another partition fails
+        position.next_offset = None  # lower offsets are valid from now on, even if the seek of another partition fails
         return offset
 
     def lag(self, watermarks: Callable[[confluent_kafka.TopicPartition], tuple[int, int]], now_ms: int) -> list[Lag]:
-        """See `Source.lag`. `watermarks`: the first offset and the one behind the last, negative if not known."""
+        """Return how far each partition is behind; see `Source.lag`.
+
+        Args:
+            watermarks: Returns the first offset of a partition and the one after the last; negative if not known.
+            now_ms: Unix milliseconds.
+        """
         behind = []
         for partition, position in self._positions.items():
             low, high = watermarks(confluent_kafka.TopicPartition(*partition))
             at = position.start if position.next_offset is None else position.next_offset
             if at == confluent_kafka.OFFSET_BEGINNING:
                 at = low
-            if min(at, high) < 0:  # librdkafka does not know them yet
+            if min(at, high) < 0:  # librdkafka does not know these offsets yet
                 continue
             records = max(0, high - at)
             behind.append(Lag(partition, records, position.age_s(now_ms) if records else 0.0))
@@ -162,14 +192,14 @@ class Assignment:
 def start_offsets(
     committed: Sequence[confluent_kafka.TopicPartition], ids: Mapping[str, str], *, without_commit: int
 ) -> list[confluent_kafka.TopicPartition]:
-    """What to assign: the committed offset of each partition, with its leader epoch.
+    """Return the partitions to assign: each with its committed offset and the leader epoch of that offset.
 
-    A commit for a topic that was deleted and created again since says nothing about the new one: that partition starts
-    at its beginning. A commit without a topic ID (an older version, a reset by hand) is taken as it is.
+    If a topic was deleted and created again after a commit, that commit is not valid for the new topic. The partition
+    then starts at its beginning. A commit without a topic ID (an older version, a manual reset) is used as it is.
 
     Args:
-        committed: What the group has committed; a negative offset if it has nothing.
-        ids: The topic IDs of today, by topic name.
+        committed: The committed offsets of the group; negative if there is none.
+        ids: The current topic IDs, by topic name.
         without_commit: The logical offset for a partition that has no committed offset.
     """
     starts = []

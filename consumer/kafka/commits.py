@@ -1,4 +1,4 @@
-"""Commits of what was stored: one at a time, in the background; and one at the end that is waited for."""
+"""Commits stored offsets: one commit at a time in the background, and a synchronous one at the end."""
 
 from __future__ import annotations
 
@@ -17,59 +17,70 @@ from consumer.types import Clock
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
 
-# A synchronous commit is given up after this, so that neither a rebalance nor a shutdown hangs on it.
+# The time limit of a synchronous commit, so that neither a rebalance nor a shutdown hangs on it.
 LAST_COMMIT_S = 5.0
 _AGAIN_S = 0.1
-_SPARE_S = 0.5  # for the last try's answer
-# A commit that is not answered for longer is taken for lost. Longer than any timeout of the client.
+_SPARE_S = 0.5  # reserved for the answer to the last try
+# A commit without an answer for this long counts as lost. This is longer than any timeout of the client.
 _UNANSWERED_S = 120.0
-# Answers of a coordinator while its group rebalances: it takes commits again once the client has joined anew, which it
-# does in the background.
+# Error codes of a coordinator while its group rebalances. It accepts commits again after the client has rejoined, which
+# the client does in the background.
 _REBALANCING = {_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH}
 
 
 class Commits:
-    """`on_committed` is told the seconds since the first offset of a commit was stored; None where it was refused."""
+    """The stored and unstored offsets of one consumer client, and its commits.
+
+    Args:
+        every_s: Seconds between two background commits.
+        clock: Monotonic seconds.
+        on_committed: Called after each commit with the seconds since its first offset was stored; None if the commit
+            was refused.
+    """
 
     def __init__(self, every_s: float, clock: Clock, on_committed: Callable[[float | None], None]) -> None:
         self._every_s = every_s
         self._clock = clock
         self._on_committed = on_committed
-        self._stored_at: float | None = None  # when the first offset was stored that is not committed yet
-        self._uncommitted = False  # something was stored since the last commit was sent, or that one has failed
+        self._stored_at: float | None = None  # when the first of the uncommitted offsets was stored
+        self._uncommitted = False  # an offset was stored after the last commit was sent, or that commit has failed
         self._sent_at = clock()
         self._is_answered = True
         self._withheld: set[tuple[str, int]] = set()
 
     def withhold(self, client: confluent_kafka.Consumer, partitions: Sequence[TopicPartition]) -> None:
-        """Commit nothing more of these, neither now nor when the client is closed: it may be of another log."""
+        """Commit no more offsets of these partitions, not even when the client closes.
+
+        Their offsets may belong to another log.
+        """
         self._withheld |= {(item.topic, item.partition) for item in partitions}
         forgotten = [TopicPartition(item.topic, item.partition, confluent_kafka.OFFSET_INVALID) for item in partitions]
-        for item in forgotten:  # one by one: one that is not assigned any more does not keep the others stored
+        for item in forgotten:  # one by one, so that a partition that is no longer assigned does not affect the others
             try:
                 client.store_offsets(offsets=[item])
             except KafkaException as error:
                 _log.debug("nothing stored", partition=f"{item.topic}[{item.partition}]", error=group.text_of(error))
 
     def store(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition]) -> None:
-        """Hand these to the next commit."""
+        """Store these offsets for the next commit."""
         offsets = self._allowed(offsets)
         if not offsets:
             return
         try:
             client.store_offsets(offsets=list(offsets))
         except KafkaException as error:
-            # The assignment has gone and the callback that says so has not run yet; its new owner repeats.
+            # The partitions are no longer assigned, but the rebalance callback has not run yet. Their new owner repeats
+            # these frames.
             _log.warning("offsets not stored", error=group.text_of(error))
         else:
             self._uncommitted = True
             self._stored_at = self._clock() if self._stored_at is None else self._stored_at
 
     def send_due(self, client: confluent_kafka.Consumer) -> None:
-        """Commit what is stored, in the background: once the interval has passed, and the commit before was answered.
+        """Start a background commit of the stored offsets if the interval has passed and the last commit was answered.
 
-        Never two at a time: librdkafka tries each again by itself while the coordinator is away, in no certain order,
-        and an old one that arrives last takes the group back.
+        There are never two commits at a time. While the coordinator is unavailable, librdkafka retries each commit on
+        its own, in no certain order. An old commit that arrives last would move the group back.
         """
         if self._is_answered and not self._uncommitted:
             return
@@ -84,7 +95,15 @@ class Commits:
             _log.warning("commit not sent", error=group.text_of(error))
 
     def commit_now(self, client: confluent_kafka.Consumer, offsets: Sequence[TopicPartition], caller: Caller) -> None:
-        """Commit these and wait for the answer, for `LAST_COMMIT_S` at most. `caller` makes the call."""
+        """Commit these offsets and wait for the answer, up to `LAST_COMMIT_S`.
+
+        A refusal or a missing answer is only logged.
+
+        Args:
+            client: The consumer client.
+            offsets: The offsets to commit, with topic ID and leader epoch.
+            caller: Runs the call, which may hang.
+        """
         offsets = self._allowed(offsets)
         if not offsets:
             return
@@ -98,7 +117,7 @@ class Commits:
             _log.warning("commit refused; these frames will be repeated", error=refusal)
 
     def answered(self, error: confluent_kafka.KafkaError | None, _partitions: list[TopicPartition]) -> None:
-        """The callback of a commit in the background: it runs inside poll, and never raises."""
+        """Handle the answer to a background commit. This callback runs inside poll, and never raises."""
         self._is_answered = True
         if error is None:
             self._count(ok=True)
@@ -120,10 +139,15 @@ class Commits:
 
 
 def _insist(client: confluent_kafka.Consumer, offsets: list[TopicPartition]) -> str:
-    """Commit, again and again while the group is rebalancing. Returns why it was refused, "" where it was taken."""
+    """Commit, and retry while the group is rebalancing.
+
+    Returns:
+        The reason of the refusal; "" if the commit was accepted.
+    """
     until = time.monotonic() + LAST_COMMIT_S - _SPARE_S
     while True:
-        # Of a consumer that is no member, brokers take a commit once the group is empty: behind those of its successor.
+        # If the group is empty, brokers accept a commit from a consumer that is not a member. It could overwrite newer
+        # commits of its successor.
         if group.is_expelled(client):
             return "this process is no member of its group any more"
         try:

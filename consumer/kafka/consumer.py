@@ -1,7 +1,7 @@
-"""Poll: the sole owner of `confluent_kafka.Consumer`, of pause and resume, and of what is assigned.
+"""Polls frames from Kafka. This module owns `confluent_kafka.Consumer`, pause and resume, and the assignment.
 
-All calls and callbacks happen on the thread that called `subscribe`, but for the last two, which may hang: the commit
-of a stop, and closing. librdkafka runs rebalance callbacks inside `poll`, on the thread that polls.
+All calls and callbacks happen on the thread that called `subscribe`. librdkafka runs rebalance callbacks inside `poll`,
+on the same thread. Only the final commit and the close run on another thread, because they may hang.
 """
 
 from __future__ import annotations
@@ -32,14 +32,28 @@ from consumer.types import Clock, Frame, Lag, Receipt, TopicPartition
 
 _log = structlog.get_logger(__name__)
 
-# Frames handed out by one `poll`: enough to share the cost of a turn, few enough that decoding starts soon.
+# Maximum number of frames per `poll`: enough to share the cost of an iteration, few enough that decoding starts soon.
 BURST = 128
 
 _Code = confluent_kafka.KafkaError
 
 
 class Source:
-    """Frames of the assigned partitions. `subscribe` makes the calling thread the owner; other threads raise."""
+    """The Kafka consumer. It returns the frames of the assigned partitions, and commits their offsets.
+
+    `subscribe` makes the calling thread the owner. A call from another thread raises OwnershipError.
+
+    Args:
+        config: All options.
+        listener: Called inside `poll` for each rebalance.
+        clock: Monotonic seconds.
+        wall_clock_ms: Unix milliseconds.
+        on_committed: See `Commits`.
+        topic_ids: Looks up topic IDs. Default: a new one that asks the brokers.
+
+    Raises:
+        RefusedError: librdkafka refuses a setting of the consumer.
+    """
 
     def __init__(
         self,
@@ -62,14 +76,15 @@ class Source:
             settings["partition.assignment.strategy"]
         )
         self._start_tries = group.start_tries(config)
-        # A first start skips nothing, unless the user has chosen a reset policy: then the client library applies it.
+        # Without a committed offset, reading starts at the beginning, so that nothing is skipped. If the user has
+        # chosen a reset policy, the client library applies that instead.
         chosen = settings["auto.offset.reset"] != "error"
         self._without_commit = confluent_kafka.OFFSET_INVALID if chosen else confluent_kafka.OFFSET_BEGINNING
         self._assigned = Assignment()
         self._paused = False
-        self._last = Caller("consumer-close")  # for what blocks at the end: the last commit, and closing
+        self._last = Caller("consumer-close")  # runs the calls that may block at the end: the last commit, and close
         self._closing = False
-        self._gave_up = False  # to look up where new partitions start: this process was told to stop
+        self._gave_up = False  # a stop has ended the lookup of the offsets at which new partitions start
         self._failure: BaseException | None = None
         self._owner: int | None = None
         try:
@@ -82,18 +97,24 @@ class Source:
         self._topic_ids = topic_ids or TopicIds(config)
 
     def subscribe(self) -> None:
-        """Join the group. From now on this thread must `poll` at least every `max.poll.interval.ms`."""
+        """Join the group. After this, the calling thread must `poll` at least every `max.poll.interval.ms`."""
         self._owner = threading.get_ident()
         self._client.subscribe(
             list(self._topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
     def poll(self, room: int, timeout_s: float, max_bytes: float = math.inf) -> list[Frame]:
-        """Up to `room` frames (`BURST` at most); blocks up to `timeout_s` for the first. Serves rebalances.
+        """Return new frames, and serve rebalances and due commits. Blocks up to `timeout_s` for the first frame.
 
-        The frame that passes `max_bytes` is the last one. With no room nothing is taken, so call it only while paused:
-        then it keeps the membership alive.
-        Raises KafkaError where no retry helps, and whatever the listener raised.
+        Args:
+            room: The maximum number of frames; `BURST` is an upper limit too. Pass 0 only while paused: the call then
+                keeps the membership alive.
+            timeout_s: Seconds to wait for the first frame.
+            max_bytes: The frame that exceeds this number of bytes is the last one.
+
+        Raises:
+            KafkaError: No retry helps.
+            Exception: Any exception that the listener raised.
         """
         self._check_owner()
         self._commits.send_due(self._client)
@@ -115,7 +136,7 @@ class Source:
                     break
             message = poll(0)
         if (replaced := self._topic_ids.replaced) is not None:
-            self._fail(topic_replaced(replaced))  # what was read just now may be of the new topic already
+            self._fail(topic_replaced(replaced))  # the frames of this poll may already be from the new topic
         if self._failure is not None:
             failure, self._failure = self._failure, None
             if isinstance(failure, TopicReplacedError | OffsetsLostError):
@@ -125,72 +146,92 @@ class Source:
         return frames
 
     def ends(self) -> list[Receipt]:
-        """Where polls have reached the end of a partition since the last call, and records before it are no frames.
+        """Return the partition ends that polls have reached since the last call, if they follow records without frames.
 
-        The offset of each receipt is the one that is read next. Everything below it was handed out by `poll`, so call
-        this after those frames were taken in.
+        Such records are transaction markers and aborted records. The offset of each receipt is the next one to be read.
+        `poll` has returned every frame below it, so process those frames before this call.
         """
         self._check_owner()
         return self._assigned.take_ends()
 
     def pause(self) -> None:
-        """Stop fetching; `poll` goes on. librdkafka drops what it had prefetched and reads it again on resume."""
+        """Stop fetching. `poll` still serves rebalances.
+
+        librdkafka drops the records that it has prefetched, and fetches them again on resume.
+        """
         self._check_owner()
         if not self._paused:
             self._paused = True
             self._client.pause(self._assigned.partitions)
 
     def resume(self) -> None:
-        """Fetch again."""
+        """Start fetching again after `pause`."""
         self._check_owner()
         if self._paused:
             self._paused = False
             self._client.resume(self._assigned.partitions)
 
     def store(self, offsets: Iterable[Committable]) -> None:
-        """Hand these offsets to the next commit: `poll` sends one every `commit_interval_ms`."""
+        """Store these offsets for the next commit. `poll` sends one every `commit_interval_ms`."""
         self._check_owner()
         self._commits.store(self._client, self.commit_positions(offsets))
 
     def commit(self, offsets: Sequence[Committable]) -> None:
-        """Commit these offsets and wait for the answer, for a few seconds at most.
+        """Commit these offsets and wait for the answer, up to `commits.LAST_COMMIT_S`.
 
-        A group that is rebalancing refuses them, and is asked again meanwhile. Another refusal is logged, and so is
-        silence: the frames will be repeated, not lost. Never call it inside a rebalance: it would wait for the poll
-        that the rebalance runs in. There `store` is enough, because librdkafka commits what is stored when the
-        partitions are unassigned.
+        A group that is rebalancing refuses the commit, which is then retried. Any other refusal is logged, as is a
+        missing answer: the frames are repeated, not lost.
+
+        Never call this inside a rebalance: it would wait for the poll that the rebalance runs in. `store` is enough
+        there, because librdkafka commits stored offsets when the partitions are unassigned.
         """
         self._check_owner()
         self._commits.commit_now(self._client, self.commit_positions(offsets), self._last)
 
     def membership(self) -> object | None:
-        """What a transaction proves with that it may commit our offsets; for this turn alone. None: not a member."""
+        """Return the group metadata, which a transaction sends to prove that it may commit our offsets.
+
+        The value is valid for the current iteration of the loop only.
+
+        Returns:
+            The metadata in the client library's form, or None if this process is not a member of the group.
+
+        Raises:
+            RefusedError: This version cannot read the group metadata of the client library.
+        """
         self._check_owner()
         metadata = self._client.consumer_group_metadata()
         return metadata if group.is_member(metadata) else None
 
     def commit_positions(self, offsets: Iterable[Committable]) -> list[confluent_kafka.TopicPartition]:
-        """These offsets as a commit carries them: with topic ID and leader epoch, see `Position.commit_of`."""
+        """Return these offsets in the form of a commit, with topic ID and leader epoch. See `Position.commit_of`."""
         self._check_owner()
         return self._assigned.commit_positions(offsets)
 
     def transacted(self, offsets: Iterable[Committable]) -> None:
-        """These offsets were committed by a transaction. `rewind` never goes below them.
+        """Record that a transaction has committed these offsets. `rewind` never goes below them.
 
-        A coordinator that has just taken over was seen to answer with older offsets than its predecessor had.
+        This matters because a coordinator that had just taken over was observed to answer with older offsets than its
+        predecessor.
         """
         self._check_owner()
         self._assigned.mark_committed(offsets)
 
     def rewind(self) -> dict[TopicPartition, int] | None:
-        """Go back to what the group has committed, and fetch again. For a time when no transaction is open.
+        """Move all assigned partitions back to their committed offsets, and fetch again. Blocks for seconds.
 
-        Returns the new epochs; None where it is not possible now: try again, after a poll.
+        Call it only while no transaction is open.
+
+        Returns:
+            The new epoch of each partition. None if it is not possible now: call it again after a poll.
+
+        Raises:
+            RefusedError: No retry helps.
         """
         self._check_owner()
         try:
             found = self._committed(self._assigned.partitions, tries=2) if self._assigned else []
-            self.resume()  # before the seek: it would go on at the position of the pause
+            self.resume()  # before the seek: a later resume would continue at the position of the pause
             went = {
                 f"{item.topic}[{item.partition}]": self._assigned.rewound(item, self._client.seek) for item in found
             }
@@ -203,32 +244,35 @@ class Source:
         return self._assigned.new_epochs()
 
     def lag(self) -> list[Lag]:
-        """How far each assigned partition is behind, from what the last fetches said. Asks nobody.
+        """Return how far each assigned partition is behind, from the last fetch responses. Sends no request.
 
-        A partition that nothing was read of counts from where its reading begins. One that was not fetched from yet,
-        as while its broker is away, is left out: a 0 would be a guess.
+        If no record of a partition was read yet, its lag counts from its start offset. A partition without a fetch
+        response, for example because its broker is unavailable, is left out: a value of 0 would be a guess.
         """
         self._check_owner()
         return self._assigned.lag(partial(self._client.get_watermark_offsets, cached=True), self._wall_clock_ms())
 
     def close(self, timeout_s: float) -> bool:
-        """Leave the group. False where the client did not close in time: it can hang while brokers are away.
+        """Leave the group. Blocks up to `timeout_s`; the client can hang while brokers are unavailable.
 
-        The listener is not told of the revocation that this brings: settle and `commit` before.
+        The listener is not called for the partitions that this revokes: finish their frames and `commit` first.
+
+        Returns:
+            Whether the client closed in time.
         """
         self._check_owner()
         self._closing = True
         self._topic_ids.close()
         try:
-            self._last.call(self._client.close, timeout_s)  # behind a last commit that is not answered
+            self._last.call(self._client.close, timeout_s)  # runs after the final commit, which may hang
         except TimeoutError:
             return False
-        except Exception as error:  # noqa: BLE001 - why this process ends has been said, or is that it was told to
+        except Exception as error:  # noqa: BLE001 - the process is ending for another reason, which is already known
             _log.warning("consumer not closed in order", error=group.text_of(error))
         self._last.end()
         return True
 
-    # What a poll brings that is no frame
+    # Events from a poll that are not frames
 
     def _event(self, message: Any) -> None:
         error, code = message.error(), message.error().code()
@@ -237,13 +281,17 @@ class Source:
             self._assigned.reached(partition, message.offset())
         elif code != _Code._AUTO_OFFSET_RESET:  # noqa: SLF001
             self._verdict(error)
-        # After a stop, no start offset was looked up, so this error is expected. The client also hands it out for a
-        # partition that was revoked meanwhile: its new owner finds out by itself.
+        # If a stop ended the lookup of start offsets, this error is expected. The client also returns it for a
+        # partition that was revoked meanwhile, whose new owner will see the same error.
         elif not self._gave_up and partition in self._assigned:
             self._fail(self._explain_reset(partition, message.offset(), error.str()))
 
     def _explain_reset(self, partition: TopicPartition, offset: int | None, text: str) -> KafkaError:
-        """The offset to read from is not in the log. Asks the brokers why; blocks for seconds."""
+        """Ask the brokers why the offset to read from is not in the log. Blocks for seconds.
+
+        Returns:
+            The error that `poll` raises.
+        """
         before = self._assigned.topic_id(partition)
         log: tuple[int, int] | None = None
         try:
@@ -255,7 +303,7 @@ class Source:
             _log.warning("cannot ask why the offset is not in the log", error=group.text_of(error))
         return offset_reset(partition, offset, log, text)
 
-    # Callbacks: they run inside poll, on its thread, and never raise
+    # Callbacks: librdkafka runs them inside poll, on its thread. They never raise.
 
     def _on_assign(self, _client: confluent_kafka.Consumer, assigned: list[confluent_kafka.TopicPartition]) -> None:
         try:
@@ -267,7 +315,7 @@ class Source:
             self._check_same_topics(ids)
             epochs = dict(self._assigned.begin(item, ids.get(item.topic, "")) for item in starts)
             self._topic_ids.watch(self._assigned.topic_ids)
-            # A pause can survive revoke and re-assign, so both states are set, not only one.
+            # A pause can survive a revocation and a new assignment, so both states are set explicitly.
             (self._client.pause if self._paused else self._client.resume)(assigned)
             _log.info("assigned", partitions=[str(partition) for partition in epochs])
             self._listener.assigned(epochs)
@@ -304,25 +352,25 @@ class Source:
     def _start_offsets(
         self, assigned: list[confluent_kafka.TopicPartition]
     ) -> tuple[list[confluent_kafka.TopicPartition], dict[str, str]]:
-        """Where reading begins, and the topic IDs of these partitions."""
+        """Return the start offsets of these partitions, and the IDs of their topics by name."""
         try:
             committed = self._committed(assigned, self._start_tries)
-            # In this order: a topic that is created again in between has another ID than its commits.
+            # In this order, a topic that is created again in between has another ID than its commits.
             ids = self._look_up_ids({item.topic for item in assigned})
         except KafkaError:
             if self._listener.waiting():
                 raise
             self._gave_up = True
-            return assigned, {}  # nothing is read of them any more
-        # A topic that is not there now is watched for with the ID that its commits name. One that seems to be another
-        # topic may be seen so by a broker that is behind.
+            return assigned, {}  # the process is stopping, so nothing is read from them
+        # A topic that does not exist now is watched with the ID from its commits. If an ID seems to differ, the answer
+        # may come from a broker with outdated metadata, so the ID is looked up until the brokers agree.
         settled = set()
         for item in committed:
             known = from_metadata(item.metadata)
             if item.topic not in ids and known:
                 ids[item.topic] = known
             elif item.topic not in settled and is_another(known, ids.get(item.topic, "")):
-                self._listener.waiting()  # it takes seconds for each topic
+                self._listener.waiting()  # the lookup takes seconds for each topic
                 ids[item.topic] = self._topic_ids.look_up_settled(item.topic) or ids[item.topic]
                 settled.add(item.topic)
         return start_offsets(committed, ids, without_commit=self._without_commit), ids
@@ -338,7 +386,7 @@ class Source:
         raise KafkaError(f"cannot look up the topic IDs of {', '.join(topics)}: {group.text_of(failure)}") from failure
 
     def _check_same_topics(self, ids: Mapping[str, str]) -> None:
-        """Partitions that are held already must be of the same topics, not of others with the same names."""
+        """Fail if a topic has another ID than its partitions that are already assigned: a new topic has replaced it."""
         for topic, before in self._assigned.topic_ids.items():
             if is_another(before, now := ids.get(topic, "")):
                 self._fail(topic_replaced(Replaced(topic, before, now)))
@@ -355,7 +403,7 @@ class Source:
             self._fail(failure)
 
     def _fail(self, error: BaseException) -> None:
-        """What `poll` raises: the first failure; later ones may follow from it."""
+        """Set the error that `poll` raises. Only the first one counts, because later ones may be its consequences."""
         self._failure = self._failure or error
 
     def _check_owner(self) -> None:

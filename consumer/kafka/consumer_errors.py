@@ -1,4 +1,4 @@
-"""What the consumer's errors mean, and what a person can do about those that no retry mends."""
+"""Sorts the errors of the consumer into temporary and permanent ones, and adds advice to the permanent ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consumer.types import TopicPartition
 
 _log = structlog.get_logger(__name__)
 _Code = confluent_kafka.KafkaError
-# No retry of the client mends these: a person must change a right, a setting or a topic.
+# A retry does not help against these errors: a person must change a permission, a setting or a topic.
 _FATAL = {
     _Code.TOPIC_AUTHORIZATION_FAILED: "grant this user READ on every input topic: {topics}",
     _Code.GROUP_AUTHORIZATION_FAILED: "grant this user READ on the consumer group {group}",
@@ -27,15 +27,25 @@ _FATAL = {
 }
 
 
-# A handshake may fail in passing, when a broker restarts. A certificate that is not trusted stays so.
+# A handshake may fail temporarily when a broker restarts. An untrusted certificate is permanent.
 _UNTRUSTED = "certificate verify failed"
 
 
 def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: str) -> None:
-    """Log an error that passes by itself. Raises KafkaError for any other, with what to do."""
+    """Log a temporary error, or raise a permanent one.
+
+    Args:
+        error: The error of the client library.
+        topics: The input topics, for the advice in the message.
+        group: The consumer group, for the advice in the message.
+
+    Raises:
+        RefusedError: A person must change something. The message contains the advice.
+        KafkaError: The client died for another reason, and a restart may help.
+    """
     code = error.code()
-    if code == _Code._FATAL:  # noqa: SLF001 - after this the client is silent for ever
-        # Why it died is only in the text.
+    if code == _Code._FATAL:  # noqa: SLF001 - the client does nothing more after this
+        # Only the text of the error contains its cause.
         cause = next((cause for cause in _FATAL if _Code(cause).str() in error.str()), code)
         kind = RefusedError if cause in _FATAL else KafkaError
         raise kind(f"the consumer died: {error.str()}; {_advice(cause, topics, group)}")
@@ -51,7 +61,7 @@ def verdict(error: confluent_kafka.KafkaError, *, topics: Sequence[str], group: 
 
 
 def topic_replaced(replaced: Replaced) -> TopicReplacedError:
-    """A topic was deleted and created again while its frames were read."""
+    """Return the error to raise if a topic was deleted and created again while its frames were read."""
     return TopicReplacedError(
         f"the input topic {replaced.topic} was deleted and created again: its topic ID was {replaced.before} and is "
         f"{replaced.now}. Nothing more is committed for the old topic. A restart reads the new one from its beginning",
@@ -62,9 +72,13 @@ def topic_replaced(replaced: Replaced) -> TopicReplacedError:
 def offset_reset(
     partition: TopicPartition, offset: int | None, log: tuple[int, int] | None, text: str
 ) -> OffsetsLostError:
-    """The next offset to read is not in the log. `log`: its first offset and the one behind its end, if known.
+    """Return the error to raise if the next offset to read is not in the log.
 
-    `offset` is None if the client compared leader epochs (KIP-320) and found that the log was cut: `text` says where.
+    Args:
+        partition: The partition.
+        offset: The next offset. None if the client compared leader epochs (KIP-320) and found that the log was cut.
+        log: The first offset of the log and the one after its last, if known.
+        text: The text of the client library. If the log was cut, it contains the position.
     """
     if offset is None:
         said = f"the log of {partition} was cut: {text}"

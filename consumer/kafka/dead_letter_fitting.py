@@ -1,4 +1,4 @@
-"""Dead letters that the brokers take, as far as it is known what they take."""
+"""Makes dead letters that fit the known limits of their topic, and learns limits from refusals."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ from consumer.kafka.topic_limits import TopicLimits
 from consumer.messages import Message, encode_dead_letter, message_bytes
 from consumer.types import Frame, Outcome, Rejected
 
-# Refusals of one dead letter before the process ends.
+# The process ends after this many refusals of one dead letter.
 _TRIES = 6
-# How long the brokers are asked whether a topic has become compacted, before the process ends.
+# How long to wait for the brokers to answer whether a topic has become compacted, before the process ends.
 _ANSWER_S = 6.0
 
 
 class Pending(NamedTuple):
-    """A message that is on its way, as its delivery report names it."""
+    """A message in flight, as its delivery report identifies it."""
 
     frame: Frame
     outcome: Outcome
-    published_at: float
+    published_at: float  # seconds on the injected clock
     size: int = 0  # bytes of the message in a request of its own, or a few more
     tries: int = 0  # how often the brokers have refused its dead letter
-    alone: bool = False  # its dead letter must have no other in its batch
-    keyed: bool = False  # the dead letter was made with a key
+    alone: bool = False  # whether its dead letter must be the only one in its batch
+    keyed: bool = False  # whether the dead letter was made for a topic that requires keys
 
 
 class DeadLetters:
-    """Makes dead letters, and learns from refusals which ones are taken."""
+    """Makes dead letters, and learns from refusals which ones the brokers accept.
+
+    Args:
+        topic: The dead-letter topic.
+        source: Identifies this consumer group in the headers of the messages.
+        limits: The known limits of the topics.
+        wall_clock_ms: Unix milliseconds.
+    """
 
     def __init__(self, topic: str, source: str, limits: TopicLimits, wall_clock_ms: Callable[[], int]) -> None:
         self.topic = topic
@@ -40,7 +47,11 @@ class DeadLetters:
         self._wall_clock_ms = wall_clock_ms
 
     def make(self, pending: Pending) -> tuple[Pending, Message]:
-        """The dead letter of a rejection."""
+        """Encode the dead letter of a rejection.
+
+        Returns:
+            `pending` with the size of the message and whether it was made for a topic that requires keys; the message.
+        """
         outcome = pending.outcome
         assert isinstance(outcome, Rejected)
         limit, keyed = self._limits.largest_dead_letter(self.topic), self._limits.needs_key(self.topic)
@@ -57,18 +68,25 @@ class DeadLetters:
         return pending._replace(size=message_bytes(message), keyed=keyed), message
 
     def learn(self, pending: Pending, error: confluent_kafka.KafkaError) -> bool:
-        """The brokers refused a dead letter. True: `make` makes another one now, or this one was not to blame."""
+        """Learn from the refusal of a dead letter.
+
+        Returns:
+            Whether to send it again: `make` now makes a different one, or another message caused the refusal.
+        """
         if pending.tries >= _TRIES:
             return False
         if error.code() in TOO_LARGE:
             return self._limits.refused(self.topic, pending.size)
         if error.code() == confluent_kafka.KafkaError.INVALID_RECORD:
-            # With one that has no key the brokers refuse all that came in its batch, those with a key too.
+            # For one record without a key, the brokers refuse its whole batch, including records that have keys.
             return self._limits.refused_keyless(self.topic) or not pending.keyed
         return False
 
     def lacks_key(self, pending: Pending) -> bool:
-        """The topic needs keys by now, and this dead letter was made without that. Asks the brokers, for seconds."""
+        """Return whether the topic now requires keys, and this dead letter was made before that was known.
+
+        Asks the brokers if necessary. Blocks up to `_ANSWER_S`.
+        """
         if pending.keyed:
             return False
         if not self._limits.needs_key(self.topic):

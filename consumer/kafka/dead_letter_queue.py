@@ -1,7 +1,10 @@
-"""Dead letters that wait to be sent, in their order. Pure, one owner thread.
+"""Queues dead letters that are not sent yet, in order.
 
-A dead letter is a copy of a whole record in the client library, beside the record that the pipeline holds. So only a
-part of them is on its way at a time. They have a topic of their own: results need not wait for them.
+The code is pure, and one thread owns it.
+
+A dead letter in flight is a copy of a whole record in the client library, in addition to the record that the pipeline
+holds. So only a limited number of bytes is in flight at a time. Dead letters have their own topic, so results need not
+wait for them.
 """
 
 from __future__ import annotations
@@ -14,30 +17,41 @@ from consumer.types import Frame, TopicPartition
 
 
 class LetterLine:
-    """`most_bytes`: of all messages in the client library, above which no dead letter is sent."""
+    """A queue of dead letters, in which refused ones go first.
+
+    Args:
+        most_bytes: If the messages in the client library have more bytes than this, no new dead letter is sent.
+    """
 
     def __init__(self, most_bytes: float) -> None:
         self._most_bytes = most_bytes
         self._waiting: deque[Pending] = deque()
-        self._again: deque[Pending] = deque()  # those that were refused go first
-        self._unreported = 0  # sent, without a report
-        self._lone = False  # ... and the one of those must stay alone
+        self._again: deque[Pending] = deque()  # refused ones, which go first
+        self._unreported = 0  # number of dead letters that were sent and have no delivery report yet
+        self._lone = False  # whether the last one that was taken out must be the only one in its batch
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._again)
 
     def add(self, pending: Pending) -> None:
-        """A dead letter, behind all that wait."""
+        """Append a dead letter to the queue."""
         self._waiting.append(pending)
 
     def add_again(self, pending: Pending) -> None:
-        """A dead letter that was refused, before those that were not sent. One with `alone` has no company."""
+        """Add a refused dead letter, ahead of those that were never sent.
+
+        If its `alone` is set, it is sent only when no other dead letter is in flight.
+        """
         self._again.append(pending)
 
     def next(self, buffered_bytes: int) -> Pending | None:
-        """Take out the next dead letter that may be sent now. `sent` must follow if it was.
+        """Remove and return the next dead letter that may be sent now. After sending it, call `sent`.
 
-        `buffered_bytes`: of all messages that the client library holds.
+        Args:
+            buffered_bytes: Bytes of all messages that the client library holds.
+
+        Returns:
+            The dead letter, or None if none may be sent now.
         """
         if self._unreported and (self._lone or (self._again and self._again[0].alone)):
             return None
@@ -51,15 +65,15 @@ class LetterLine:
         return pending
 
     def sent(self) -> None:
-        """The client library has the dead letter of the last `next`."""
+        """Record that the client library accepted the dead letter from the last `next`."""
         self._unreported += 1
 
     def reported(self) -> None:
-        """A dead letter that was sent has its delivery report."""
+        """Record that the delivery report of a dead letter arrived."""
         self._unreported -= 1
 
     def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]:
-        """Drop what waits of these partitions, and return its frames."""
+        """Drop the queued dead letters of these partitions, and return their frames."""
         dropped = []
         for line in (self._again, self._waiting):
             ended = [pending for pending in line if pending.frame.receipt.partition in partitions]

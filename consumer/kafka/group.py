@@ -1,4 +1,4 @@
-"""What `source` asks the group's coordinator, and what the answers mean."""
+"""Asks the group coordinator for committed offsets and membership, and interprets the answers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from consumer.errors import KafkaError, RefusedError
 
 _log = structlog.get_logger(__name__)
 
-# No committed offset is looked up for longer than this, so that a rebalance cannot hang on a missing coordinator;
-# unless a transaction may stay open longer, see `start_tries`.
+# The time limit and number of lookups of committed offsets, so that a rebalance cannot hang on a missing coordinator.
+# There are more lookups if a transaction may stay open longer, see `start_tries`.
 LOOKUP_S, LOOKUP_TRIES = 5.0, 6
-# How librdkafka (2.0 to 2.16) writes the metadata of a member: this, the generation (int32, native), then strings that
-# end with a zero: group, member.
+# How librdkafka (2.0 to 2.16) encodes the group metadata of a member: this prefix, the generation (int32, native byte
+# order), then two zero-terminated strings: group and member.
 _METADATA: Final = b"CGMDv2:"
 _GENERATION: Final = struct.Struct("=i")
 
 
 def start_tries(config: Config) -> int:
-    """How often the committed offsets of new partitions are asked for, `LOOKUP_S` each.
+    """Return how often to look up the committed offsets of new partitions, with `LOOKUP_S` for each lookup.
 
-    With exactly_once they are not known while a member that died has a transaction open.
+    With exactly_once, these offsets are not available while a member that died has an open transaction.
     """
     if config.delivery != "exactly_once":
         return LOOKUP_TRIES
@@ -42,11 +42,23 @@ def committed(
     verdict: Callable[[confluent_kafka.KafkaError], None],
     tries: int = LOOKUP_TRIES,
 ) -> list[confluent_kafka.TopicPartition]:
-    """What the group has committed of these partitions, a negative offset where it has nothing.
+    """Look up the committed offsets of these partitions.
 
-    Offsets of a transaction that is still open are waited for (a `read_committed` consumer asks for stable ones).
-    Raises KafkaError where the coordinator does not say within `LOOKUP_S` for each try, and what `verdict` raises of an
-    answer. `go_on` is told of the first try and asked before another; it says no where nobody needs to know any more.
+    If a transaction is still open, this waits for its end, because a `read_committed` consumer asks for stable offsets.
+
+    Args:
+        client: The consumer client.
+        partitions: The partitions.
+        go_on: Called before each try. If it returns False before a retry, the lookup ends with a KafkaError. The return
+            value before the first try is ignored.
+        verdict: Called for each error of the coordinator. It raises if the error is permanent.
+        tries: The number of tries. Each blocks up to `LOOKUP_S`.
+
+    Returns:
+        The partitions with their committed offsets; negative if the group has none.
+
+    Raises:
+        KafkaError: The coordinator did not answer in time, or `verdict` raised it.
     """
     go_on()
     waits_told = False
@@ -75,9 +87,15 @@ def committed(
 
 
 def is_member(metadata: bytes) -> bool:
-    """Whether the group metadata is that of a member: brokers check nothing where it is not, and would commit anyway.
+    """Return whether the group metadata belongs to a member.
 
-    Raises RefusedError where librdkafka writes it in a way that is not known here.
+    Brokers do not check metadata of a process that is not a member, and would accept its commits.
+
+    Args:
+        metadata: The group metadata, as encoded by librdkafka.
+
+    Raises:
+        RefusedError: This version does not know the encoding.
     """
     if not metadata.startswith(_METADATA):
         raise RefusedError(
@@ -91,13 +109,13 @@ def is_member(metadata: bytes) -> bool:
 
 
 def is_expelled(client: confluent_kafka.Consumer) -> bool:
-    """Whether this client knows that it is no member. Metadata that cannot be read say nothing."""
+    """Return whether this client knows that it is not a member. False if its group metadata cannot be read."""
     with contextlib.suppress(Exception):
         return not is_member(client.consumer_group_metadata())
     return False
 
 
 def text_of(error: BaseException) -> str:
-    """The words of the library for an exception of it."""
+    """Return the client library's text for one of its exceptions."""
     inner = error.args[0] if error.args else error
     return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

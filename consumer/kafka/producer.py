@@ -1,11 +1,12 @@
-"""One producer: results, skips and dead letters go out here, and delivery reports come back.
+"""Sends results, skipped outcomes and dead letters with one producer, and receives their delivery reports.
 
-An outcome counts only once its own delivery report says so; `flush` proves nothing. The producer is idempotent, so
+An outcome counts only when its own delivery report confirms it; `flush` proves nothing. The producer is idempotent, so
 outcomes of one source, which share a partition, arrive in the order in which they were published.
 
-The brokers may refuse a message for its size. If the limits of the topics are known (`limits`), that does not happen
-until somebody lowers one: then the producer stops, so that nothing passes the message, and a restart learns the limit.
-If they are unknown, the message becomes a smaller dead letter, which may come behind later dead letters of its source.
+The brokers may refuse a message for its size. If the limits of the topics are known (`limits`), this happens only after
+a limit was lowered. Then the producer stops, so that no later message overtakes the refused one, and a restart learns
+the new limit. If the limits are unknown, the message becomes a smaller dead letter. This dead letter may arrive after
+later dead letters of its source.
 """
 
 from __future__ import annotations
@@ -44,14 +45,16 @@ from consumer.messages import Message, record_id
 from consumer.types import Acknowledged, Clock, Finished, Frame, ModelInfo, Outcome, Rejected, TopicPartition
 
 _log = structlog.get_logger(__name__)
-# Results that are encoded before they are sent: several batches, and little memory beside what librdkafka may hold.
+# Number of results that are encoded before the first is sent. This covers several batches, and takes little memory
+# compared with the messages that librdkafka may hold.
 _TOGETHER = 256
-# How long a full local queue may refuse a message. It is bounded by limits.max_unacknowledged, so it is never full
-# unless the user made it small.
+# How long the local queue of librdkafka may refuse a message because it is full. `limits.max_unacknowledged` bounds the
+# messages in it, so it is never full unless the user has made it small.
 _QUEUE_FULL_S = 30.0
-# How long after a fatal error the delivery report that explains it may come.
+# How long to wait, after a fatal error, for the delivery report that explains it.
 _REPORT_S = 1.0
-# Messages that the client library holds, above which dead letters wait. A transaction is limited as a whole.
+# Dead letters wait while the messages in the client library have more bytes than this. With transactions this limit is
+# off, because each transaction has its own.
 MOST_BUFFERED_BYTES = 32 * 2**20
 
 
@@ -59,11 +62,14 @@ Report = tuple[Pending, confluent_kafka.KafkaError | None]
 
 
 def _no_judge(_frame: Frame, _outcome: Outcome) -> None:
-    """A transaction's outcomes are judged once it has committed."""
+    """Does nothing. With transactions, outcomes are judged after the commit."""
 
 
 class Publisher:
-    """Writes one message per outcome. The thread that makes it owns it; other threads raise."""
+    """Writes one message per outcome.
+
+    The thread that creates it owns it. On another thread, `publish`, `poll`, `forget` and `close` raise OwnershipError.
+    """
 
     def __init__(
         self,
@@ -75,13 +81,22 @@ class Publisher:
         settings: Mapping[str, Any] | None = None,
         limits: TopicLimits | None = None,
     ) -> None:
-        """`settings`: of librdkafka, which then watches `delivery.timeout.ms` itself; default: `plain_settings`.
+        """Create the producer. Its batches are made small enough for the topics, unless the user sets batch.size.
 
-        `limits`: of the topics; default: nothing is known. The batches of the producer are made small enough for the
-        topics, unless the user sets batch.size.
+        Args:
+            config: All options.
+            model: Named in each result.
+            clock: Monotonic seconds.
+            wall_clock_ms: Unix milliseconds.
+            settings: librdkafka settings, with which librdkafka enforces `delivery.timeout.ms` itself. Default:
+                `plain_settings`, with which this class enforces it.
+            limits: The limits of the topics. Default: unknown limits.
+
+        Raises:
+            RefusedError: librdkafka refuses a setting of the producer.
         """
-        self.errors = 0  # calls of librdkafka's error callback
-        self.refusal: confluent_kafka.KafkaError | None = None  # of those, the last that no retry mends
+        self.errors = 0  # number of calls of librdkafka's error callback
+        self.refusal: confluent_kafka.KafkaError | None = None  # the last error in the callback that is permanent
         self._owner = threading.get_ident()
         self._topic = config.output.topic
         source = f"/sluice/{config.kafka.group_id}"
@@ -96,8 +111,9 @@ class Publisher:
         settings = fitted(settings, self._limits)
         self._advertised = self._limits.advertised
         if timed and self._advertised and not compresses(settings):
-            # A refusal ends the producer before the batches behind it go out. With known limits there is none unless a
-            # limit changes, and a restart learns the new one. Of compressed sizes nobody knows the limit.
+            # With this setting, a refusal stops the producer before it sends the following batches. If the limits are
+            # known, a refusal occurs only when a limit has changed, and a restart learns the new one. This does not
+            # hold with compression, because the limits apply to compressed sizes, which are not known in advance.
             settings = {"enable.gapless.guarantee": True} | settings
         self._gapless = str(settings.get("enable.gapless.guarantee", False)).lower() == "true"
         self._results = Results(config, model, source, self._limits, settings)
@@ -106,7 +122,7 @@ class Publisher:
         self._outstanding = 0
         self._buffered = 0
         self._numbers = itertools.count()
-        self._unreported: dict[int, tuple[float, Pending]] = {}  # in the order in which they were sent
+        self._unreported: dict[int, tuple[float, Pending]] = {}  # by message number, in the order of sending
         self._reports: list[Report] = []
         try:
             self._client = confluent_kafka.Producer(
@@ -118,32 +134,39 @@ class Publisher:
 
     @property
     def client(self) -> confluent_kafka.Producer:
-        """For the transactions around what is published."""
+        """The librdkafka producer, for the transactions around the published messages."""
         return self._client
 
     def release(self) -> confluent_kafka.Producer:
-        """Give the client away. Nothing else may be asked of this publisher afterwards."""
+        """Return the client and drop the own reference to it. Do not use this publisher afterwards."""
         client = self._client
         del self._client
         return client
 
     @property
     def outstanding(self) -> int:
-        """Outcomes published and not yet acknowledged, dead letters that wait among them."""
+        """Number of outcomes that were published and are not acknowledged, including dead letters not yet sent."""
         return self._outstanding + len(self._line)
 
     @property
     def buffered_bytes(self) -> int:
-        """What the client holds of them, copies of values and headers, or a little more."""
+        """Bytes of the messages that the client holds (copies of values and headers), or slightly more."""
         return self._buffered
 
     def publish(self, finished: Sequence[Finished], judge: Callable[[Frame, Outcome], None] = _no_judge) -> None:
-        """Send these outcomes, in their order; `poll` says when they have arrived.
+        """Send these outcomes in order. `poll` returns them when they are acknowledged.
 
-        Results are encoded before the first is sent, so that those of a partition leave in one request; a dead letter,
-        which holds a whole record, as it is sent. `judge` is told of each as it was sent (a result that cannot be
-        written becomes a rejection), and what it raises ends the sending.
-        Raises PublishError where the local queue stays full.
+        All results are encoded before the first one is sent, so that the results of a partition share one request. A
+        dead letter contains a whole record, so it is encoded only when it is sent. Blocks only while the local queue of
+        librdkafka is full.
+
+        Args:
+            finished: Outcomes of frames whose epoch is current.
+            judge: Called for each outcome as it is sent. If a result cannot be written, the outcome is a rejection. An
+                exception from this function stops the sending.
+
+        Raises:
+            PublishError: The local queue stays full, or the producer cannot continue.
         """
         self._check_owner()
         at, at_ms = self._clock(), self._wall_clock_ms()
@@ -154,9 +177,13 @@ class Publisher:
                 judge(pending.frame, self._dispatch(pending, message))
 
     def poll(self, timeout_s: float = 0.0) -> list[Acknowledged]:
-        """Serve delivery reports; blocks up to `timeout_s` for the first one.
+        """Serve delivery reports. Blocks up to `timeout_s` for the first one.
 
-        Raises PublishError where a message did not arrive: then the process must end without committing it.
+        Returns:
+            The outcomes that were acknowledged since the last call.
+
+        Raises:
+            PublishError: A message did not arrive. The process must end without committing its offset.
         """
         self._check_owner()
         self._serve(timeout_s)
@@ -171,27 +198,35 @@ class Publisher:
         return acknowledged
 
     def forget(self, partitions: Collection[TopicPartition]) -> list[Frame]:
-        """Drop the dead letters of these partitions that wait. Returns their frames: they are never acknowledged."""
+        """Drop the queued dead letters of these partitions.
+
+        Returns:
+            Their frames, which are never acknowledged.
+        """
         self._check_owner()
         return self._line.forget(partitions)
 
     def reports(self) -> list[Report]:
-        """The delivery reports that have come, without a judgement on them."""
+        """Return the delivery reports since the last call, including failures, without handling them."""
         reports, self._reports = self._reports, []
         self._outstanding -= len(reports)
         return reports
 
     def refused(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
-        """What to raise where the brokers do not take a message."""
+        """Return the error to raise if the brokers do not accept a message."""
         return refusal(*self._kind(pending), record_id(pending.frame.receipt), error)
 
     def close(self, timeout_s: float) -> bool:
-        """Give up what is not acknowledged and close. False where the client did not close in time."""
+        """Drop all messages that are not acknowledged, and close the client. Blocks up to `timeout_s`.
+
+        Returns:
+            Whether the client closed in time.
+        """
         self._check_owner()
         try:
             self._client.purge()
             return bool(self._client.flush(timeout_s) == 0)
-        except (KafkaException, SystemError):  # the latter where a fatal error meets a delivery report in the library
+        except (KafkaException, SystemError):  # SystemError: a fatal error coincides with a delivery report
             return False
 
     def _dispatch(self, pending: Pending, message: Message | None) -> Outcome:
@@ -213,7 +248,7 @@ class Publisher:
         return self.refused(pending, error.args[0])
 
     def _send_dead_letters(self) -> None:
-        """Those that may be on their way now."""
+        """Send the queued dead letters that may be in flight now."""
         while (pending := self._line.next(self._buffered)) is not None:
             self._send_dead_letter(pending)
 
@@ -234,10 +269,14 @@ class Publisher:
         self._line.add_again(pending._replace(tries=pending.tries + 1, alone=False))
 
     def learn(self, pending: Pending, error: confluent_kafka.KafkaError) -> bool:
-        """What a refusal says of later messages of the topic. False: nothing that would help."""
+        """Learn from a refusal for later messages of the topic.
+
+        Returns:
+            Whether later messages will differ because of it.
+        """
         if isinstance(pending.outcome, Rejected):
             return self._letters.learn(pending, error)
-        # Of a batch of several, any may be the large one, or all together.
+        # In a batch of several messages, another one may be too large, or only the batch as a whole.
         alone = error.code() in TOO_LARGE and pending.size >= self.batch_bytes
         return alone and self._results.refused(pending.size)
 
@@ -270,11 +309,14 @@ class Publisher:
     def _serve(self, timeout_s: float) -> None:
         try:
             self._client.poll(timeout_s)
-        except KafkaException as error:  # librdkafka's fatal errors come out of here, not through error_cb
+        except KafkaException as error:  # librdkafka reports fatal errors here, not through error_cb
             raise self._died(error) from error
 
     def _died(self, error: KafkaException) -> PublishError:
-        """What to raise after a fatal error. After a refusal the report of the message says more, a little later."""
+        """Return the error to raise after a fatal error.
+
+        If a refused message is the cause, its delivery report arrives slightly later and contains more information.
+        """
         until = self._clock() + _REPORT_S
         while self._gapless and self._clock() < until:
             refused = next(((each, why) for each, why in self._reports if why and why.code() in ADVICE), None)
@@ -288,7 +330,7 @@ class Publisher:
         return PublishError(f"{text}nothing unacknowledged was committed, a restart repeats it")
 
     def _final(self, pending: Pending, error: confluent_kafka.KafkaError) -> PublishError:
-        """What to raise after a refusal that ends the process."""
+        """Return the error to raise after a refusal that ends the process."""
         learns = self._own_batches or pending.size >= self.batch_bytes
         if error.code() in TOO_LARGE and self._advertised and learns:
             return lowered_limit(*self._kind(pending), error)
@@ -298,13 +340,16 @@ class Publisher:
         return self.refused(pending, error)
 
     def _check_timeout(self) -> None:
-        """End before librdkafka could let later outcomes pass one that the brokers do not take."""
+        """Raise PublishError if the oldest message in flight has exceeded `delivery.timeout.ms`.
+
+        librdkafka has no timeout of its own here, because it would let later outcomes overtake the one that it drops.
+        """
         if not self._unreported:
             return
         sent_at, pending = next(iter(self._unreported.values()))
         if self._clock() - sent_at <= self._timeout_s:
             return
-        # Whatever waits behind it must not arrive: a restart repeats all of it in order.
+        # No later message may arrive without this one: a restart repeats all of them in order.
         self._client.purge()
         what, topic = self._kind(pending)
         raise PublishError(
@@ -313,18 +358,18 @@ class Publisher:
         )
 
     def _kind(self, pending: Pending) -> tuple[str, str]:
-        """What a message is, and the topic that it goes to."""
+        """Return the kind of a message, as text, and its topic."""
         if isinstance(pending.outcome, Rejected):
             return "dead letter", self._letters.topic
         return "result", self._topic
 
     def _failed(self, pending: Pending, error: confluent_kafka.KafkaError) -> None:
-        if self._gapless:  # the producer is about to say that it died
+        if self._gapless:  # the refusal is fatal for the producer, which will report its own error next
             self._client.purge()
             raise self._final(pending, error)
         shared = error.code() in TOO_LARGE and pending.size < self.batch_bytes and not pending.alone
         if isinstance(pending.outcome, Rejected):
-            if shared:  # another one of its batch may be the large one, or all together
+            if shared:  # another message of its batch may be too large, or only the batch as a whole
                 self._line.add_again(pending._replace(alone=True))
             else:
                 self._send_again_as_dead_letter(pending, error)
@@ -333,11 +378,12 @@ class Publisher:
             why = self._results.too_large(pending.size)
             self._line.add_again(unpublishable(pending.frame, why, pending.published_at))
             return
-        # What was published behind it must not arrive before its repetition does.
+        # Messages that were published after it must not arrive before it is repeated.
         self._client.purge()
         raise self._final(pending, error)
 
-    # Callbacks: they run inside poll, record, and never raise: librdkafka would keep only the last exception
+    # Callbacks: librdkafka runs them inside poll. They only record, and never raise, because librdkafka would keep only
+    # the last exception.
 
     def _on_delivery(
         self,

@@ -1,8 +1,8 @@
-"""What brokers refuse to write, and what to do about it.
+"""Maps the errors of the producer to advice, and builds the exceptions for refused messages.
 
-librdkafka repeats by itself what may pass. A refusal that comes back is final for this record: it becomes another
-record (a smaller dead letter, one with a key, a dead letter in place of a result), or the process ends and says what a
-person must change, because a restart would meet the same refusal.
+librdkafka retries temporary errors itself. A refusal that it reports is final for the record. Either another record
+replaces it (a smaller dead letter, one with a key, or a dead letter instead of a result), or the process ends. In the
+second case the message names what a person must change, because a restart would get the same refusal.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from consumer.errors import PublishError, UnwritableError
 
 _Code = confluent_kafka.KafkaError
 
-# The message, or the batch that it was in, is larger than the topic takes.
+# The message or its batch is larger than the topic accepts.
 TOO_LARGE: Final = frozenset((_Code.MSG_SIZE_TOO_LARGE, _Code.RECORD_LIST_TOO_LARGE))
 
-# What no repetition changes, and a person can.
+# Errors that a retry does not resolve, but a person can.
 ADVICE: Final = {
     _Code.MSG_SIZE_TOO_LARGE: "raise max.message.bytes of the topic, or lower batch.size in kafka.producer",
     _Code.RECORD_LIST_TOO_LARGE: "raise segment.bytes of the topic, or lower batch.size in kafka.producer",
@@ -39,14 +39,13 @@ ADVICE: Final = {
     _Code.INVALID_REQUIRED_ACKS: "these brokers do not take acks=all",
 }
 
-# What the error callback says, and no retry changes. A handshake may fail in passing; a certificate that is not trusted
-# stays so.
+# Permanent errors of the error callback. A handshake may fail temporarily; an untrusted certificate is permanent.
 LASTING: Final = {_Code._AUTHENTICATION, _Code.SASL_AUTHENTICATION_FAILED, _Code.UNSUPPORTED_SASL_MECHANISM}  # noqa: SLF001
 UNTRUSTED: Final = "certificate verify failed"
 
-# Of transactions.
+# Errors of transactions.
 FENCED: Final = {_Code._FENCED, _Code.PRODUCER_FENCED, _Code.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - the library's names
-# The group goes on without this process. (An old generation is none of these: it becomes new without a poll.)
+# The group has removed this process. An outdated generation is not in this set, because it is renewed without a poll.
 EXPELLED: Final = {_Code.UNKNOWN_MEMBER_ID, _Code.FENCED_MEMBER_EPOCH, _Code.FENCED_INSTANCE_ID}
 NO_TRANSACTIONS: Final = "these brokers have no transactions; use delivery: at_least_once"
 TRANSACTION_ADVICE: Final = {
@@ -64,14 +63,24 @@ TRANSACTION_ADVICE: Final = {
 
 
 def refusal(what: str, topic: str, record: str, error: confluent_kafka.KafkaError) -> PublishError:
-    """What to raise if the brokers do not take a message. `what`: result or dead letter; `record`: of its input."""
+    """Return the error to raise if the brokers do not accept a message.
+
+    Args:
+        what: The kind of the message: "result" or "dead letter".
+        topic: Its topic.
+        record: The ID of its input record.
+        error: The refusal.
+    """
     advice = ADVICE.get(error.code(), "nothing unacknowledged was committed; a restart repeats it")
     kind = UnwritableError if error.code() in ADVICE else PublishError
     return kind(f"cannot write the {what} of {record} to {topic}: {error.str()}; {advice.format(topic=topic)}")
 
 
 def lowered_limit(what: str, topic: str, error: confluent_kafka.KafkaError) -> PublishError:
-    """What to raise if the brokers do not take a message that fitted the limit of its topic. Arguments: `refusal`."""
+    """Return the error to raise if the brokers refuse a message that fitted the limit of its topic.
+
+    The arguments are those of `refusal`.
+    """
     setting = "max.message.bytes" if error.code() == _Code.MSG_SIZE_TOO_LARGE else "segment.bytes"
     return PublishError(
         f"cannot write a {what} to {topic}: {error.str()}; {setting} of the topic was lowered, and a restart "
@@ -80,7 +89,10 @@ def lowered_limit(what: str, topic: str, error: confluent_kafka.KafkaError) -> P
 
 
 def became_compacted(what: str, topic: str, error: confluent_kafka.KafkaError) -> PublishError:
-    """What to raise if a topic needs keys since it became compacted. Arguments: `refusal`."""
+    """Return the error to raise if a topic became compacted, and so requires keys.
+
+    The arguments are those of `refusal`.
+    """
     return PublishError(
         f"cannot write a {what} to {topic}: {error.str()}; the topic became compacted and needs a key in each record, "
         "and a restart adds the keys; nothing unacknowledged was committed, a restart repeats it"
@@ -88,6 +100,6 @@ def became_compacted(what: str, topic: str, error: confluent_kafka.KafkaError) -
 
 
 def text_of(error: BaseException) -> str:
-    """What librdkafka says, without the names of its classes."""
+    """Return librdkafka's text for an exception, without the names of its classes."""
     inner = error.args[0] if error.args else error
     return inner.str() if isinstance(inner, confluent_kafka.KafkaError) else str(inner)

@@ -1,4 +1,4 @@
-"""Which librdkafka settings the producer has."""
+"""Builds the librdkafka settings of the producer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _DELIVERY_TIMEOUTS: Final = ("delivery.timeout.ms", "message.timeout.ms")
 
 
 def producer_settings(config: Config) -> dict[str, Any]:
-    """The librdkafka settings of the producer: ours, then the user's over them, then those that promises stand on."""
+    """Return the librdkafka settings of the producer.
+
+    The user's settings override our defaults. The settings on which a delivery guarantee depends override both.
+    """
     return (
         {
             "client.id": "sluice",
-            # Murmur2, as Java producers choose partitions; a reader may join results with other keyed topics.
+            # Java producers choose partitions with murmur2 too, so a reader can join results with other keyed topics.
             "partitioner": "murmur2_random",
-            # As long as it takes to hand over the results of a batch: they travel together, not each in a request of
-            # its own, which costs this process and the brokers a fifth of the CPU at thousands of frames a second.
+            # Long enough to hand over the results of a batch, so that they share requests. A request for each result
+            # would cost this process and the brokers a fifth of the CPU at thousands of frames a second.
             "linger.ms": 0.5,
             "message.max.bytes": LADDER[0],
         }
@@ -33,35 +36,39 @@ def producer_settings(config: Config) -> dict[str, Any]:
 
 
 def plain_settings(config: Config) -> dict[str, Any]:
-    """As `producer_settings`, for a producer without transactions.
+    """Return `producer_settings` for a producer without transactions.
 
-    librdkafka never gives a message up by itself: it would send the messages behind it before we hear of that, and the
-    later results of a source would arrive without the earlier ones. `Publisher` watches the time instead.
+    The delivery timeout of librdkafka is off. If librdkafka dropped a message, it would send the following ones before
+    this process is notified. Later results of a source would then arrive without an earlier one. `Publisher` enforces
+    the timeout instead.
     """
     settings = {name: value for name, value in producer_settings(config).items() if name not in _DELIVERY_TIMEOUTS}
     return settings | {"message.timeout.ms": 0}
 
 
 def transactional_settings(config: Config) -> dict[str, Any]:
-    """As `producer_settings`, for transactions."""
+    """Return `producer_settings` for a producer with transactions."""
     ours = {
-        # The transaction of a pod that died stays open for so long, and its readers stand still; a restarted pod with
-        # the same ID ends it at once.
+        # The transaction of a pod that died stays open for this long, and its readers wait. A restarted pod with the
+        # same ID ends it immediately.
         "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
         # A commit that takes longer may have been sent twice.
         "socket.timeout.ms": 5_000,
-        # The brokers refuse a new transaction until the markers of the last one are written. The default of 100 ms
-        # would make that wait the length of a transaction.
+        # The brokers refuse a new transaction until the markers of the last one are written. With the default of
+        # 100 ms, this wait would determine the length of a transaction.
         "retry.backoff.ms": 2,
-        # A topic that is not there must be known as such within a transaction. With the default of 30 s each one would
-        # run out of time, and nobody would hear why.
+        # A missing topic must be detected within the time of a transaction. With the default of 30 s, each transaction
+        # would time out without a stated reason.
         "topic.metadata.propagation.max.ms": 4_000,
     }
     return ours | producer_settings(config) | {"transactional.id": config.transactional_id}
 
 
 def delivery_timeout_s(config: Config) -> float:
-    """How long an outcome may stay unacknowledged: `delivery.timeout.ms` or its alias, in seconds. 0 means no limit.
+    """Return how long an outcome may stay unacknowledged: the setting `delivery.timeout.ms` or its alias.
+
+    Returns:
+        Seconds. Infinite if the setting is 0, which means no limit.
 
     Raises:
         RefusedError: The setting is not a number.

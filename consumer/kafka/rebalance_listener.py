@@ -1,4 +1,4 @@
-"""What `source` tells the loop of its assignment, from inside a poll."""
+"""Defines the protocol through which the consumer reports changes of its assignment."""
 
 from __future__ import annotations
 
@@ -9,17 +9,34 @@ from consumer.types import TopicPartition
 
 
 class RebalanceListener(Protocol):
-    """Called inside `Source.poll`, on its thread. An exception ends the poll with it, after the rebalance."""
+    """Receives the rebalances of a consumer.
+
+    All methods are called inside `Source.poll`, on its thread, and the poll waits for them. If one raises an exception,
+    the rebalance is completed first. Then `poll` raises the exception.
+    """
 
     def assigned(self, epochs: dict[TopicPartition, int]) -> None:
-        """These partitions are ours now; frames of them come with these epochs."""
+        """Accept new partitions. Their frames arrive with these epochs from now on.
+
+        Args:
+            epochs: The epoch of each new partition.
+        """
 
     def waiting(self) -> bool:
-        """A coordinator is waited for, in steps of a few seconds. False: do not wait any more."""
+        """Decide whether a wait for the coordinator or the brokers continues.
+
+        Called at the start of such a wait, and before each further step of a few seconds.
+
+        Returns:
+            Whether to continue.
+        """
         return True
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """We own these for as long as this call lasts: finish, publish, `commit`. After it, they are someone else's."""
+        """Finish these partitions: publish the outcomes and store the offsets. Another consumer owns them afterwards.
+
+        This process still owns the partitions during this call.
+        """
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """Someone else owns these already: publish nothing and commit nothing of them."""
+        """Drop these partitions. Publish and commit nothing for them: other consumers own them already."""

@@ -1,9 +1,9 @@
-"""What the topics take, as far as it is known: the largest message, and whether a record needs a key.
+"""Tracks the known limits of the output topics: the largest message, and whether a record needs a key.
 
-The brokers say it to a user who has DESCRIBE_CONFIGS on a topic: they are asked at the start, and again when they
-refuse a message, because a limit can change. Other users learn the limits from refusals. Everything that is learned
-holds for all later messages of the topic, over transactions and producers, so that the brokers refuse one message, not
-each.
+The brokers report these limits to a user who has DESCRIBE_CONFIGS on a topic. They are asked at the start, and again
+after a refusal, because a limit can change. Without this permission, the limits are learned from refusals. A learned
+limit applies to all later messages of the topic, across transactions and producers, so that the brokers refuse only one
+message.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)
 
-# A dead letter holds a whole input record. If nothing is known of its topic, it is cut to these in turn.
+# A dead letter contains a whole input record. If the limit of its topic is unknown, it is cut to these sizes in turn,
+# in bytes.
 LADDER: Final = (64 * 2**20, 900_000, 60_000)
-# librdkafka's default of batch.size, and what a batch has around its messages at most.
+# librdkafka's default of batch.size, and the maximum overhead of a batch.
 BATCH_BYTES: Final = 1_000_000
 _AROUND: Final = 512
-# Batches for a topic whose limit is unknown: it takes them unless it takes hardly a message of a usual size. A larger
-# message is alone in its batch, so that its refusal is about itself.
+# Batch size for a topic whose limit is unknown. It is refused only by a topic that refuses most ordinary messages too.
+# A larger message is alone in its batch, so a refusal refers to this message.
 UNKNOWN_BATCH_BYTES: Final = LADDER[-1] - _AROUND
-# Below this a batch holds one result, and a smaller one would change nothing.
+# Below this size a batch contains only one result, so a smaller batch would change nothing.
 LEAST_BATCH: Final = 4096
-# An answer is taken for true for so long while it makes us cut, and as long as nothing is refused.
+# If a message exceeds a limit that is older than this, the brokers are asked again. A limit that no message exceeds
+# does not expire.
 _FRESH_S: Final = 60.0
-# How long dead letters stay cut to what a slow way took within a transaction.
+# How long dead letters stay cut after one was too large for a transaction on a slow connection.
 SLOW_S: Final = 600.0
 _LOOK_EVERY_S: Final = 0.1
-# Settings of the producer that an administrator's client does not take, or need not have.
+# Producer settings that an admin client refuses, or does not need.
 _PRODUCER_ONLY: Final = frozenset(
     (
         *("acks", "batch.size", "debug", "delivery.timeout.ms", "enable.gapless.guarantee", "enable.idempotence"),
@@ -53,21 +55,28 @@ _PRODUCER_ONLY: Final = frozenset(
 
 @dataclass(slots=True)
 class _Topic:
-    advertised: int | None = None  # by the brokers
-    learned: int | None = None  # from a refusal
-    refused_bytes: int | None = None  # the smallest message that was refused
-    refused_uncompressed: float = math.inf  # ... of those that the producer compressed, before that
+    advertised: int | None = None  # limit that the brokers reported, in bytes
+    learned: int | None = None  # limit from a refusal, in bytes
+    refused_bytes: int | None = None  # size of the smallest refused message
+    refused_uncompressed: float = math.inf  # uncompressed size of the smallest refused message that was compressed
     compacted: bool = False
-    keyed: bool = False  # from a refusal: it takes no record without a key
+    keyed: bool = False  # whether a refusal showed that the topic requires keys
 
 
 class TopicLimits:
-    """What is known of the topics that this process writes to. For the thread that owns the producer."""
+    """The known limits of the topics that this process writes to. For the thread that owns the producer."""
 
     def __init__(
         self, topics: Sequence[str], *, most: int = LADDER[0], describe: Describe | None = None, clock: Clock
     ) -> None:
-        """`most`: bytes that the producer itself takes. `describe`: asks the brokers; None: nobody can be asked."""
+        """Start without any known limit.
+
+        Args:
+            topics: The topics that this process writes to.
+            most: The producer's own limit for a message, in bytes.
+            describe: Asks the brokers for the topic configurations. None: the brokers cannot be asked.
+            clock: Monotonic seconds.
+        """
         self._topics = {topic: _Topic() for topic in topics}
         self._most = most
         self._describe = describe
@@ -75,11 +84,16 @@ class TopicLimits:
         self._answers: queue.SimpleQueue[Mapping[str, Described]] = queue.SimpleQueue()
         self._asking = False
         self._asked_at = 0.0
-        self._slow: tuple[int, float] | None = None  # bytes, and until when
+        self._slow: tuple[int, float] | None = None  # limit of dead letters in bytes, and when it expires
         self._batch_cap = BATCH_BYTES
 
     def ask(self, within_s: float = 0.0, stop: Stop | None = None) -> None:
-        """Ask the brokers again, in the background, and wait `within_s` for what they say, or until `stop` is set."""
+        """Ask the brokers again on a background thread, and wait for the answer.
+
+        Args:
+            within_s: Maximum seconds to wait. A later answer is still used.
+            stop: Ends the wait early when set.
+        """
         if self._describe is None:
             return
         if not self._asking:
@@ -90,42 +104,51 @@ class TopicLimits:
             self._take(_LOOK_EVERY_S)
 
     def largest(self, topic: str) -> int:
-        """The most bytes that a message of this topic may have in a request of its own."""
+        """Return the maximum bytes of a message of this topic, if it is alone in its request."""
         self._take()
         known = self._topics[topic]
         return min(each for each in (self._most, known.advertised, known.learned) if each is not None)
 
     def largest_uncompressed(self, topic: str) -> float:
-        """The most bytes that a message may have before it is compressed. The brokers count it after that."""
+        """Return the maximum bytes of a message before compression. The limits of the brokers apply after it."""
         self._take()
         return self._topics[topic].refused_uncompressed - 1
 
     def largest_dead_letter(self, topic: str) -> int:
-        """As `largest`, and no more than a slow way to the brokers takes within a transaction."""
+        """Return the maximum bytes of a dead letter: `largest`, or less if the connection is slow.
+
+        On a slow connection, the limit is what can be written within a transaction; see `too_slow`.
+        """
         largest = self.largest(topic)
         if self._slow is not None and self._clock() >= self._slow[1]:
             self._slow = None
         return largest if self._slow is None else min(largest, self._slow[0])
 
     def needs_key(self, topic: str) -> bool:
-        """Whether the topic refuses a record without a key."""
+        """Return whether the topic refuses records without a key."""
         self._take()
         return self._topics[topic].compacted or self._topics[topic].keyed
 
     def refresh_if_stale(self, topic: str) -> None:
-        """A message was larger than what is known: is that still so?"""
+        """Ask the brokers again if the limit, which a message exceeded, is older than `_FRESH_S`."""
         if self._topics[topic].advertised is not None and self._clock() - self._asked_at > _FRESH_S:
             self.ask()
 
     def refused(self, topic: str, size: int, *, exactly: bool = False) -> bool:
-        """The brokers refused a lone message of `size` bytes. False: nothing smaller is left to be tried.
+        """Learn from the refusal of a message that was alone in its batch.
 
-        `exactly`: only so large a message is too large; otherwise the next limit of the ladder counts from now on.
+        Args:
+            topic: The topic of the message.
+            size: Its bytes.
+            exactly: Whether the new limit is `size` - 1. Otherwise it is the next lower size in `LADDER`.
+
+        Returns:
+            Whether a smaller message can be tried.
         """
         known = self._topics[topic]
         known.refused_bytes = min(size, known.refused_bytes or size)
         if size > self.largest(topic):
-            return True  # an earlier refusal has said it
+            return True  # the limit is already lower because of an earlier refusal
         smaller = size - 1 if exactly else next((rung for rung in LADDER if rung < size), None)
         if smaller is None:
             return False
@@ -136,9 +159,14 @@ class TopicLimits:
         return True
 
     def refused_uncompressed(self, topic: str, size: int) -> None:
-        """The brokers refused a lone message that had `size` bytes before it was compressed.
+        """Learn from the refusal of a compressed message that was alone in its batch.
 
-        What they advertise says nothing of that size, so it counts until they advertise a higher limit.
+        The reported limit does not apply to uncompressed sizes, so this limit holds until the brokers report a higher
+        one.
+
+        Args:
+            topic: The topic of the message.
+            size: Its bytes before compression.
         """
         known = self._topics[topic]
         known.refused_uncompressed = min(size, known.refused_uncompressed)
@@ -146,7 +174,14 @@ class TopicLimits:
         self.ask()
 
     def refused_batch(self, size: int) -> bool:
-        """A topic refused a batch of several messages, of at most `size` bytes. False: a smaller one does not help."""
+        """Learn from the refusal of a batch of several messages.
+
+        Args:
+            size: The maximum bytes of the batch.
+
+        Returns:
+            Whether a smaller batch can help.
+        """
         if size // 2 < LEAST_BATCH:
             return False
         self._batch_cap = size // 2
@@ -155,7 +190,11 @@ class TopicLimits:
         return True
 
     def refused_keyless(self, topic: str) -> bool:
-        """The brokers refused a record that had no key, or that came with one. False: that is not what it was."""
+        """Learn from the refusal of a record without a key, or of a record in the same batch as one.
+
+        Returns:
+            Whether this is new. If not, the missing key was not the cause.
+        """
         if self._topics[topic].compacted or self._topics[topic].keyed:
             return False
         self._topics[topic].keyed = True
@@ -163,23 +202,30 @@ class TopicLimits:
         return True
 
     def too_slow(self, size: int) -> int:
-        """A dead letter of `size` bytes does not pass in time. Returns what dead letters are cut to for a while."""
+        """Lower the limit of dead letters for `SLOW_S`, because one was not written in time.
+
+        Args:
+            size: Bytes of that dead letter.
+
+        Returns:
+            The new limit in bytes.
+        """
         self._slow = max(LADDER[-1], size // 3), self._clock() + SLOW_S
         return self._slow[0]
 
     def batch_bytes(self) -> int:
-        """What a batch may have so that no topic refuses it, as far as it is known; at most librdkafka's default."""
+        """Return the maximum bytes of a batch that all topics accept, as far as known. At most librdkafka's default."""
         limits = [self.largest(topic) - _AROUND for topic in self._topics]
         return max(LEAST_BATCH, min(self._batch_cap, *limits))
 
     @property
     def batch_cap(self) -> int:
-        """The most bytes of a batch after those that were refused."""
+        """The maximum bytes of a batch, as learned from refused batches."""
         return self._batch_cap
 
     @property
     def advertised(self) -> bool:
-        """Whether the brokers said what each topic takes: then they say it to the next process too."""
+        """Whether the brokers have reported the limit of each topic. If so, they will report it after a restart too."""
         return all(known.advertised is not None for known in self._topics.values())
 
     def _take(self, wait_s: float = 0.0) -> None:
@@ -213,13 +259,19 @@ class TopicLimits:
         if known.advertised is not None and described.max_bytes > known.advertised:
             known.refused_uncompressed = math.inf
         known.advertised, known.compacted = described.max_bytes, described.compacted
-        # What was refused although this limit admits it was refused for another one, which still holds.
+        # If a message was refused although it fits this limit, another limit was the cause, and that one still holds.
         if known.refused_bytes is None or described.max_bytes < known.refused_bytes:
             known.learned = known.refused_bytes = None
 
 
 def topic_limits(config: Config, producer_settings: Mapping[str, Any], clock: Clock) -> TopicLimits:
-    """Of the topics of this configuration. Asks nobody yet. Its questions go to the brokers as the producer's do."""
+    """Create the limits of the topics in this configuration. Does not ask the brokers yet.
+
+    Args:
+        config: All options.
+        producer_settings: The librdkafka settings of the producer. The admin client connects with the same ones.
+        clock: Monotonic seconds.
+    """
     topics = (config.output.topic, config.dead_letter.topic)
     settings = {name: value for name, value in producer_settings.items() if name not in _PRODUCER_ONLY}
     most = min(LADDER[0], number(producer_settings, "message.max.bytes", "bytes", LADDER[0]))
@@ -227,7 +279,10 @@ def topic_limits(config: Config, producer_settings: Mapping[str, Any], clock: Cl
 
 
 def fitted(settings: dict[str, Any], limits: TopicLimits) -> dict[str, Any]:
-    """With batches that the topics take: a full one of small results would be refused as a whole.
+    """Return the settings of the producer with a batch size that the topics accept.
+
+    With a larger one, a full batch of small results would be refused as a whole. The user's batch.size is lowered only
+    after batches were refused.
 
     Raises:
         RefusedError: The user's batch.size is not a number.
@@ -250,7 +305,7 @@ def fitted(settings: dict[str, Any], limits: TopicLimits) -> dict[str, Any]:
 
 
 def number(settings: Mapping[str, Any], name: str, unit: str, default: int = 0) -> int:
-    """A setting of the producer.
+    """Return a setting of the producer as a number. `unit` is for the error message.
 
     Raises:
         RefusedError: It is not a number.
@@ -263,7 +318,7 @@ def number(settings: Mapping[str, Any], name: str, unit: str, default: int = 0) 
 
 
 def compresses(settings: Mapping[str, Any]) -> bool:
-    """Whether the brokers count other bytes than ours."""
+    """Return whether the producer compresses. If so, the limits of the brokers apply to sizes unknown to it."""
     return str(settings.get("compression.type", settings.get("compression.codec", "none"))) != "none"
 
 

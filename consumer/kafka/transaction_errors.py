@@ -1,4 +1,4 @@
-"""What a transaction that failed teaches for the next one: other messages, smaller batches, shorter dead letters."""
+"""Learns from a failed transaction how to write the next: other messages, smaller batches or shorter dead letters."""
 
 from __future__ import annotations
 
@@ -16,28 +16,39 @@ _log = structlog.get_logger(__name__)
 
 
 class RefusalHandling:
-    """`limits`: of the topics. What `learn` and `watch` change in them counts for the next producer."""
+    """Adjusts the limits of the topics after failed transactions.
+
+    Args:
+        limits: The limits of the topics. Changes by `learn` and `watch` apply from the next producer on.
+    """
 
     def __init__(self, limits: TopicLimits) -> None:
         self._limits = limits
-        # Partitions whose next outcome is a lone dead letter that a transaction could not write in time.
+        # Partitions whose next outcome is a dead letter that a transaction, with no other outcome, could not write in
+        # time.
         self._late: set[TopicPartition] = set()
 
     def committed(self, finished: Sequence[Finished]) -> None:
-        """A transaction with these outcomes succeeded. Other partitions stay late: each has its turns."""
+        """Record that a transaction with these outcomes succeeded. The state of other partitions does not change."""
         self._late -= {item.frame.receipt.partition for item in finished}
 
     def learn(self, publisher: Publisher, reports: Sequence[Report], failure: Exception) -> None:
-        """From what the brokers refused: the next transaction writes it in another way.
+        """Learn from refused messages, so that the next transaction writes them in another form.
 
-        Raises PublishError if there is no other way.
+        Args:
+            publisher: The producer of the failed transaction.
+            reports: Its delivery reports.
+            failure: The error of the transaction.
+
+        Raises:
+            PublishError: There is no other form.
         """
         batches_lowered = False
         for pending, error in reports:
             if error is None or error.code() not in ADVICE:
                 continue
             if error.code() in TOO_LARGE and pending.size < publisher.batch_bytes:
-                # Any message of its batch may be the large one, or all together.
+                # Another message of its batch may be too large, or only the batch as a whole.
                 batches_lowered = batches_lowered or self._limits.refused_batch(publisher.batch_bytes)
                 if batches_lowered:
                     continue
@@ -45,9 +56,14 @@ class RefusalHandling:
                 raise publisher.refused(pending, error) from failure
 
     def watch(self, finished: Sequence[Finished], late_bytes: int) -> None:
-        """From what was not written in time: a lone dead letter that is late twice is cut, or it never passes.
+        """Learn from a transaction that ran out of time.
 
-        Transactions of other partitions may succeed in between. `late_bytes`: of the messages without a report.
+        If the same dead letter, alone in its transaction, is late twice, dead letters are cut. Otherwise it would never
+        be written. Transactions of other partitions may succeed in between.
+
+        Args:
+            finished: The outcomes of the transaction.
+            late_bytes: Bytes of its messages that have no delivery report.
         """
         if len(finished) != 1 or late_bytes <= LADDER[-1]:
             return

@@ -1,9 +1,11 @@
-"""Transactions that hold outcomes and the input offsets below them: a `read_committed` reader sees each outcome once.
+"""Writes outcomes and the input offsets below them in transactions, so that a reader sees each outcome exactly once.
 
-librdkafka leaves two things to us. A request to end a transaction that was sent twice can end a later one, because its
-epoch lasts as long as the producer (it lacks KIP-890): so a producer whose transaction did not go smoothly is thrown
-away, and the next one, with the same `transactional.id`, gets a new epoch and resolves what the old one left. And the
-brokers check the membership in the group only if it is sent: see `Source.membership`.
+The reader must use `read_committed`. librdkafka leaves two problems to this module:
+
+- If a request to end a transaction is sent twice, it can end a later transaction. The reason is that the epoch lasts as
+  long as the producer, because librdkafka lacks KIP-890. So a producer is replaced after any problem in a transaction.
+  The next one, with the same `transactional.id`, gets a new epoch and resolves the open transaction of the old one.
+- The brokers check the group membership only if the transaction sends it: see `Source.membership`.
 """
 
 from __future__ import annotations
@@ -32,24 +34,25 @@ _Code = confluent_kafka.KafkaError
 
 T = TypeVar("T")
 
-# The brokers that `sluice demo` starts answer every request of a transaction and show what was aborted.
+# Prefix of the cluster ID of the brokers that `sluice demo` starts. They accept every request of a transaction, but
+# readers see aborted messages.
 EMBEDDED_CLUSTERS = "sluice-embedded-"
-# At the start brokers may still be on their way; later, `ExactlyOnce.recover` counts the tries.
+# At the start, brokers may still be starting too. Later, `ExactlyOnce.recover` limits the retries.
 _START_S, _CONNECT_S = 30.0, 8.0
-# Fenced twice within this, and not by the brokers, which do it to a transaction that outlasts its timeout: someone else
-# uses the same ID. Once may be a restart of ourselves.
+# If this producer is fenced twice within this time, another process uses the same ID. A single time may be our own
+# restart. Fencing by the brokers, after a transaction exceeded its timeout, does not count.
 FENCED_AGAIN_S = 60.0
 
-# What a call may take beyond the timeout that it was given, before it is left behind with its producer.
+# How long a call may exceed its own timeout before it is abandoned together with its producer.
 GRACE_S: Final = 1.0
-# A commit with less time left than this is not sent: rolled back for certain is better than in doubt.
+# With less time left than this, no commit is sent: a certain rollback is better than an unknown result.
 _COMMIT_S: Final = 0.5
-# A transaction that had less time than this (in a revocation or a drain) does not show that the way is slow.
+# A transaction with less time than this (in a revocation or a drain) does not prove that the connection is slow.
 _LATE_S: Final = 5.0
 
 
 class TransactionalPublisher:
-    """Writes outcomes in transactions, one at a time. The thread that makes it owns it."""
+    """Writes outcomes in transactions, one at a time. The thread that creates it owns it."""
 
     def __init__(
         self,
@@ -60,7 +63,18 @@ class TransactionalPublisher:
         wall_clock_ms: Callable[[], int],
         limits: TopicLimits | None = None,
     ) -> None:
-        """`limits`: default: nothing is known of the topics."""
+        """Create the first producer.
+
+        Args:
+            config: All options.
+            model: Named in each result.
+            clock: Monotonic seconds.
+            wall_clock_ms: Unix milliseconds.
+            limits: The limits of the topics. Default: unknown limits.
+
+        Raises:
+            RefusedError: librdkafka refuses a setting of the producer.
+        """
         settings = transactional_settings(config)
         self._id = config.transactional_id
         topics = f"{config.output.topic} and {config.dead_letter.topic}"
@@ -69,7 +83,7 @@ class TransactionalPublisher:
         self._timeout_s = number(settings, "transaction.timeout.ms", "milliseconds") / 1000
         self._clock = clock
         limits = limits or TopicLimits((config.output.topic, config.dead_letter.topic), clock=clock)
-        self._refusals = RefusalHandling(limits)  # what is learned of the topics outlives each producer
+        self._refusals = RefusalHandling(limits)  # learned limits outlive each producer
         made = partial(Publisher, config, model, clock=clock, wall_clock_ms=wall_clock_ms)
         self._make = partial(made, settings=settings, limits=limits)
         self._publisher, self._caller = self._make(), Caller("transactions")
@@ -77,9 +91,15 @@ class TransactionalPublisher:
         self._fenced_at: float | None = None
 
     def start(self, stop: Stop) -> bool:
-        """Before anything else. Waits for brokers for half a minute; False where `stop` is set meanwhile: drop it then.
+        """Connect and resolve the transaction of an earlier process. Call this before any other method.
 
-        Raises KafkaError where the brokers do not let it begin, with what to do.
+        Blocks up to about half a minute while brokers are unavailable.
+
+        Returns:
+            Whether transactions can begin. False if `stop` was set meanwhile: do not use this object then.
+
+        Raises:
+            KafkaError: The brokers do not allow transactions. The message contains advice.
         """
         try:
             self._start(stop)
@@ -95,23 +115,33 @@ class TransactionalPublisher:
         membership: object,
         within_s: float,
     ) -> list[Acknowledged]:
-        """Write these outcomes and commit these positions: all of it, or nothing.
+        """Write these outcomes and commit these positions: all or nothing. Blocks up to `within_s` plus 1 s.
 
-        `finished`: in offset order within each partition; may be empty. `positions`: of `Source.commit_positions`,
-        with those after the last outcome of each partition. `membership`: of `Source.membership`, from this turn.
-        Blocks for `within_s` and a second at most. Raises TransactionError where it failed, or may have: unless it was
-        rolled back, look up what is committed. KafkaError and PublishError where no repetition helps.
+        Args:
+            finished: Outcomes in offset order within each partition. May be empty.
+            positions: From `Source.commit_positions`, including the position after the last outcome of each partition.
+            membership: From `Source.membership`, in the same iteration of the loop.
+            within_s: Seconds for the whole transaction, including a new producer if one is necessary.
+
+        Returns:
+            All outcomes of `finished`. They are committed.
+
+        Raises:
+            TransactionError: The transaction failed or may have failed. If its `rolled_back` is False, look up the
+                committed offsets.
+            KafkaError: No retry helps. This includes PublishError.
         """
         deadline = self._clock() + within_s
         if self._suspect:
             self._renew(within_s)
-        # Half of the time is for the transaction itself: what does not pass in less says little of the way.
+        # At least half of the time is for the transaction itself. With less, a timeout would not prove that the
+        # connection is slow.
         if self._clock() >= deadline - max(_COMMIT_S, min(_LATE_S, within_s / 2)):
             raise TransactionError("no time was left to begin one", rolled_back=True)
         publisher, started = self._publisher, self._clock()
         committing = False
         try:
-            publisher.client.poll(0)  # what happened between two transactions says nothing about this one
+            publisher.client.poll(0)  # serve earlier events first, because they do not concern this transaction
             errors = publisher.errors
             publisher.client.begin_transaction()
             publisher.publish(finished)
@@ -123,7 +153,7 @@ class TransactionalPublisher:
         except (KafkaException, PublishError) as error:
             self._suspect = True
             reports, undelivered = publisher.reports(), publisher.outstanding
-            # librdkafka asks for the end of a transaction only once every message of it is reported as written.
+            # librdkafka sends the commit only after every message of the transaction was reported as written.
             asked = committing and not undelivered and not any(refusal for _, refusal in reports)
             if undelivered and deadline - started >= _LATE_S:
                 self._refusals.watch(finished, publisher.buffered_bytes)
@@ -133,20 +163,28 @@ class TransactionalPublisher:
         return publisher.poll()
 
     def renew(self) -> None:
-        """After a failure: a new producer, which resolves the transaction of the old one. Blocks for seconds.
+        """Replace the producer after a failure. The new one resolves the transaction of the old one.
 
-        Raises TransactionError where the brokers do not answer: try again. KafkaError where no repetition helps.
+        Blocks for seconds. Does nothing if the last transaction had no problem.
+
+        Raises:
+            TransactionError: The brokers do not answer. Try again.
+            KafkaError: No retry helps.
         """
         if self._suspect:
             self._renew()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait, and serve what the client has to say."""
-        with contextlib.suppress(KafkaException):  # the next transaction meets it too
+        """Wait up to `timeout_s`, and serve the events of the client meanwhile."""
+        with contextlib.suppress(KafkaException):  # the next transaction raises the same error
             self._publisher.client.poll(timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Close; between two transactions there is nothing to give up. False where it did not close in time."""
+        """Close the producer. Nothing is lost, because no transaction is open between two calls.
+
+        Returns:
+            Whether it closed in time.
+        """
         return self._publisher.close(timeout_s)
 
     # The producer
@@ -160,7 +198,7 @@ class TransactionalPublisher:
             except TransactionError as error:
                 if stop.is_set():
                     raise StoppedError from error
-                self.rest(0.0)  # the library says why in there
+                self.rest(0.0)  # the library reports the reason through a callback, which runs in here
                 if (refusal := self._publisher.refusal) is not None:
                     advice = TRANSACTION_ADVICE.get(refusal.code(), "check ssl.ca.location in kafka.client")
                     raise RefusedError(
@@ -186,7 +224,10 @@ class TransactionalPublisher:
         self._suspect = False
 
     def _give_up(self) -> None:
-        """Its end may wait for brokers that are away, or behind a call that hangs, and nothing depends on it."""
+        """Abandon the producer. Its end runs on the other thread, and nothing waits for it.
+
+        The end may block while brokers are unavailable, or wait for an earlier call that hangs.
+        """
         self._caller.end(partial(_drop, [self._publisher.release()]))
 
     def _connect(self, within_s: float, stop: Stop | None) -> None:
@@ -195,10 +236,14 @@ class TransactionalPublisher:
         except KafkaException as error:
             self._judge(error, [], open_s=0.0, rolled_back=True)
 
-    # One call, and what its failure means
+    # Single calls, and the handling of their failures
 
     def _call(self, call: Callable[[float], None], deadline: float) -> bool:
-        """Make the call, and repeat it where it is retriable. False where it was: then a request may be sent twice."""
+        """Run the call, and retry it after each retriable error until the deadline.
+
+        Returns:
+            Whether the first try succeeded. If not, a request may have been sent twice.
+        """
         calm = True
         while True:
             try:
@@ -212,10 +257,11 @@ class TransactionalPublisher:
                 return calm
 
     def _on_time(self, call: Callable[[float], T], timeout_s: float, stop: Stop | None = None) -> T:
-        """For calls that may not keep their timeout. Not for all of them: each hop to a thread shows in the latency.
+        """Run a call that may exceed its own timeout on another thread, and limit its duration.
 
-        `send_offsets_to_transaction` can block for ever when the group's coordinator goes away under it: librdkafka
-        never looks at the time limit of a request to a coordinator (its issue 5456, open in 2.16).
+        Not every call runs this way, because each switch to another thread adds latency. It is necessary for
+        `send_offsets_to_transaction`, which can block indefinitely if the group coordinator becomes unavailable during
+        the call. librdkafka ignores the timeout of a request to a coordinator (its issue 5456, open in 2.16).
         """
         try:
             return self._caller.call(partial(call, timeout_s), timeout_s + GRACE_S, stop)
@@ -236,11 +282,12 @@ class TransactionalPublisher:
         if (known := next(filter(TRANSACTION_ADVICE.get, codes), None)) is not None:
             unwritable = known == _Code.TOPIC_AUTHORIZATION_FAILED
             if isinstance(failure, PublishError) and unwritable:
-                raise failure  # it says all that there is to say
-            kind = UnwritableError if unwritable else RefusedError  # what was not written has its own exit code
+                raise failure  # its message is already complete
+            # An outcome that cannot be written has an exit code of its own.
+            kind = UnwritableError if unwritable else RefusedError
             raise kind(f"{failure}; {TRANSACTION_ADVICE[known].format(**self._names)} ({self._id})") from failure
         if isinstance(failure, UnwritableError):
-            raise failure  # the client refused it on the spot, for what no new producer changes
+            raise failure  # the client refused the message locally, and a new producer would refuse it too
         if codes & FENCED:
             self._fenced(failure, open_s)
         expelled = bool(codes & EXPELLED)
@@ -249,7 +296,7 @@ class TransactionalPublisher:
         ) from failure
 
     def _fenced(self, failure: Exception, open_s: float) -> None:
-        if open_s >= self._timeout_s:  # the process was stopped, or starved
+        if open_s >= self._timeout_s:  # the process was suspended, or had no CPU time
             _log.warning("transaction outlasted transaction.timeout.ms", open_s=round(open_s, 1))
             return
         before, self._fenced_at = self._fenced_at, self._clock()
@@ -265,7 +312,7 @@ def _timed_out(text: str) -> KafkaException:
 
 
 def _errors(failure: BaseException | None) -> Iterator[confluent_kafka.KafkaError]:
-    """What librdkafka said, wherever in the chain."""
+    """Iterate over the librdkafka errors in the exception chain."""
     while failure is not None:
         if isinstance(failure, KafkaException):
             yield failure.args[0]
@@ -273,11 +320,15 @@ def _errors(failure: BaseException | None) -> Iterator[confluent_kafka.KafkaErro
 
 
 def _drop(held: list[confluent_kafka.Producer]) -> None:
-    """Let go of the only reference to a client, which ends it.
+    """Drop the only reference to a client, which ends the client.
 
-    Not `close`: that asks the brokers to abort the transaction, which the next producer resolves. The request may raise
-    the epoch of the transactional ID once more, behind that of the next producer, and fence it.
+    `close` must not be used here, because it asks the brokers to abort the transaction. The next producer resolves that
+    transaction. The abort request may raise the epoch of the transactional ID after the next producer has started, and
+    fence it.
+
+    Args:
+        held: A list whose only element is the client.
     """
-    with contextlib.suppress(KafkaException, SystemError):  # as in `Publisher.close`
+    with contextlib.suppress(KafkaException, SystemError):  # for SystemError, see `Publisher.close`
         held[0].purge()
     held.clear()

@@ -1,6 +1,6 @@
-"""The loop with exactly-once delivery, in virtual time: one promise at a time, then any schedule.
+"""Tests the loop with exactly-once delivery in virtual time, each guarantee separately.
 
-`transaction_world` says where each promise is checked.
+`transaction_world` documents where each guarantee is checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METRICS = Metrics()
 
 
 def world(records: int = 0, payload: bytes = b"good", **sections: Any) -> ExactlyOnceWorld:
-    """As `pipeline_runs.world`."""
+    """Like `pipeline_runs.world`, for exactly-once delivery."""
     log = Log({P0: [], P1: []})
     made = ExactlyOnceWorld(log, Config(**{"batching": {"max_batch_size": 4}, **sections}))
     for n in range(records):
@@ -42,8 +42,8 @@ def count(made: ExactlyOnceWorld, result: str) -> float:
 
 
 class TestATransaction:
-    def test_holds_all_that_is_ready(self) -> None:
-        """Catches a transaction for each frame, or for each batch when several are there."""
+    def test_contains_all_ready_outcomes(self) -> None:
+        """Catches a transaction for each frame, or for each batch if several batches are ready."""
         made = world(40)
         made.service_s = lambda: 0.0
         made.publisher.takes_s = lambda: 0.5
@@ -51,27 +51,27 @@ class TestATransaction:
         assert len(made.publisher.transactions) < 20
         assert sum(made.publisher.transactions) == 40
 
-    def test_waits_for_the_frames_before_it(self) -> None:
-        """Fair turns: the one frame of cam-b overtakes eleven of cam-a. Catches what a crash would repeat."""
+    def test_waits_for_earlier_frames_of_the_partition(self) -> None:
+        """With fair scheduling, the one frame of cam-b overtakes eleven of cam-a. Catches repeats after a crash."""
         made = world()
         for n in range(12):
             made.log.append(P0, "cam-b" if n == 11 else "cam-a", b"good")
         until(made, lambda: made.log.committed.get(P0) == 12)
         assert len(made.publisher.transactions) > 1
 
-    def test_of_offsets_alone_does_not_raise_the_budget_of_bytes(self) -> None:
-        """Catches a budget that grows to its limit by transactions that wrote nothing: the next one is late."""
+    def test_without_outcomes_does_not_raise_the_byte_budget(self) -> None:
+        """Catches a budget that grows to its limit through transactions without outcomes: the next one is late."""
         made = world(4)
         until(made, lambda: made.log.committed.get(P0) == 4)
-        made.delivery._held.more = True  # of an earlier `take`
+        made.delivery._held.more = True  # from an earlier `take`
         before = made.delivery._budget.bytes
         made.log.mark(P0, 3)
         made.delivery.hand_over([Committable(P0, 7)], 5.0)
         assert made.log.committed[P0] == 7
         assert made.delivery._budget.bytes == before
 
-    def test_that_was_rolled_back_is_tried_again_with_what_was_held(self) -> None:
-        """A rebalance begins while the offsets are sent. Catches a second run of the engine for the same frames."""
+    def test_that_was_rolled_back_is_retried_with_the_same_outcomes(self) -> None:
+        """A rebalance begins while the offsets are sent. Catches a second inference for the same frames."""
         made = world(8)
         fates = iter(["rolled back", "rolled back"])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -89,8 +89,8 @@ class TestATransaction:
         assert count(made, "failed") == 2
 
     @pytest.mark.parametrize("fate", FATES[3:])
-    def test_that_fails_is_followed_by_a_new_beginning_at_what_is_committed(self, fate: Fate) -> None:
-        """Catches a loss, a repeat, or a standstill, whatever the failure left behind."""
+    def test_that_fails_leads_to_a_restart_from_the_committed_offsets(self, fate: Fate) -> None:
+        """Catches a lost frame, a repeat, or a standstill after any kind of failure."""
         made = world(40)
         fates = iter(["commits", fate])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -100,8 +100,8 @@ class TestATransaction:
         assert made.pipeline._held_bytes == 0
 
     @pytest.mark.parametrize("fate", ["rolled back", "aborts"])
-    def test_that_fails_again_and_again_ends_the_process(self, fate: Fate) -> None:
-        """Catches an endless loop over something that no repetition mends."""
+    def test_that_fails_repeatedly_ends_the_process(self, fate: Fate) -> None:
+        """Catches an endless loop over an error that no retry resolves."""
         made = world(8)
         made.publisher.fate = lambda: fate
         made.publisher.takes_s = lambda: 5.0
@@ -110,10 +110,10 @@ class TestATransaction:
         assert made.clock.now - 1000 < RECOVERY_S + 30
         assert made.log.committed == {}
 
-    def test_that_failed_ends_the_process_if_the_way_back_stays_closed(self) -> None:
-        """The producer is renewed each time, and the committed offsets cannot be read: the coordinator is away.
+    def test_that_failed_ends_the_process_if_recovery_never_succeeds(self) -> None:
+        """The producer is renewed each time, but the committed offsets cannot be read: the coordinator is unavailable.
 
-        Catches a recovery that counts only renewals that fail: it never ends, and the pod is never ready.
+        Catches a recovery that counts only failed renewals: it never ends, and the pod is never ready.
         """
         made = world(8)
         fates = iter(["aborts"])
@@ -130,8 +130,8 @@ class TestATransaction:
         assert RECOVERY_S < made.clock.now - began < RECOVERY_S + 30
         assert made.log.committed == {}
 
-    def test_that_failed_gives_the_way_back_its_time(self) -> None:
-        """Catches a recovery that ends the process at the first look-up without an answer."""
+    def test_that_failed_gives_recovery_enough_time(self) -> None:
+        """Catches a recovery that ends the process after the first lookup without an answer."""
         made = world(8)
         fates = iter(["aborts"])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -144,8 +144,8 @@ class TestATransaction:
         made.source.rewind_fails = no_answer
         until(made, lambda: made.log.committed.get(P0) == 8)
 
-    def test_that_fails_is_no_reason_to_end_the_process_for_one_that_failed_long_before(self) -> None:
-        """Its answer was lost, though it had committed, and a quiet night followed. Catches adding the two up."""
+    def test_that_fails_long_after_another_does_not_end_the_process(self) -> None:
+        """The answer to a commit was lost, and an idle night followed. Catches counting both failures as one series."""
         made = world(4)
         fates = iter(["answer lost", "rolled back"])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -155,8 +155,8 @@ class TestATransaction:
         until(made, lambda: made.log.committed.get(P0) == 5)
         assert count(made, "failed") == 2
 
-    def test_keeps_the_membership_while_the_brokers_are_away(self) -> None:
-        """Catches a recovery that does not poll, and frames that are taken in meanwhile."""
+    def test_keeps_the_membership_while_brokers_are_unavailable(self) -> None:
+        """Catches a recovery that does not poll, and frames that are accepted meanwhile."""
         made = world(8)
         fates = iter(["aborts"])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -172,7 +172,7 @@ class TestATransaction:
         until(made, lambda: made.log.committed.get(P0) == 8)
 
     def test_counts_as_paused_while_nothing_is_read(self) -> None:
-        """Catches a pod that reads nothing for minutes, and a dashboard and an alert that know nothing of it."""
+        """Catches a pod that reads nothing for minutes while no dashboard and no alert shows it."""
         made = world(8)
 
         def paused() -> float | None:
@@ -190,8 +190,8 @@ class TestATransaction:
         until(made, lambda: made.log.committed.get(P0) == 8)
         assert paused() == 0
 
-    def test_is_not_begun_without_a_membership(self) -> None:
-        """Catches a commit that the brokers do not check: they check what is sent."""
+    def test_does_not_begin_without_a_membership(self) -> None:
+        """Catches a commit that the brokers do not check: they check only the group metadata that is sent."""
         made = world(8)
         made.source.member = False
         made.steps(20)
@@ -201,8 +201,8 @@ class TestATransaction:
 
 
 class TestRebalance:
-    def test_revoked_commits_what_was_submitted(self) -> None:
-        """Catches giving up finished work without its transaction."""
+    def test_revocation_commits_submitted_frames(self) -> None:
+        """Catches dropping finished frames without a transaction."""
         made = world(4)
         made.service_s = lambda: 2.0
         made.steps(2)
@@ -210,7 +210,7 @@ class TestRebalance:
         made.steps()
         assert made.log.committed == {P0: 4}
 
-    def test_revoked_ends_by_its_deadline_although_the_transaction_hangs(self) -> None:
+    def test_revocation_ends_by_its_deadline_although_a_transaction_hangs(self) -> None:
         made = world(4, limits={"drain_timeout_s": 6})
         made.publisher.takes_s = lambda: 60.0
         made.steps(2)
@@ -218,8 +218,8 @@ class TestRebalance:
         made.steps()
         assert made.source.longest_rebalance_s <= 3.1
 
-    def test_a_transaction_that_fails_in_it_drops_the_other_partitions_too_and_reads_them_again(self) -> None:
-        """Catches going on with frames of a transaction that may or may not have committed."""
+    def test_a_failed_transaction_in_a_revocation_rewinds_all_partitions(self) -> None:
+        """Catches continuing with frames of a transaction that may or may not have been committed."""
         made = world(8)
         for _ in range(8):
             made.log.append(P1, "cam-9", b"good")
@@ -232,7 +232,7 @@ class TestRebalance:
         made.source.rebalances.append((0, lambda: made.source.assign([P0])))
         until(made, lambda: made.log.committed.get(P0) == 8)
 
-    def test_lost_commits_nothing(self) -> None:
+    def test_loss_commits_nothing(self) -> None:
         made = world(20)
         made.service_s = lambda: 1.0
         made.steps(2)
@@ -245,15 +245,15 @@ class TestRebalance:
 
 
 class TestShutdown:
-    def test_finishes_what_was_submitted_in_a_transaction(self) -> None:
+    def test_finishes_submitted_frames_in_a_transaction(self) -> None:
         made = world(4)
         made.service_s = lambda: 2.0
         run(made, 2)
         assert made.log.committed == {P0: 4}
         assert made.source.closed
 
-    def test_counts_the_turn_in_which_the_stop_came(self) -> None:
-        """A turn that waits for brokers is as long as a transaction. Catches a drain that begins its time after it."""
+    def test_counts_the_iteration_in_which_the_stop_was_set(self) -> None:
+        """An iteration that waits for brokers can take as long as a transaction. Catches a drain timeout after it."""
         made = world(4, limits={"drain_timeout_s": 12})
         stop = Stop(made.clock)
         made.publisher.takes_s = lambda: stop.set() or 60.0  # type: ignore[func-returns-value]
@@ -263,8 +263,8 @@ class TestShutdown:
         assert 10 <= made.clock.now - stop.at <= 12.1
 
     @pytest.mark.parametrize("service_s", [0.0, NEVER])
-    def test_outside_the_group_does_not_wait_for_what_cannot_come(self, service_s: float) -> None:
-        """Its membership is gone, and nobody polls in a drain. Catches a drain that uses up its time in vain."""
+    def test_does_not_wait_if_the_membership_was_lost(self, service_s: float) -> None:
+        """A process without a membership cannot rejoin in a drain, which does not poll. Catches a useless wait."""
         made = world(8)
         made.service_s = lambda: service_s
         made.source.member = False
@@ -275,16 +275,16 @@ class TestShutdown:
         assert made.clock.now - stop.at < 0.2
         assert made.log.committed == {}
 
-    def test_put_out_of_the_group_by_the_brokers_word_does_not_wait_either(self) -> None:
-        """With KIP-848 the client does not know it before its next poll: a transaction is told."""
+    def test_does_not_wait_if_the_brokers_removed_the_member(self) -> None:
+        """With KIP-848 the client does not know before its next poll. Only the error of a transaction shows it."""
         made = world(4)
         made.publisher.fate = lambda: "expelled"
         with pytest.raises(DrainError, match="no member of its group"):
             run(made, 1)
         assert made.clock.now - 1000 < 1
 
-    def test_gives_a_membership_that_was_lost_earlier_its_time(self) -> None:
-        """A poll has mended it since. Catches giving up for what was true of another turn."""
+    def test_waits_if_a_lost_membership_was_restored(self) -> None:
+        """A poll has restored the membership. Catches giving up because of the state in an earlier iteration."""
         made = world(4)
         fates = iter(["expelled"])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -296,8 +296,8 @@ class TestShutdown:
         run(made, 1)
         assert made.log.committed == {P0: 8}
 
-    def test_with_a_transaction_that_failed_says_what_was_left(self) -> None:
-        """Catches an exit with 0 that left work undone, and one that blames a deadline which had not passed."""
+    def test_reports_unfinished_frames_after_a_failed_transaction(self) -> None:
+        """Catches an exit with 0 although work is unfinished, and an error about a deadline that has not passed."""
         made = world(4)
         made.service_s = lambda: 2.0
         made.publisher.fate = lambda: "aborts"
@@ -309,14 +309,14 @@ class TestTheBreaker:
     LIMIT = {"max_consecutive": 5}
 
     @pytest.mark.parametrize("payload", [BAD, UNPUBLISHABLE])
-    def test_counts_what_was_written(self, payload: bytes) -> None:
-        """Catches a breaker that does not see results which cannot be written: they are found out late here."""
+    def test_counts_written_rejections(self, payload: bytes) -> None:
+        """Catches a breaker that misses results which cannot be written: they are detected late here."""
         made = world(20, payload=payload, dead_letter=self.LIMIT)
         with pytest.raises(RejectRateError):
             made.steps(100)
 
-    def test_does_not_count_a_repetition_twice(self) -> None:
-        """Catches rejections of transactions that failed, added up until the process stops for them."""
+    def test_does_not_count_a_repeated_rejection_twice(self) -> None:
+        """Catches counting the rejections of failed transactions repeatedly until the process stops."""
         made = world(4, payload=BAD, dead_letter=self.LIMIT)
         fates = iter(["aborts", "aborts", "aborts"])
         made.publisher.fate = lambda: next(fates, "commits")
@@ -324,13 +324,13 @@ class TestTheBreaker:
 
 
 class TestBackpressure:
-    def test_what_is_held_counts_against_the_limit(self) -> None:
-        """Catches reading on without bound while one frame holds all others up."""
+    def test_held_outcomes_count_against_the_limit(self) -> None:
+        """Catches unbounded reading while one frame blocks all others."""
         made = world(200, limits={"max_unacknowledged": 10})
         made.publisher.takes_s = lambda: 0.2
         until(made, lambda: made.log.committed.get(P0) == 200, turns=20_000)
 
-    def test_a_hung_engine_ends_the_run(self) -> None:
+    def test_a_hung_detector_ends_the_run(self) -> None:
         made = world(4, limits={"stall_timeout_s": 47})
         made.service_s = lambda: NEVER
         with pytest.raises(EngineError):

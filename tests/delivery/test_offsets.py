@@ -1,4 +1,4 @@
-"""Watermarks: what may be committed, whatever the order in which frames end and partitions come and go."""
+"""Tests the watermarks for any order in which frames finish and partitions are assigned and revoked."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class TestTheWatermark:
         assert tracker.committable() == [Committable(P0, 8)]
 
     def test_follows_the_order_of_receipt_over_gaps(self, tracker: OffsetTracker) -> None:
-        """Catches counting offset + 1: with compaction or transaction markers it would wait for ever."""
+        """Catches expecting offset + 1 next: with compaction or transaction markers, the watermark would never rise."""
         receive(tracker, 3, 10, 500)
         tracker.done(receipt(3))
         tracker.done(receipt(10))
         assert tracker.committable() == [Committable(P0, 11)]
 
-    def test_is_reported_once_and_again_for_a_synchronous_commit(self, tracker: OffsetTracker) -> None:
+    def test_is_reported_once_except_for_a_synchronous_commit(self, tracker: OffsetTracker) -> None:
         receive(tracker, 0)
         tracker.done(receipt(0))
         assert tracker.committable() == [Committable(P0, 1)]
@@ -55,12 +55,12 @@ class TestTheWatermark:
         assert tracker.watermarks([P0, P1]) == [Committable(P0, 1)]
 
     def test_does_not_exist_before_a_frame_is_done(self, tracker: OffsetTracker) -> None:
-        """Catches committing offset 0 on a partition that another consumer had brought to offset 900."""
+        """Catches committing offset 0 on a partition for which another consumer had committed offset 900."""
         receive(tracker, 900)
         assert tracker.watermarks([P0]) == []
 
     def test_never_passes_a_frame_that_was_dropped(self, tracker: OffsetTracker) -> None:
-        """Catches taking a discarded frame for a finished one: its new owner would never see it."""
+        """Catches treating a discarded frame as finished: the new owner would never receive it."""
         receive(tracker, 0, 1, 2)
         tracker.abandon(receipt(1))
         tracker.done(receipt(2))
@@ -69,11 +69,11 @@ class TestTheWatermark:
         assert tracker.outstanding() == 0
 
 
-class TestTheEndBehindMarkers:
-    """A partition may end with offsets that no consumer receives: markers of transactions, aborted records."""
+class TestTheEndAfterMarkers:
+    """A partition may end with offsets that no consumer receives: transaction markers and aborted records."""
 
-    def test_is_the_watermark_once_nothing_is_pending(self, tracker: OffsetTracker) -> None:
-        """Catches a committed offset that retention passes although every frame has its outcome."""
+    def test_is_the_watermark_if_no_frame_is_pending(self, tracker: OffsetTracker) -> None:
+        """Catches a committed offset that retention removes although every frame has its outcome."""
         receive(tracker, 0, 1)
         tracker.read_to(receipt(4))
         assert tracker.committable() == []
@@ -84,7 +84,7 @@ class TestTheEndBehindMarkers:
         tracker.read_to(receipt(6))
         assert tracker.committable() == [(P0, 6)]
 
-    def test_does_not_pass_a_frame_behind_it(self, tracker: OffsetTracker) -> None:
+    def test_does_not_pass_a_later_frame(self, tracker: OffsetTracker) -> None:
         receive(tracker, 0)
         tracker.read_to(receipt(4))
         receive(tracker, 4)
@@ -110,7 +110,7 @@ class TestTheEndBehindMarkers:
         with pytest.raises(ValueError, match="frames"):
             receive(tracker, 3)
 
-    def test_goes_with_the_last_outcomes_in_a_transaction(self, tracker: OffsetTracker) -> None:
+    def test_is_committed_with_the_last_outcomes_in_a_transaction(self, tracker: OffsetTracker) -> None:
         receive(tracker, 0, 1, 2)
         tracker.read_to(receipt(7))
         assert tracker.watermarks_after({P0: 1}) == [(P0, 2)]
@@ -119,7 +119,7 @@ class TestTheEndBehindMarkers:
 
 class TestEpochs:
     def test_a_completion_of_an_ended_epoch_changes_nothing(self, tracker: OffsetTracker) -> None:
-        """Catches matching by (topic, partition): a late result would commit for a partition that came back."""
+        """Catches matching by (topic, partition): a late result would commit for a partition assigned again."""
         receive(tracker, 0)
         tracker.revoke(P0)
         assert tracker.done(receipt(0)) is False
@@ -140,20 +140,18 @@ class TestEpochs:
         assert tracker.committable() == [Committable(P0, 11)]
 
     @pytest.mark.parametrize("stale", [receipt(1, epoch=0), receipt(1, P1), receipt(0), receipt(-1)])
-    def test_a_frame_of_no_epoch_or_out_of_order_is_a_bug_that_shows(
-        self, tracker: OffsetTracker, stale: Receipt
-    ) -> None:
+    def test_a_frame_without_an_epoch_or_out_of_order_raises(self, tracker: OffsetTracker, stale: Receipt) -> None:
         receive(tracker, 0)
         with pytest.raises(ValueError, match="frames"):
             tracker.received(stale)
 
-    def test_revoking_what_is_not_ours_is_harmless(self, tracker: OffsetTracker) -> None:
+    def test_revoking_an_unknown_partition_has_no_effect(self, tracker: OffsetTracker) -> None:
         tracker.revoke(P1)
         assert tracker.partitions == [P0]
 
 
 class _Model:
-    """One partition in one epoch, as naively as possible: every frame with its state, in order of receipt."""
+    """A naive model of one partition in one epoch: every frame with its state, in order of receipt."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -162,7 +160,7 @@ class _Model:
         self.reached = 0
 
     def watermark(self) -> int | None:
-        """Asked after every step: it remembers where everything that had been read was done."""
+        """Called after every step: it remembers the end of the read frames whenever all of them were done."""
         for offset, state in self.frames.items():
             if state != "done":
                 break
@@ -173,7 +171,7 @@ class _Model:
 
 
 class TrackerMachine(RuleBasedStateMachine):
-    """Any schedule of assign, receive, done, abandon, revoke, with stale completions thrown in, against `_Model`."""
+    """Compares any schedule of assign, receive, done, abandon and revoke, and stale completions, with `_Model`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +183,7 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @rule(partition=st.sampled_from(PARTITIONS), lost=st.booleans())
     def assign(self, partition: TopicPartition, lost: bool) -> None:
-        if not lost:  # a loss may never have been told: then the new epoch itself ends the old one
+        if not lost:  # a loss may go unreported: then the new epoch itself ends the old one
             self.tracker.revoke(partition)
         self._forget(partition)
         self.epoch += 1

@@ -1,4 +1,4 @@
-"""Outcomes that wait for earlier offsets: exactly those come out that a commit of the watermark covers."""
+"""Tests outcomes that wait for earlier offsets: exactly those below the committed watermark are released."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def tracker(*received: Finished) -> OffsetTracker:
     return offsets
 
 
-def test_an_outcome_waits_for_the_frames_before_it() -> None:
-    """Catches an outcome that lies above the offset which its transaction commits: a crash would repeat it."""
+def test_an_outcome_waits_for_earlier_frames() -> None:
+    """Catches an outcome above the offset that its transaction commits: it would be repeated after a crash."""
     frames = [finished(n) for n in (3, 4, 9)]
     offsets, held = tracker(*frames), HeldOutcomes()
     held.hold(frames[1])
@@ -51,7 +51,7 @@ def test_partitions_do_not_wait_for_each_other() -> None:
     assert len(held) == 1
 
 
-def test_what_is_forgotten_is_given_back_and_does_not_come_out() -> None:
+def test_forgotten_outcomes_are_returned_and_never_released() -> None:
     first, second = finished(0), finished(1)
     offsets, held = tracker(first, second), HeldOutcomes()
     held.hold(second)
@@ -60,23 +60,23 @@ def test_what_is_forgotten_is_given_back_and_does_not_come_out() -> None:
     assert held.take(offsets) == [first]
 
 
-def test_two_outcomes_of_one_frame_are_a_bug_that_is_heard() -> None:
+def test_a_second_outcome_of_a_frame_raises() -> None:
     held = HeldOutcomes()
     held.hold(finished(0))
     with pytest.raises(ValueError, match="offset 0 has two outcomes"):
         held.hold(finished(0))
 
 
-def test_a_held_outcome_keeps_no_other_frame_of_its_batch() -> None:
-    """Catches one late frame that keeps the payloads of a whole batch in memory, none of which is counted."""
+def test_a_held_outcome_keeps_no_other_frame_in_memory() -> None:
+    """Catches one late frame that keeps the payloads of a whole batch in memory without counting them."""
     held, beside = kept_beside_held()
     assert held, "nothing was held"
     assert beside == 0
 
 
 @given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=3))
-def test_in_any_order_each_comes_out_once_in_offset_order_and_with_all_before_it(seed: int, sizes: list[int]) -> None:
-    """Against the model: what came out is always the prefix of what was received that has outcomes."""
+def test_in_any_order_outcomes_are_released_once_in_offset_order(seed: int, sizes: list[int]) -> None:
+    """Compares with a model: the released frames are always the longest prefix of the received frames with outcomes."""
     chance = random.Random(seed)
     partitions = [TopicPartition("frames", number) for number in range(len(sizes))]
     received = [

@@ -1,4 +1,4 @@
-"""How large a transaction may be: as large as the way to the brokers takes in time, whatever the way."""
+"""Tests the size of transactions: as large as the connection to the brokers can transfer in time."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def holding(*items: Finished) -> tuple[HeldOutcomes, OffsetTracker]:
     return held, offsets
 
 
-class Way:
-    """A way to the brokers: a transaction takes `round_trip_s` and the time of its bytes. It fails after 10 s."""
+class Connection:
+    """A connection: a transaction takes `round_trip_s` plus the transfer time of its bytes. It fails after 10 s."""
 
     def __init__(self, bytes_per_s: float, round_trip_s: float = 0.02) -> None:
         self.bytes_per_s, self.round_trip_s = bytes_per_s, round_trip_s
@@ -38,7 +38,7 @@ class Way:
         self.failed_row = self.worst_row = 0
 
     def write(self, held: HeldOutcomes, offsets: OffsetTracker) -> tuple[int, float]:
-        """One transaction: outcomes committed, and seconds that it took."""
+        """Run one transaction. Returns the number of committed outcomes and the duration in seconds."""
         ready = held.take(offsets, self.budget.bytes)
         size = sum(map(outcome_bytes, ready))
         seconds = self.round_trip_s + size / self.bytes_per_s
@@ -57,38 +57,38 @@ class Way:
 
 
 @pytest.mark.parametrize("bytes_per_s", [50_000, 200_000, 900_000, 10_000_000, 1_000_000_000])
-def test_a_backlog_passes_at_the_speed_of_the_way(bytes_per_s: float) -> None:
-    """Catches a transaction of all that is ready: on a slow way it never ends in time, and nothing is committed."""
-    way = Way(bytes_per_s)
+def test_a_backlog_drains_at_the_speed_of_the_connection(bytes_per_s: float) -> None:
+    """Catches a transaction of all ready outcomes: on a slow connection it never ends in time or commits anything."""
+    connection = Connection(bytes_per_s)
     held, offsets = holding(*[letter(n) for n in range(400)])
     done, took_s = 0, 0.0
     while done < 400:
         assert took_s < 100_000, f"{done} of 400"
-        count, seconds = way.write(held, offsets)
+        count, seconds = connection.write(held, offsets)
         done, took_s = done + count, took_s + seconds
     assert took_s < 1.5 * 400 * (LETTER + 2048) / bytes_per_s + 60
-    assert way.worst_row <= 2
+    assert connection.worst_row <= 2
 
 
-def test_a_way_that_becomes_slow_costs_a_few_transactions_and_one_that_becomes_fast_is_used() -> None:
-    """Catches a budget that is measured once."""
-    way = Way(100_000_000)
+def test_adapts_within_a_few_transactions_to_a_new_connection_speed() -> None:
+    """Catches a budget that is measured only once."""
+    connection = Connection(100_000_000)
     held, offsets = holding(*[letter(n) for n in range(1000)])
-    while way.budget.bytes < MOST_BYTES:
-        way.write(held, offsets)
-    way.bytes_per_s = 300_000
+    while connection.budget.bytes < MOST_BYTES:
+        connection.write(held, offsets)
+    connection.bytes_per_s = 300_000
     tries = 0
-    while way.write(held, offsets)[0] == 0:
+    while connection.write(held, offsets)[0] == 0:
         tries += 1
     assert tries <= 3
-    way.bytes_per_s = 100_000_000
+    connection.bytes_per_s = 100_000_000
     for _ in range(8):
-        way.write(held, offsets)
-    assert way.budget.bytes > 4_000_000
+        connection.write(held, offsets)
+    assert connection.budget.bytes > 4_000_000
 
 
-def test_a_failure_that_came_at_once_does_not_shrink_it() -> None:
-    """Catches a rebalance, or a refusal, that is taken for a slow way."""
+def test_an_immediate_failure_does_not_shrink_it() -> None:
+    """Catches a rebalance or a refusal that is mistaken for a slow connection."""
     budget = TransactionBudget()
     before = budget.bytes
     budget.failed(before, 0.1)
@@ -98,7 +98,7 @@ def test_a_failure_that_came_at_once_does_not_shrink_it() -> None:
 
 
 def test_slow_round_trips_do_not_shrink_it() -> None:
-    """Catches small transactions on a way that is far and not narrow."""
+    """Catches small transactions on a connection with high latency but enough bandwidth."""
     budget = TransactionBudget()
     for _ in range(50):
         budget.committed(1000, 1.5 * TARGET_S, full=False)
@@ -106,35 +106,35 @@ def test_slow_round_trips_do_not_shrink_it() -> None:
 
 
 def test_brokers_that_are_slow_for_any_size_get_large_transactions() -> None:
-    """Catches a budget that shrinks to its least, and a backlog that then passes at a few outcomes a transaction."""
-    way = Way(100_000_000, round_trip_s=5.0)
+    """Catches a budget that shrinks to its minimum, so that each transaction of a backlog has only a few outcomes."""
+    connection = Connection(100_000_000, round_trip_s=5.0)
     held, offsets = holding(*[letter(n) for n in range(1000)])
     sizes = []
     for _ in range(12):
-        sizes.append(way.budget.bytes)
-        way.write(held, offsets)
+        sizes.append(connection.budget.bytes)
+        connection.write(held, offsets)
     assert min(sizes) > LEAST_BYTES
     assert max(sizes[-3:]) > 4 * sizes[0]
 
 
 def test_offsets_alone_do_not_shrink_it() -> None:
-    """Catches a transaction without outcomes that is taken for a slow way."""
+    """Catches a transaction without outcomes that is mistaken for a slow connection."""
     budget = TransactionBudget()
     budget.committed(0, TRANSACTION_S, full=False)
     budget.failed(0, TRANSACTION_S)
     assert budget.bytes == TransactionBudget().bytes
 
 
-def test_one_outcome_goes_however_large_it_is() -> None:
-    """Catches a large dead letter that waits forever for a budget."""
+def test_a_single_outcome_of_any_size_is_sent() -> None:
+    """Catches a large dead letter that waits indefinitely for a larger budget."""
     large = letter(0, size=5_000_000)
     held, offsets = holding(large, letter(1))
     assert held.take(offsets, 1000) == [large]
     assert held.more
 
 
-def test_no_partition_waits_behind_another_for_good() -> None:
-    """Catches one partition with a backlog that has every transaction."""
+def test_no_partition_waits_for_another_indefinitely() -> None:
+    """Catches one partition with a backlog that fills every transaction."""
     held, offsets = holding(*[letter(n, P0) for n in range(10)], letter(0, P1))
     seen = []
     for _ in range(3):

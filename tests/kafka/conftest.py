@@ -1,4 +1,4 @@
-"""`fake_consumer`: no client of this test meets a broker. `bench`: a consumer with two partitions."""
+"""Provides `fake_consumer`, with which no client connects to a broker, and `bench`, a consumer with two partitions."""
 
 from __future__ import annotations
 

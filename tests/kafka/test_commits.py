@@ -1,4 +1,4 @@
-"""What the source commits, when, and how far behind it says that it is."""
+"""Tests which offsets the consumer commits and when, and the lag that it reports."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _Code = confluent_kafka.KafkaError
 
 
 class TestCommit:
-    def test_a_refusal_is_no_error_since_the_frames_are_repeated(self, bench: Bench) -> None:
+    def test_that_is_refused_raises_no_error_because_frames_are_repeated(self, bench: Bench) -> None:
         bench.client.refuse = failed(_Code.UNKNOWN_MEMBER_ID)
         bench.source.store([Committable(P0, 3)])
         bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == [[(P0, 3)]]
 
     @pytest.mark.parametrize("code", [_Code.REBALANCE_IN_PROGRESS, _Code.ILLEGAL_GENERATION, _Code.STALE_MEMBER_EPOCH])
-    def test_that_a_rebalance_refuses_is_tried_until_it_is_taken(self, bench: Bench, code: int) -> None:
-        """Catches a rollout whose pods repeat frames, because each is stopped while the group still rebalances."""
+    def test_is_retried_while_the_group_rebalances(self, bench: Bench, code: int) -> None:
+        """Catches a rollout whose pods repeat frames because each pod stops while the group still rebalances."""
         refused = iter([failed(code), failed(code), None])
         commit = bench.client.commit
 
@@ -43,7 +43,7 @@ class TestCommit:
         bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == [[(P0, 3)]] * 3
 
-    def test_that_a_rebalance_goes_on_refusing_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_abandoned_if_the_rebalance_takes_too_long(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("consumer.kafka.commits.LAST_COMMIT_S", 1.0)
         bench.client.refuse = failed(_Code.REBALANCE_IN_PROGRESS)
         with capture_logs() as lines:
@@ -52,8 +52,8 @@ class TestCommit:
         assert len(bench.client.called("commit")) > 2
         assert bench.commits == [None], "one refusal, however often it was asked"
 
-    def test_behind_which_the_client_is_closed(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches a client that is closed while its last commit is still in it, and used after that."""
+    def test_ends_before_the_client_is_closed(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a client that is closed while its last commit is in progress, and used after that."""
         back, order = threading.Event(), []
         monkeypatch.setattr("consumer.kafka.commits.LAST_COMMIT_S", 0.05)
         monkeypatch.setattr(bench.client, "commit", lambda **_: (back.wait(30), order.append("commit")))
@@ -64,14 +64,14 @@ class TestCommit:
         back.set()
         wait_until(lambda: order == ["commit", "close"], 5, "the client to be closed")
 
-    def test_of_a_process_that_is_no_member_is_not_sent(self, bench: Bench) -> None:
-        """Catches a commit that an empty group takes from anyone, behind those of a successor that has left."""
+    def test_is_not_sent_if_the_process_is_not_a_member(self, bench: Bench) -> None:
+        """An empty group accepts a commit from any process. Catches one after those of a successor that has left."""
         bench.client.metadata = group_metadata(-1, "")
         bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("commit") == []
 
-    def test_that_nobody_answers_is_given_up(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches a drain that outlives its pod: without a coordinator librdkafka waits for the session timeout."""
+    def test_without_an_answer_is_abandoned(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a drain that is too long: without a coordinator, librdkafka waits for the session timeout."""
         hung = threading.Event()
         monkeypatch.setattr("consumer.kafka.commits.LAST_COMMIT_S", 0.05)
         monkeypatch.setattr(bench.client, "commit", lambda **_: hung.wait(30))
@@ -80,8 +80,8 @@ class TestCommit:
         assert time.monotonic() - before < 10
         hung.set()
 
-    def test_is_timed_from_the_first_offset_that_it_covers(self, bench: Bench) -> None:
-        """Catches a time since the last store, which is always short, and one that counts while nothing is stored."""
+    def test_is_measured_from_the_first_offset_that_it_covers(self, bench: Bench) -> None:
+        """Catches measuring from the last store, which is always short, and measuring while nothing is stored."""
         report = bench.client.settings["on_commit"]
         bench.source.store([Committable(P0, 3)])
         bench.clock.advance(0.25)
@@ -89,7 +89,7 @@ class TestCommit:
         bench.clock.advance(0.25)
         report(failed(_Code.REQUEST_TIMED_OUT), [])
         report(None, [])
-        report(None, [])  # what librdkafka commits without a new offset of ours says nothing
+        report(None, [])  # a commit by librdkafka without a newly stored offset is not measured
         bench.clock.advance(100)
         report(failed(_Code._NO_OFFSET), [])
         bench.source.store([Committable(P0, 5)])
@@ -97,7 +97,7 @@ class TestCommit:
         bench.source.commit([Committable(P0, 5)])
         assert bench.commits == [None, 0.5, 1.0]
 
-    def test_goes_out_in_the_background_once_an_interval(self) -> None:
+    def test_is_sent_in_the_background_once_per_interval(self) -> None:
         bench = Bench(commit_interval_ms=500)
         bench.assign(P0)
         bench.source.store([Committable(P0, 3)])
@@ -111,10 +111,10 @@ class TestCommit:
         bench.play()
         assert len(bench.client.called("commit")) == 1, "the second one would commit nothing new"
 
-    def test_is_never_sent_while_another_one_is_unanswered(self) -> None:
-        """Catches commits that overtake each other: librdkafka tries them again in no certain order.
+    def test_is_not_sent_while_another_is_unanswered(self) -> None:
+        """Catches commits that overtake each other: librdkafka retries them in no certain order.
 
-        On Apache Kafka, after its coordinator had been away, offset 630 of a partition was committed after 1476.
+        On Apache Kafka, after its coordinator had been unavailable, offset 630 of a partition was committed after 1476.
         """
         bench = Bench(commit_interval_ms=500)
         bench.assign(P0)
@@ -123,11 +123,11 @@ class TestCommit:
             bench.clock.advance(0.5)
             bench.play()
         assert len(bench.client.called("commit")) == 1
-        bench.answer_commit()  # what was stored while it was under way is for the next one
+        bench.answer_commit()  # an offset that was stored while a commit was in flight belongs to the next commit
         bench.play()
         assert len(bench.client.called("commit")) == 2
 
-    def test_that_failed_is_sent_again_though_nothing_new_is_stored(self) -> None:
+    def test_that_failed_is_sent_again_without_new_offsets(self) -> None:
         """Catches a quiet topic whose last frames are repeated by the next owner."""
         bench = Bench(commit_interval_ms=500)
         bench.assign(P0)
@@ -138,7 +138,7 @@ class TestCommit:
             bench.answer_commit(failed(_Code.REQUEST_TIMED_OUT))
         assert len(bench.client.called("commit")) == 3
 
-    def test_whose_answer_never_comes_does_not_stop_the_commits_for_good(self) -> None:
+    def test_without_an_answer_does_not_stop_later_commits(self) -> None:
         bench = Bench(commit_interval_ms=500)
         bench.assign(P0)
         bench.source.store([Committable(P0, 3)])
@@ -147,7 +147,7 @@ class TestCommit:
             bench.play()
         assert len(bench.client.called("commit")) == 2
 
-    def test_nothing_is_not_sent(self, bench: Bench) -> None:
+    def test_of_no_offsets_is_not_sent(self, bench: Bench) -> None:
         """Catches commit(offsets=[]), which commits the current positions."""
         bench.source.store([])
         bench.source.commit([])
@@ -162,8 +162,8 @@ class TestLag:
         bench.play(bench.client.rebalance("revoke", P0))
         assert bench.source.lag() == [Lag(P1, 0, 0.0)]
 
-    def test_counts_a_partition_of_which_nothing_was_read_from_where_it_begins(self) -> None:
-        """Catches a backlog that no metric shows, because its first frame does not come."""
+    def test_counts_an_unread_partition_from_its_start_offset(self) -> None:
+        """Catches a backlog that no metric shows because its first frame does not arrive."""
         bench = Bench()
         bench.client.group[P0] = 70
         bench.client.watermarks = (20, 100)
@@ -173,13 +173,13 @@ class TestLag:
         assert bench.source.rewind()
         assert bench.source.lag() == [Lag(P0, 0, 0.0), Lag(P1, 80, None)]
 
-    def test_is_unknown_where_the_client_chooses_the_beginning(self) -> None:
-        """Catches a whole topic as lag although `auto.offset.reset: latest` skips it."""
+    def test_is_unknown_if_the_client_chooses_the_start_offset(self) -> None:
+        """Catches reporting a whole topic as lag although `auto.offset.reset: latest` skips it."""
         bench = Bench(consumer={"auto.offset.reset": "latest"})
         bench.assign(P0)
         assert bench.source.lag() == []
 
-    def test_of_a_partition_that_was_never_fetched_from_is_unknown(self, bench: Bench) -> None:
-        """Catches a 0 while its broker is away."""
+    def test_is_unknown_before_the_first_fetch_of_a_partition(self, bench: Bench) -> None:
+        """Catches a lag of 0 while the broker of the partition is unavailable."""
         bench.client.watermarks = (confluent_kafka.OFFSET_INVALID, confluent_kafka.OFFSET_INVALID)
         assert bench.source.lag() == []

@@ -1,4 +1,4 @@
-"""Which librdkafka settings hold: ours, the user's over them, and over both those that a promise stands on."""
+"""Tests which librdkafka settings win: those behind a guarantee, then the user's, then our defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from consumer.types import ModelInfo
 
 Settings = Callable[[Config], dict[str, Any]]
 BOTH = pytest.mark.parametrize(("build", "section"), [(consumer_settings, "consumer"), (producer_settings, "producer")])
-# What each promise needs. The configuration refuses these names; this is the second lock on the same door.
+# The settings that each guarantee needs. The configuration refuses these names too; this is the second safeguard.
 CONSUMER = {"enable.auto.offset.store": False, "enable.auto.commit": True, "group.id": "g", "bootstrap.servers": "b:1"}
 PRODUCER = {"enable.idempotence": True, "acks": "all", "bootstrap.servers": "b:1"}
 
@@ -29,7 +29,7 @@ def config(**kafka: Any) -> Config:
 
 
 @BOTH
-def test_the_users_settings_beat_ours_and_the_special_beat_the_shared(build: Settings, section: str) -> None:
+def test_user_settings_override_defaults_and_specific_ones_the_shared(build: Settings, section: str) -> None:
     assert build(config())["client.id"] == "sluice"
     assert build(config(client={"client.id": "shared"}))["client.id"] == "shared"
     both = config(client={"client.id": "shared", "client.rack": "r1"}, **{section: {"client.id": "special"}})
@@ -37,14 +37,14 @@ def test_the_users_settings_beat_ours_and_the_special_beat_the_shared(build: Set
 
 
 @BOTH
-def test_what_secret_files_hold_reaches_both(build: Settings, section: str, tmp_path: Path) -> None:
-    """Catches one client that logs in and one that does not."""
+def test_secrets_from_files_reach_both_clients(build: Settings, section: str, tmp_path: Path) -> None:
+    """Catches secrets that reach only one of the two clients."""
     (tmp_path / "password").write_text("word\n")
     made = config(secrets={"sasl.password": str(tmp_path / "password")}, **{section: {"client.rack": "r1"}})
     assert (build(made)["sasl.password"], build(made)["client.rack"]) == ("word", "r1")
 
 
-def test_what_is_for_one_client_does_not_reach_the_other() -> None:
+def test_settings_of_one_client_do_not_reach_the_other() -> None:
     mixed = config(consumer={"fetch.wait.max.ms": 7}, producer={"linger.ms": 7})
     assert consumer_settings(mixed)["fetch.wait.max.ms"] == 7
     assert "fetch.wait.max.ms" not in producer_settings(mixed)
@@ -53,8 +53,8 @@ def test_what_is_for_one_client_does_not_reach_the_other() -> None:
 
 
 @pytest.mark.parametrize("section", ["client", "consumer", "producer"])
-def test_no_user_setting_reaches_what_a_promise_stands_on(section: str) -> None:
-    """Catches a merge in the wrong order, also where the check of the configuration was gone round."""
+def test_no_user_setting_overrides_a_guarantee(section: str) -> None:
+    """Catches a merge in the wrong order, even if the check of the configuration was bypassed."""
     made = config()
     sneaked = made.kafka.model_copy(update={section: dict.fromkeys(OWN_SETTINGS, "theirs")})
     around = made.model_copy(update={"kafka": sneaked})
@@ -62,18 +62,18 @@ def test_no_user_setting_reaches_what_a_promise_stands_on(section: str) -> None:
     assert PRODUCER.items() <= producer_settings(around).items()
 
 
-def test_librdkafka_does_not_commit_by_a_timer_of_its_own() -> None:
-    """Catches commits that overtake each other: it sends the next one whether or not the last was answered."""
+def test_librdkafka_does_not_commit_by_a_timer() -> None:
+    """Catches commits that overtake each other: librdkafka sends the next one before the last was answered."""
     assert consumer_settings(config(commit_interval_ms=77))["auto.commit.interval.ms"] == 0
 
 
-def test_deleted_frames_stop_the_consumer_unless_the_user_says_otherwise() -> None:
+def test_deleted_frames_stop_the_consumer_by_default() -> None:
     assert consumer_settings(config())["auto.offset.reset"] == "error"
     assert consumer_settings(config(consumer={"auto.offset.reset": "latest"}))["auto.offset.reset"] == "latest"
 
 
 def test_with_kip_848_the_brokers_assign() -> None:
-    """Catches the client's refusal to start: it knows no assignment strategy under the new protocol."""
+    """Catches a client that refuses to start: the new protocol has no assignment strategy."""
     assert "partition.assignment.strategy" in consumer_settings(config())
     new = consumer_settings(config(consumer={"group.protocol": "consumer"}))
     assert "partition.assignment.strategy" not in new
@@ -84,8 +84,8 @@ def test_results_are_partitioned_as_java_does() -> None:
 
 
 @pytest.mark.parametrize("kafka", [{}, {"consumer": {"group.protocol": "consumer"}}, {"client": {"log_level": 3}}])
-def test_the_library_takes_what_we_build(kafka: dict[str, Any]) -> None:
-    """The real librdkafka, without a broker: it checks every name and value."""
+def test_librdkafka_accepts_the_settings(kafka: dict[str, Any]) -> None:
+    """Uses the real librdkafka, without a broker: it checks every name and value."""
     confluent_kafka.Consumer(consumer_settings(config(**kafka))).close()
     assert confluent_kafka.Producer(producer_settings(config(**kafka))).flush(0) == 0
 
@@ -93,10 +93,10 @@ def test_the_library_takes_what_we_build(kafka: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "setting", [{"no.such.setting": 1}, {"ssl.ca.location": "/no/such/file", "security.protocol": "ssl"}]
 )
-def test_a_setting_that_the_library_refuses_is_an_error_with_its_words(setting: dict[str, Any]) -> None:
-    """Catches a traceback out of a C extension."""
+def test_a_setting_that_librdkafka_refuses_is_an_error_with_its_text(setting: dict[str, Any]) -> None:
+    """Catches a traceback from a C extension."""
     wrong = config(client=setting)
     with pytest.raises(KafkaError, match=r"^kafka\.consumer: .*(no.such.setting|ssl.ca.location)"):
-        Source(wrong, None, clock=lambda: 0.0, wall_clock_ms=lambda: 0)  # type: ignore[arg-type] # it is never told
+        Source(wrong, None, clock=lambda: 0.0, wall_clock_ms=lambda: 0)  # type: ignore[arg-type] # it is never called
     with pytest.raises(KafkaError, match=r"^kafka\.producer: .*(no.such.setting|ssl.ca.location)"):
         Publisher(wrong, ModelInfo("m", "sha256:0"), clock=lambda: 0.0, wall_clock_ms=lambda: 0)

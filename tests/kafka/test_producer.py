@@ -1,4 +1,4 @@
-"""The producer's owner: each outcome is written, or becomes a dead letter, or ends the process. Never forgotten."""
+"""Tests `Publisher`: each outcome is written, becomes a dead letter, or ends the process. None is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bench:
         return written[0]
 
     def finished(self, *outcomes: Outcome) -> list[Finished]:
-        """A batch of so many frames."""
+        """Return a batch with this number of frames."""
         frames = [frame(number, f"cam-{number % 2}") for number in range(len(outcomes))]
         of = result(frames, outcomes).summary
         return [Finished(item, outcome, of) for item, outcome in zip(frames, outcomes, strict=True)]
@@ -68,7 +68,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def advertised(max_bytes: int) -> TopicLimits:
-    """Limits that the brokers have said, at the start."""
+    """Return limits that the brokers reported at the start."""
     said = {topic: Described(max_bytes) for topic in ("detections", "frames-dead")}
     limits = TopicLimits(tuple(said), describe=lambda: said, clock=time.monotonic)
     limits.ask(10.0)
@@ -85,10 +85,8 @@ class TestAnOutcome:
         ("outcome", "topic"),
         [(detected(), "detections"), (Skipped("stale", 5.0), "detections"), (REJECTED, "frames-dead")],
     )
-    def test_goes_to_its_topic_and_counts_until_it_is_acknowledged(
-        self, bench: Bench, outcome: Outcome, topic: str
-    ) -> None:
-        """Catches counting what was handed over as what has arrived."""
+    def test_is_outstanding_until_it_is_acknowledged(self, bench: Bench, outcome: Outcome, topic: str) -> None:
+        """Catches counting a message as acknowledged when it was only passed to the client."""
         item = frame(7)
         assert bench.publish(outcome, item) == outcome
         assert (bench.topics, bench.publisher.outstanding) == ([topic], 1)
@@ -98,14 +96,14 @@ class TestAnOutcome:
         assert bench.publisher.poll() == []
 
     def test_is_keyed_by_its_source_and_names_its_input(self, bench: Bench) -> None:
-        """Catches results of one camera spread over partitions, where they lose their order."""
+        """Catches results of one camera that are spread over partitions and lose their order."""
         bench.publish(detected(), frame(7, "cam-9"))
         (message,) = bench.client.produced
         assert message["key"] == b"cam-9"
         assert decode_result(message["value"])["input"] == {"topic": "frames", "partition": 0, "offset": 7}
 
-    def test_that_was_never_delivered_ends_the_process(self, bench: Bench) -> None:
-        """Catches logging a failed delivery and going on: the next commit would pass the frame."""
+    def test_that_was_not_delivered_ends_the_process(self, bench: Bench) -> None:
+        """Catches only logging a failed delivery: the next commit would skip the frame."""
         bench.publish(detected())
         bench.client.report = lambda _: failed(_Code._MSG_TIMED_OUT)
         with pytest.raises(PublishError, match=r"cannot write .* to detections: .*a restart repeats it"):
@@ -120,32 +118,32 @@ class TestAnOutcome:
             (_Code.MSG_SIZE_TOO_LARGE, "max.message.bytes"),
         ],
     )
-    def test_that_a_person_must_make_possible_says_how(self, bench: Bench, code: int, advice: str) -> None:
+    def test_that_is_refused_ends_the_process_with_advice(self, bench: Bench, code: int, advice: str) -> None:
         bench.publish(detected())
         bench.client.report = lambda _: failed(code)
         with pytest.raises(UnwritableError, match=advice):
             bench.publisher.poll()
 
-    def test_that_is_refused_on_the_spot_says_how_too(self, bench: Bench) -> None:
-        """The client answers by itself once it knows that it may not write: the second frame gets another error."""
+    def test_that_the_client_refuses_locally_ends_the_process_with_advice(self, bench: Bench) -> None:
+        """After the first refusal, the client refuses locally: the second frame gets another error."""
         bench.client.refuse = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
         with pytest.raises(UnwritableError, match="grant this user WRITE on topic detections"):
             bench.publish(detected())
 
     def test_of_a_producer_that_died_ends_the_process(self, bench: Bench) -> None:
-        """Catches waiting for error_cb, which the real client does not call for this: its poll raises."""
+        """Catches waiting for error_cb, which the real client does not call for this error: its poll raises."""
         bench.client.died = failed(_Code._FENCED, "fenced", fatal=True)
         with pytest.raises(PublishError, match="fenced"):
             bench.publisher.poll()
 
-    def test_survives_trouble_that_passes(self, bench: Bench) -> None:
+    def test_survives_a_temporary_error(self, bench: Bench) -> None:
         bench.client.settings["error_cb"](failed(_Code._ALL_BROKERS_DOWN))
         assert bench.publisher.poll() == []
 
 
 class TestABatch:
-    def test_is_encoded_before_any_of_it_is_sent(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches outcomes that leave one by one, a request each, while the next is still encoded."""
+    def test_is_encoded_before_its_first_result_is_sent(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches outcomes that are sent one by one, each in its own request, while the next one is encoded."""
         encode, sent_by_then = bench.publisher._results.encoder.encode, []
 
         def watched(*args: Any, **options: Any) -> Message:
@@ -159,8 +157,8 @@ class TestABatch:
         keys = [message["key"] for message in bench.client.produced]
         assert keys == [b"cam-0", b"cam-1", b"cam-0", b"cam-1", b"cam-0"]
 
-    def test_is_judged_as_it_is_sent_and_what_the_judge_raises_ends_it(self, bench: Bench) -> None:
-        """Catches a breaker that stops only behind a batch of dead letters."""
+    def test_is_judged_while_it_is_sent_and_an_error_of_the_judge_stops_it(self, bench: Bench) -> None:
+        """Catches a breaker that stops the process only after a whole batch of dead letters."""
 
         def judge(item: Frame, outcome: Outcome) -> None:
             if isinstance(outcome, Rejected) and item.receipt.offset == 2:
@@ -172,8 +170,8 @@ class TestABatch:
 
 
 class TestUnpublishable:
-    def test_a_result_that_is_not_a_number_becomes_a_dead_letter_and_says_so(self, bench: Bench) -> None:
-        """Catches an empty detection in place of a broken one, and a breaker that is not told."""
+    def test_a_result_with_nan_becomes_a_dead_letter(self, bench: Bench) -> None:
+        """Catches an empty detection instead of a broken one, and a rejection that the breaker does not count."""
         went = bench.publish(not_a_number())
         assert isinstance(went, Rejected)
         assert (went.stage, went.reason) == ("publish", "unpublishable")
@@ -181,14 +179,14 @@ class TestUnpublishable:
         (done,) = bench.publisher.poll()
         assert done.outcome == went
 
-    def test_a_result_that_is_too_large_for_the_producer_becomes_one_too(self, bench: Bench) -> None:
+    def test_a_result_too_large_for_the_producer_becomes_a_dead_letter(self, bench: Bench) -> None:
         bench.client.refuse = lambda topic: TOO_LARGE if topic == "detections" else None
         went = bench.publish(detected())
         assert isinstance(went, Rejected)
         assert bench.topics == ["frames-dead"]
 
     def test_any_other_refusal_ends_the_process(self, bench: Bench) -> None:
-        """Catches dead letters for frames that have nothing wrong with them."""
+        """Catches dead letters for intact frames."""
         bench.client.refuse = lambda topic: failed(_Code._FATAL) if topic == "detections" else None
         with pytest.raises(PublishError):
             bench.publish(detected())
@@ -197,8 +195,8 @@ class TestUnpublishable:
         with pytest.raises(PublishError):
             bench.publish(REJECTED)
 
-    def test_a_result_that_the_topic_refuses_becomes_one_and_the_next_at_once(self, bench: Bench) -> None:
-        """Catches one crowded frame that ends the process with each restart, and results refused one by one."""
+    def test_a_result_too_large_for_the_topic_becomes_a_dead_letter(self, bench: Bench) -> None:
+        """Catches one crowded frame that ends the process after each restart, and results refused one by one."""
         boxes, scores = np.ones((40_000, 4), np.float32), np.ones(40_000, np.float32)
         crowd = Detected(Detections(boxes, scores, np.zeros(40_000, np.int32)), 64, 48)
         bench.client.report = lambda m: TOO_LARGE if m["topic"] == "detections" else None
@@ -207,7 +205,7 @@ class TestUnpublishable:
         (done,) = bench.publisher.poll()
         assert isinstance(done.outcome, Rejected)
         assert (done.outcome.reason, "max.message.bytes" in done.outcome.detail) == ("unpublishable", True)
-        assert isinstance(bench.publish(crowd), Rejected), "the judge hears of it"
+        assert isinstance(bench.publish(crowd), Rejected), "the judge receives the rejection"
         assert bench.topics == ["detections", "frames-dead", "frames-dead"]
         assert not bench.client.purged
 
@@ -215,10 +213,10 @@ class TestUnpublishable:
         ("code", "setting"),
         [(_Code.MSG_SIZE_TOO_LARGE, "max.message.bytes"), (_Code.RECORD_LIST_TOO_LARGE, "segment.bytes")],
     )
-    def test_a_small_result_that_is_refused_with_its_batch_ends_the_process_until_a_restart_if_that_helps(
+    def test_a_small_result_refused_with_its_batch_allows_a_useful_restart(
         self, monkeypatch: pytest.MonkeyPatch, code: int, setting: str
     ) -> None:
-        """The brokers say the new limit to the next process. Catches an exit that says that no restart helps."""
+        """The brokers report the new limit to the next process. Catches an exit that excludes a restart."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(limits=advertised(1_000_000))
         bench.publish(detected())
@@ -233,27 +231,27 @@ class TestUnpublishable:
         with pytest.raises(UnwritableError, match=r"lower batch\.size"):
             bench.publisher.poll()
 
-    def test_a_small_result_that_is_refused_with_its_batch_ends_the_process(self, bench: Bench) -> None:
-        """Later results of its source may be written by now. Catches a dead letter for a frame that has no fault."""
+    def test_a_small_result_refused_with_its_batch_ends_the_process(self, bench: Bench) -> None:
+        """Later results of its source may already be written. Catches a dead letter for an intact frame."""
         bench.publish(detected())
         bench.client.report = lambda _: TOO_LARGE
         with pytest.raises(UnwritableError, match=r"lower batch\.size"):
             bench.publisher.poll()
 
     @pytest.mark.parametrize(("known", "gapless"), [(True, True), (False, None)])
-    def test_a_refusal_stops_the_producer_if_it_can_only_be_of_a_limit_that_changed(
+    def test_a_refusal_stops_the_producer_only_if_the_limits_are_known(
         self, monkeypatch: pytest.MonkeyPatch, *, known: bool, gapless: bool | None
     ) -> None:
-        """Catches batches that pass a refused one, and a producer that each large message of an unknown topic ends."""
+        """Catches batches that overtake a refused one, and an exit for each large message if limits are unknown."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(limits=advertised(1_000_000) if known else None)
         assert bench.client.settings.get("enable.gapless.guarantee") is gapless
 
     @pytest.mark.parametrize("first", ["poll", "produce"])
-    def test_a_producer_that_a_refusal_stopped_says_which_limit_it_was(
+    def test_a_producer_that_a_refusal_stopped_names_the_limit(
         self, monkeypatch: pytest.MonkeyPatch, first: str
     ) -> None:
-        """Catches "Local: Fatal error": the report that explains it comes after the library's own error."""
+        """Catches "Local: Fatal error" as the message: the report with the cause arrives after this error."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(limits=advertised(1_000_000))
         bench.publish(detected())
@@ -272,8 +270,8 @@ class TestUnpublishable:
             bench.publish(detected()) if first == "produce" else bench.publisher.poll()
         assert caught.value.retriable
 
-    def test_a_producer_that_a_refusal_for_good_stopped_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches a restart, over and over, for what only a person can change."""
+    def test_a_producer_that_a_permanent_refusal_stopped_gives_advice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches repeated restarts for a problem that only a person can solve."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(limits=advertised(1_000_000))
         bench.publish(REJECTED)
@@ -282,10 +280,10 @@ class TestUnpublishable:
             bench.publisher.poll()
 
     @pytest.mark.parametrize("compressed", [True, False])
-    def test_a_compressed_result_that_is_refused_becomes_a_dead_letter_although_the_limits_are_known(
+    def test_a_refused_compressed_result_becomes_a_dead_letter(
         self, monkeypatch: pytest.MonkeyPatch, *, compressed: bool
     ) -> None:
-        """Catches an end of the process that each restart meets again: nobody says a limit before compression."""
+        """Catches a process that ends after each restart: the brokers report no limit for uncompressed sizes."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         producer = {"compression.type": "lz4"} if compressed else {}
         bench = Bench(Config(kafka={"producer": producer}), advertised(5_000_000))  # type: ignore[arg-type]
@@ -301,8 +299,8 @@ class TestUnpublishable:
 
 
 class TestBufferedBytes:
-    def test_are_those_of_messages_without_a_report(self, bench: Bench) -> None:
-        """Catches copies in the client library that no limit counts."""
+    def test_are_those_of_messages_without_a_delivery_report(self, bench: Bench) -> None:
+        """Catches copies in the client library that count against no limit."""
         assert bench.publisher.buffered_bytes == 0
         bench.publish(REJECTED, frame(7, payload=bytes(500_000)))
         assert 500_000 < bench.publisher.buffered_bytes < 503_000
@@ -311,8 +309,8 @@ class TestBufferedBytes:
         bench.publisher.poll()
         assert bench.publisher.buffered_bytes == 0
 
-    def test_have_a_limit_above_which_dead_letters_wait_in_their_order(self, bench: Bench) -> None:
-        """Catches a second copy of all records that the pipeline holds, and a letter that overtakes those that wait.
+    def test_have_a_limit_above_which_dead_letters_wait_in_order(self, bench: Bench) -> None:
+        """Catches a second copy of all records in the pipeline, and a dead letter that overtakes queued ones.
 
         The sixth is a result that cannot be written.
         """
@@ -334,8 +332,8 @@ class TestBufferedBytes:
         assert done == [0, 1, 2, 3, 9, 4, 5]
         assert (bench.publisher.outstanding, bench.publisher.buffered_bytes) == (0, 0)
 
-    def test_of_a_partition_that_has_ended_are_not_waited_for(self, bench: Bench) -> None:
-        """Catches bytes that are held for good, and dead letters that two owners of a partition write."""
+    def test_of_a_forgotten_partition_are_released(self, bench: Bench) -> None:
+        """Catches bytes that are never released, and dead letters that two owners of a partition write."""
         bench.client.holds = True
         for n in range(6):
             bench.publish(REJECTED, frame(n, partition=(P0, P1)[n % 2], payload=bytes(12_000_000)))
@@ -345,7 +343,7 @@ class TestBufferedBytes:
         assert done == [0, 1, 2, 4]
         assert bench.publisher.outstanding == 0
 
-    def test_count_a_letter_that_is_cut_and_sent_again_once(self, bench: Bench) -> None:
+    def test_count_a_resent_dead_letter_once(self, bench: Bench) -> None:
         bench.client.report = lambda m: TOO_LARGE if len(m["value"]) > 1_000_000 else None
         bench.publish(REJECTED, frame(7, payload=bytes(2_000_000)))
         bench.publisher.poll()
@@ -359,12 +357,12 @@ class TestDeadLetters:
     def large() -> Frame:
         return frame(7, payload=bytes(2_000_000))
 
-    def test_keep_the_whole_record(self, bench: Bench) -> None:
+    def test_contain_the_whole_record(self, bench: Bench) -> None:
         bench.publish(REJECTED, self.large())
         assert bench.dead_letters[0]["value"] == bytes(2_000_000)
 
-    def test_that_the_brokers_find_too_large_are_cut_until_they_fit(self, bench: Bench) -> None:
-        """Catches a frame that stops its partition for ever: too large for the dead letters, too bad for a result."""
+    def test_that_the_brokers_refuse_for_their_size_are_cut_until_they_fit(self, bench: Bench) -> None:
+        """Catches a frame that blocks its partition: too large for a dead letter, and without a result."""
         bench.client.report = lambda message: TOO_LARGE if len(message["value"]) > 100_000 else None
         bench.publish(REJECTED, self.large())
         acknowledged = [done for _ in range(4) for done in bench.publisher.poll()]
@@ -374,14 +372,14 @@ class TestDeadLetters:
         assert len(sizes) == 3
         assert bench.publisher.outstanding == 0
 
-    def test_are_cut_where_the_producer_itself_refuses_them(self, bench: Bench) -> None:
+    def test_that_the_producer_itself_refuses_are_cut(self, bench: Bench) -> None:
         refusals = iter([TOO_LARGE, TOO_LARGE])
         bench.client.refuse = lambda _: next(refusals, None)
         bench.publish(REJECTED, self.large())
         assert len(bench.publisher.poll()) == 1
 
-    def test_that_are_refused_with_their_batch_are_sent_again_one_by_one_and_teach_no_limit(self, bench: Bench) -> None:
-        """Catches an end of the process, or letters cut to 60 kB, because a batch was refused as a whole."""
+    def test_refused_with_their_batch_are_sent_again_one_by_one(self, bench: Bench) -> None:
+        """Catches an exit, or dead letters cut to 60 kB, because a batch was refused as a whole."""
         refused = iter([TOO_LARGE] * 3)
         bench.client.report = lambda _: next(refused, None)
         for n in range(3):
@@ -395,8 +393,8 @@ class TestDeadLetters:
         assert done == [0, 1, 2, 3]
         assert bench.limits.largest("frames-dead") == LADDER[0]
 
-    def test_that_are_refused_alone_teach_the_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The 600 kB letter is too large, the small one beside it is not. Catches one that stays whole forever."""
+    def test_refused_alone_lower_the_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Only the 600 kB dead letter is too large, not the small one in its batch. Catches one that is never cut."""
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         bench = Bench(Config(kafka={"producer": {"batch.size": 900_000}}))  # type: ignore[arg-type]
         bench.publish(REJECTED, frame(0, payload=bytes(30_000)))
@@ -409,7 +407,7 @@ class TestDeadLetters:
         assert 58_000 < len(bench.dead_letters[-1]["value"]) < 60_000
 
     def test_that_never_fit_end_the_process(self, bench: Bench) -> None:
-        """Catches an endless loop, and a dead letter that is given up in silence."""
+        """Catches an endless loop, and a dead letter that is dropped without an error."""
         bench.client.report = lambda _: TOO_LARGE
         bench.publish(REJECTED, self.large())
         assert bench.publisher.poll() == bench.publisher.poll() == []
@@ -418,10 +416,8 @@ class TestDeadLetters:
         ):
             bench.publisher.poll()
 
-    def test_without_a_key_get_one_if_the_topic_wants_it_and_so_do_those_that_were_refused_beside_them(
-        self, bench: Bench
-    ) -> None:
-        """Catches a compacted topic that stops the program. The brokers refuse the whole batch of such a record."""
+    def test_refused_without_a_key_are_sent_again_with_one(self, bench: Bench) -> None:
+        """The brokers refuse the whole batch of such a record. Catches a compacted topic that ends the process."""
         keyless = frame(7)._replace(record=frame(7).record._replace(key=None))
         refused = iter([failed(_Code.INVALID_RECORD)] * 3)
         bench.client.report = lambda _: next(refused, None)
@@ -431,7 +427,7 @@ class TestDeadLetters:
         assert [each.frame.receipt.offset for each in done] == [7, 8, 9]
         assert [m["key"] for m in bench.dead_letters[3:]] == [b"frames/0/7", b"cam-1", b"frames/0/9"]
 
-    def test_that_the_brokers_find_invalid_with_a_key_too_end_the_process(self, bench: Bench) -> None:
+    def test_that_are_invalid_even_with_a_key_end_the_process(self, bench: Bench) -> None:
         """Catches an endless loop."""
         bench.client.report = lambda _: failed(_Code.INVALID_RECORD)
         bench.publish(REJECTED)
@@ -440,12 +436,12 @@ class TestDeadLetters:
             bench.publisher.poll()
 
     @pytest.mark.parametrize("compacted", [True, False])
-    def test_of_a_topic_that_became_compacted_end_the_process_until_a_restart(
+    def test_of_a_topic_that_became_compacted_require_a_restart(
         self, monkeypatch: pytest.MonkeyPatch, *, compacted: bool
     ) -> None:
-        """At its start the next process reads that the topic needs keys. Catches an exit that says no restart helps.
+        """At its start, the next process reads that the topic requires keys. Catches an exit that excludes a restart.
 
-        And catches restarts, over and over, for a record that the brokers find invalid for another reason.
+        Also catches repeated restarts for a record that is invalid for another reason.
         """
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         said = {topic: Described(1_000_000) for topic in ("detections", "frames-dead")}
@@ -461,14 +457,14 @@ class TestDeadLetters:
         assert bench.client.purged
 
     @pytest.mark.parametrize("code", [_Code.INVALID_TIMESTAMP, _Code.POLICY_VIOLATION, _Code.TOPIC_EXCEPTION])
-    def test_that_no_repetition_helps_end_the_process_for_good(self, bench: Bench, code: int) -> None:
-        """Catches exit code 5 with `restart_helps`, over and over."""
+    def test_that_are_refused_permanently_end_the_process(self, bench: Bench, code: int) -> None:
+        """Catches repeated restarts because of exit code 5 with `restart_helps`."""
         bench.client.report = lambda _: failed(code)
         bench.publish(REJECTED)
         with pytest.raises(UnwritableError):
             bench.publisher.poll()
 
-    def test_that_cannot_be_written_for_another_reason_end_the_process(self, bench: Bench) -> None:
+    def test_that_are_refused_for_another_reason_end_the_process(self, bench: Bench) -> None:
         bench.client.report = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
         bench.publish(REJECTED)
         with pytest.raises(PublishError, match="frames-dead"):
@@ -476,7 +472,7 @@ class TestDeadLetters:
 
 
 class TestAFullQueue:
-    def test_is_waited_out_and_reports_that_come_meanwhile_are_kept(self, bench: Bench) -> None:
+    def test_delays_sending_and_keeps_reports_that_arrive_meanwhile(self, bench: Bench) -> None:
         """Catches losing the acknowledgements that arrive while the queue empties."""
         bench.publish(detected(), frame(1))
         bench.client.full_for = 5
@@ -511,24 +507,22 @@ class TestOwnership:
         thread.join(10)
         assert len(raised) == 3
 
-    def test_closing_gives_up_what_is_not_acknowledged(self, bench: Bench) -> None:
-        """Catches a shutdown that waits for brokers which are gone."""
+    def test_closing_drops_unacknowledged_messages(self, bench: Bench) -> None:
+        """Catches a shutdown that waits for unavailable brokers."""
         bench.publish(detected())
         assert bench.publisher.close(1) is True
         assert bench.client.purged
 
 
-class TestAnOutcomeThatTheBrokersDoNotTake:
-    """librdkafka's own time-out would let later results of the source pass: it is off, and ours ends the process."""
+class TestAnUnacknowledgedOutcome:
+    """With librdkafka's timeout, later results of a source could overtake earlier ones. `Publisher` has its own."""
 
     def bench(self, monkeypatch: pytest.MonkeyPatch, **producer: Any) -> Bench:
         monkeypatch.setattr(confluent_kafka, "Producer", FakeProducer)
         return Bench(Config(kafka={"producer": producer}))  # type: ignore[arg-type]
 
-    def test_ends_the_process_after_the_delivery_timeout_and_takes_back_what_waits_behind_it(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Catches results that arrive without an earlier one of their source."""
+    def test_ends_the_process_after_the_timeout_and_drops_later_outcomes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches results that arrive although an earlier one of their source is missing."""
         bench = self.bench(monkeypatch, **{"delivery.timeout.ms": 8000})
         assert bench.client.settings["message.timeout.ms"] == 0
         assert "delivery.timeout.ms" not in bench.client.settings
@@ -545,8 +539,8 @@ class TestAnOutcomeThatTheBrokersDoNotTake:
         assert caught.value.retriable
         assert bench.client.purged
 
-    def test_is_timed_from_its_own_sending(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches a clock that starts with the first message ever, or that an acknowledgement does not stop."""
+    def test_has_a_timeout_from_the_moment_it_was_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a timeout that starts with the first message, or that an acknowledgement does not stop."""
         bench = self.bench(monkeypatch, **{"message.timeout.ms": "8000"})
         for number in range(5):
             bench.publish(detected(), frame(number))
@@ -555,13 +549,13 @@ class TestAnOutcomeThatTheBrokersDoNotTake:
         bench.clock.advance(100)
         assert bench.publisher.poll() == []
 
-    def test_may_wait_without_an_end_if_the_user_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_has_no_timeout_if_the_user_turns_it_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         bench = self.bench(monkeypatch, **{"delivery.timeout.ms": 0})
         bench.publish(detected(), frame(7))
         bench.client.holds = True
         bench.clock.advance(1e6)
         assert bench.publisher.poll() == []
 
-    def test_has_a_limit_that_is_a_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_has_a_timeout_that_must_be_a_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RefusedError, match=r"delivery\.timeout\.ms is 'soon'"):
             self.bench(monkeypatch, **{"delivery.timeout.ms": "soon"})

@@ -1,4 +1,4 @@
-"""Which log an offset is of: topic IDs and leader epochs in commits, ends behind markers, offsets that are gone."""
+"""Tests topic IDs and leader epochs in commits, partition ends after markers, and offsets outside the log."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def out_of_range(offset: int) -> FakeMessage:
 
 
 class TestTheEndOfAPartition:
-    def test_is_news_only_if_it_lies_behind_the_last_frame(self, bench: Bench) -> None:
-        """Catches a commit at each end that the client reaches, which is one for nearly each frame of a slow camera."""
+    def test_is_reported_only_if_it_is_above_the_last_frame(self, bench: Bench) -> None:
+        """Catches a commit at each end that the client reaches: nearly one for each frame of a slow camera."""
         (frame,) = bench.play(FakeMessage(P0, 7), end_of(P0, 8))
         assert bench.source.ends() == []
         bench.play(end_of(P0, 10))
@@ -43,7 +43,7 @@ class TestTheEndOfAPartition:
         bench.play(end_of(P0, 10))
         assert bench.source.ends() == []
 
-    def test_is_no_news_where_reading_begins_at_it(self) -> None:
+    def test_is_not_reported_if_reading_starts_there(self) -> None:
         bench = Bench()
         bench.client.group = {P0: 10}
         bench.assign(P0)
@@ -52,16 +52,16 @@ class TestTheEndOfAPartition:
         bench.play(end_of(P0, 11))
         assert [end.offset for end in bench.source.ends()] == [11]
 
-    def test_of_an_empty_partition_is_no_news(self, bench: Bench) -> None:
+    def test_of_an_empty_partition_is_not_reported(self, bench: Bench) -> None:
         bench.play(end_of(P0, 0))
         assert bench.source.ends() == []
 
-    def test_of_a_partition_that_is_not_ours_is_ignored(self, bench: Bench) -> None:
+    def test_of_an_unassigned_partition_is_ignored(self, bench: Bench) -> None:
         bench.play(bench.client.rebalance("revoke", P1), end_of(P1, 10))
         assert bench.source.ends() == []
 
-    def test_counts_as_read_for_the_lag(self, bench: Bench) -> None:
-        """Catches a lag that never returns to zero behind a transaction."""
+    def test_reduces_the_lag_to_zero(self, bench: Bench) -> None:
+        """Catches a lag that never returns to zero after a transaction."""
         bench.client.watermarks = (0, 9)
         bench.play(FakeMessage(P0, 7), end_of(P0, 9))
         assert {lag.partition: lag.records for lag in bench.source.lag()}[P0] == 0
@@ -79,20 +79,20 @@ class TestACommit:
         assert [(item.offset, item.leader_epoch) for item in commits] == [(8, 3), (9, 3), (10, 5)]
         assert {item.metadata for item in commits} == {f"topic-id:{OLD}"}
 
-    def test_without_a_topic_id_or_an_epoch_is_plain(self, bench: Bench) -> None:
+    def test_without_a_topic_id_has_no_metadata(self, bench: Bench) -> None:
         """Brokers before 2.8 have no topic IDs."""
         bench.play(FakeMessage(P0, 7))
         (item,) = bench.source.commit_positions([Committable(P0, 8)])
         assert (item.offset, item.metadata, item.leader_epoch) == (8, "", None)
 
-    def test_keeps_the_epoch_that_the_last_owner_committed_until_a_record_has_another(self) -> None:
+    def test_keeps_the_committed_leader_epoch_until_a_record_has_another(self) -> None:
         position = Position(1, start=40, leader_epochs=[(39, 2)])
         assert position.commit_of(P0, 40).leader_epoch == 2
         position.read(41, None, 6)
         assert [position.commit_of(P0, offset).leader_epoch for offset in (41, 42)] == [2, 6]
 
-    def test_at_an_end_behind_markers_has_no_epoch(self) -> None:
-        """A marker of a newer leader ends them. Catches the epoch of the last frame, with which the log seems cut."""
+    def test_at_an_end_after_markers_has_no_leader_epoch(self) -> None:
+        """The marker is from a newer leader. Catches using the epoch of the last frame: the log would seem cut."""
         position = Position(1, start=7)
         position.read(9, None, 2)
         assert position.reached(11)
@@ -101,7 +101,7 @@ class TestACommit:
         commits = [position.commit_of(P0, offset) for offset in (10, 11, 12, 14)]
         assert [(item.offset, item.leader_epoch) for item in commits] == [(10, 2), (11, None), (12, 3), (14, None)]
 
-    def test_of_an_end_without_a_frame_since_the_assignment_has_no_epoch(self) -> None:
+    def test_at_an_end_without_any_frame_has_no_leader_epoch(self) -> None:
         position = Position(1, start=40, leader_epochs=[(39, 2)])
         assert position.reached(43)
         assert [position.commit_of(P0, offset).leader_epoch for offset in (40, 43)] == [2, None]
@@ -109,7 +109,7 @@ class TestACommit:
 
 class TestATopicThatWasCreatedAgain:
     def test_is_read_from_its_beginning_by_the_next_assignment(self) -> None:
-        """Catches an old offset that is taken for one of the new topic: the frames before it are lost."""
+        """Catches using an old offset for the new topic: the frames below it would be lost."""
         bench = Bench()
         bench.client.group, bench.client.group_metadata = {P0: 300, P1: 40}, {P0: f"topic-id:{OLD}"}
         bench.topic_ids.ids = {P0.topic: NEW}
@@ -118,8 +118,8 @@ class TestATopicThatWasCreatedAgain:
         assert assigned == [(P0, confluent_kafka.OFFSET_BEGINNING), (P1, 40)]
         assert bench.topic_ids.expected == {P0.topic: NEW}
 
-    def test_is_asked_for_once_for_all_of_its_partitions(self) -> None:
-        """Each time takes more than a second. Catches an assignment of 50 partitions that takes a minute in silence."""
+    def test_is_looked_up_once_for_all_of_its_partitions(self) -> None:
+        """Each lookup takes more than a second. Catches an assignment of 50 partitions that takes a minute."""
         bench = Bench()
         partitions = [TopicPartition(P0.topic, number) for number in range(50)]
         bench.client.group = dict.fromkeys(partitions, 300)
@@ -129,7 +129,7 @@ class TestATopicThatWasCreatedAgain:
         assert bench.topic_ids.settled == [P0.topic]
 
     def test_is_read_from_its_beginning_after_a_rewind_too(self) -> None:
-        """The group still has the old offset. Catches a rewind to it: the frames before it are lost."""
+        """The group still has the old offset. Catches a rewind to it: the frames below it would be lost."""
         bench = Bench()
         bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{OLD}"}
         bench.topic_ids.ids = {P0.topic: NEW}
@@ -146,11 +146,11 @@ class TestATopicThatWasCreatedAgain:
         bench.assign(P0)
         assert bench.client.called("incremental_assign") == [[(P0, 300)]]
 
-    def test_is_not_seen_where_a_mirror_of_another_cluster_appears(self) -> None:
-        """Its commits name the other cluster. Catches a process that ends because a topic "was created again"."""
+    def test_is_not_detected_if_a_mirror_of_another_cluster_appears(self) -> None:
+        """The commits name the other cluster. Catches a process that ends because a topic "was created again"."""
         bench = Bench()
         bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: "topic-id:another-cluster/AaIr3Pt8c"}
-        bench.assign(P0)  # while it is away
+        bench.assign(P0)  # while the topic does not exist
         bench.topic_ids.ids = {P0.topic: NEW}
         bench.assign(P1)
         assert bench.client.called("incremental_assign") == [[(P0, 300)], [(P1, confluent_kafka.OFFSET_BEGINNING)]]
@@ -162,15 +162,15 @@ class TestATopicThatWasCreatedAgain:
         bench.assign(P0)
         assert bench.client.called("incremental_assign") == [[(P0, 300)]]
 
-    def test_is_noticed_when_it_appears_if_it_was_away_at_the_assignment(self) -> None:
+    def test_is_detected_later_if_it_did_not_exist_at_the_assignment(self) -> None:
         bench = Bench()
         bench.client.group, bench.client.group_metadata = {P0: 300}, {P0: f"topic-id:{OLD}"}
         bench.assign(P0)
         assert bench.client.called("incremental_assign") == [[(P0, 300)]]
         assert bench.topic_ids.expected == {P0.topic: OLD}
 
-    def test_ends_the_process_without_a_commit_and_with_what_was_read_last(self, bench: Bench) -> None:
-        """What the poll has just read may be of the new topic. Catches a commit of the old offset at the close."""
+    def test_ends_the_process_without_a_commit(self, bench: Bench) -> None:
+        """The frames of the last poll may be from the new topic. Catches a commit of the old offset on close."""
         bench.play(*messages(3))
         bench.source.store([Committable(P0, 3)])
         bench.topic_ids.replaced = Replaced(P0.topic, OLD, NEW)
@@ -178,13 +178,16 @@ class TestATopicThatWasCreatedAgain:
             bench.play(*messages(2, first=3))
         assert caught.value.retriable
         nothing = confluent_kafka.OFFSET_INVALID
-        assert bench.client.called("store")[-2:] == [[(P0, nothing)], [(P1, nothing)]]  # both are of the topic
+        assert bench.client.called("store")[-2:] == [
+            [(P0, nothing)],
+            [(P1, nothing)],
+        ]  # both partitions belong to the topic
         bench.source.store([Committable(P0, 3)])
         bench.source.commit([Committable(P0, 3)])
         assert bench.client.called("store")[-1] == [(P1, nothing)]
         assert bench.client.called("commit") == []
 
-    def test_ends_the_process_if_a_rebalance_brings_partitions_of_the_new_one(self) -> None:
+    def test_ends_the_process_if_a_rebalance_assigns_the_new_topic(self) -> None:
         bench = Bench()
         bench.topic_ids.ids = {P0.topic: OLD}
         bench.assign(P0)
@@ -192,23 +195,21 @@ class TestATopicThatWasCreatedAgain:
         with pytest.raises(TopicReplacedError):
             bench.play(bench.client.rebalance("assign", P1))
 
-    def test_is_looked_up_again_while_the_brokers_do_not_answer(self) -> None:
+    def test_is_looked_up_again_if_the_brokers_do_not_answer(self) -> None:
         bench = Bench()
         bench.topic_ids.ids, bench.topic_ids.failures = {P0.topic: OLD}, 2
         bench.assign(P0)
         assert bench.topic_ids.expected == {P0.topic: OLD}
 
-    def test_is_an_error_if_nobody_knows_its_id_in_time(self) -> None:
-        """Catches a start at a committed offset that nobody has compared."""
+    def test_is_an_error_if_the_brokers_do_not_return_an_id_in_time(self) -> None:
+        """Catches a start at a committed offset without a comparison of the topic IDs."""
         bench = Bench()
         bench.topic_ids.failures = 1000
         with pytest.raises(KafkaError, match="cannot look up the topic IDs of frames"):
             bench.play(bench.client.rebalance("assign", P0))
 
-    def test_is_seen_by_the_watch_but_not_where_a_mirror_of_another_cluster_appears(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Catches a watch that compares IDs of two clusters, and one that sees nothing."""
+    def test_is_detected_by_the_watch_unless_it_is_a_mirror(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a watch that compares IDs of two clusters, and one that detects nothing."""
         answers: list[int] = []
 
         def look_up(_ids: TopicIds, topics: Collection[str]) -> dict[str, str]:
@@ -236,10 +237,10 @@ class TestAnOffsetThatIsNotInTheLog:
             (50, (0, 200), r"the log of frames\[0\] was cut below offset 50 and written again: Offset out of range"),
         ],
     )
-    def test_needs_a_person_and_is_called_what_it_is(
+    def test_needs_a_person_and_the_message_states_the_cause(
         self, bench: Bench, offset: int, log: tuple[int, int], text: str
     ) -> None:
-        """Catches "frames were deleted before they were read", whatever has happened."""
+        """Catches the message "frames were deleted before they were read" for every cause."""
         bench.client.watermarks = log
         bench.play(FakeMessage(P0, 7))
         bench.source.store([Committable(P0, 8)])
@@ -248,13 +249,13 @@ class TestAnOffsetThatIsNotInTheLog:
         assert not caught.value.retriable
         assert bench.client.called("store")[-1] == [(P1, confluent_kafka.OFFSET_INVALID)]
 
-    def test_of_a_partition_that_was_revoked_meanwhile_ends_nothing(self, bench: Bench) -> None:
-        """The client drops outdated frames, but not this error. Catches a process that ends for another's partition."""
+    def test_of_a_partition_that_was_revoked_meanwhile_is_ignored(self, bench: Bench) -> None:
+        """The client drops outdated frames, but not this error. Catches an exit for a partition of another consumer."""
         frames = bench.play(bench.client.rebalance("revoke", P0), out_of_range(10), FakeMessage(P1, 7))
         assert [frame.receipt.partition for frame in frames] == [P1]
 
-    def test_is_not_named_where_the_leader_epochs_told_that_the_log_was_cut(self, bench: Bench) -> None:
-        """librdkafka names no offset then. Catches a TypeError, which ends the process as a bug would."""
+    def test_is_unknown_if_the_leader_epochs_show_that_the_log_was_cut(self, bench: Bench) -> None:
+        """In this case librdkafka gives no offset. Catches a TypeError, which would end the process."""
         found = "Partition log truncation detected at offset 50 (leader epoch 1)"
         with pytest.raises(OffsetsLostError, match=rf"the log of frames\[0\] was cut: {re.escape(found)}"):
             bench.play(FakeMessage(P0, None, error=failed(_Code._AUTO_OFFSET_RESET, found)))

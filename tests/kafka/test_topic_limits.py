@@ -1,4 +1,4 @@
-"""What the topics take: told by the brokers, learned from refusals, and never forgotten in between."""
+"""Tests the limits of the topics: reported by the brokers, or learned from refusals and kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUT, DEAD = "detections", "frames-dead"
 
 
 class Brokers:
-    """They answer what `says` has; each question is counted."""
+    """Fake brokers. They answer with `says`, and count the requests."""
 
     def __init__(self, **says: Described) -> None:
         self.says: Mapping[str, Described] = {OUT: says.get("out", Described()), DEAD: says.get("dead", Described())}
@@ -41,24 +41,24 @@ def limits_of(brokers: Callable[[], Mapping[str, Described]] | None, clock: Virt
 
 
 def wait_for(limits: TopicLimits) -> None:
-    """An answer to what was asked, or the first question."""
+    """Wait for the answer to a request. Asks first if no request is pending."""
     limits.ask()
     wait_until(lambda: limits.largest(OUT) and not limits._asking, 10, "an answer")
 
 
-def test_what_the_brokers_say_counts_at_once() -> None:
+def test_reported_limits_apply_immediately() -> None:
     limits = limits_of(Brokers(out=Described(500_000), dead=Described(1_000_000, compacted=True)))
     assert (limits.largest(OUT), limits.largest(DEAD)) == (500_000, 1_000_000)
     assert (limits.needs_key(OUT), limits.needs_key(DEAD)) == (False, True)
 
 
-def test_the_producer_has_a_limit_too() -> None:
+def test_the_limit_of_the_producer_applies_too() -> None:
     limits = TopicLimits((OUT, DEAD), most=700_000, clock=VirtualClock())
     assert limits.largest(DEAD) == 700_000
 
 
-def test_who_may_not_ask_learns_from_refusals_and_does_not_ask_again() -> None:
-    """Catches limits that are learned for one frame, and a question with each refusal that nobody may ask."""
+def test_without_permission_limits_are_learned_from_refusals() -> None:
+    """Catches limits that apply to one frame only, and a request after each refusal without the permission."""
     brokers = Brokers(out=Described(refused=True), dead=Described(refused=True))
     limits = limits_of(brokers)
     assert limits.largest(DEAD) == LADDER[0]
@@ -72,15 +72,15 @@ def test_who_may_not_ask_learns_from_refusals_and_does_not_ask_again() -> None:
     assert brokers.asked == 1
 
 
-def test_a_result_that_is_too_large_says_nothing_of_smaller_ones() -> None:
+def test_a_refused_result_does_not_limit_smaller_ones() -> None:
     """Catches results of 950 kB that become dead letters because one of 1.1 MB was refused."""
     limits = limits_of(None)
     assert limits.refused(OUT, 1_100_000, exactly=True)
     assert limits.largest(OUT) == 1_099_999
 
 
-def test_a_limit_that_was_lowered_is_asked_for_again() -> None:
-    """Catches a limit of the start that is believed forever."""
+def test_a_lowered_limit_is_requested_again() -> None:
+    """Catches a limit from the start that is never refreshed."""
     brokers = Brokers(dead=Described(1_000_000))
     limits = limits_of(brokers)
     brokers.says = {OUT: Described(), DEAD: Described(300_000)}
@@ -89,7 +89,7 @@ def test_a_limit_that_was_lowered_is_asked_for_again() -> None:
     wait_until(lambda: limits.largest(DEAD) == 300_000, 10, "the new limit")
 
 
-def test_a_limit_that_was_raised_is_found_by_the_first_message_that_it_cuts_later() -> None:
+def test_a_raised_limit_is_found_when_the_old_one_cuts_a_message() -> None:
     clock = VirtualClock()
     brokers = Brokers(dead=Described(100_000))
     limits = limits_of(brokers, clock)
@@ -101,8 +101,8 @@ def test_a_limit_that_was_raised_is_found_by_the_first_message_that_it_cuts_late
     wait_until(lambda: limits.largest(DEAD) == 1_000_000, 10, "the new limit")
 
 
-def test_what_was_refused_although_it_should_pass_is_not_believed_again() -> None:
-    """Catches an endless row of refusals: the brokers have another limit than the one that they tell."""
+def test_a_reported_limit_above_a_refused_size_is_not_trusted() -> None:
+    """Catches an endless series of refusals if the actual limit of the brokers is below the reported one."""
     limits = limits_of(Brokers(dead=Described(10_000_000)))
     for size in (5_000_000, LADDER[1], LADDER[2]):
         again = limits.refused(DEAD, size)
@@ -111,7 +111,7 @@ def test_what_was_refused_although_it_should_pass_is_not_believed_again() -> Non
     assert not again
 
 
-def test_a_key_is_learned_once() -> None:
+def test_a_required_key_is_learned_once() -> None:
     limits = limits_of(None)
     assert limits.refused_keyless(DEAD)
     assert limits.needs_key(DEAD)
@@ -119,7 +119,7 @@ def test_a_key_is_learned_once() -> None:
 
 
 def test_a_stop_ends_the_wait_for_an_answer() -> None:
-    """Catches a pod that cannot be ended while its brokers are away."""
+    """Catches a pod that cannot be stopped while its brokers are unavailable."""
     clock, never = VirtualClock(), threading.Event()
     stop = Stop(clock)
     stop.set()
@@ -129,14 +129,14 @@ def test_a_stop_ends_the_wait_for_an_answer() -> None:
     never.set()
 
 
-def test_no_answer_is_no_harm() -> None:
+def test_limits_stay_unknown_without_an_answer() -> None:
     def fails() -> Mapping[str, Described]:
         raise TimeoutError("the brokers are away")
 
     assert limits_of(fails).largest(DEAD) == LADDER[0]
 
 
-def test_batches_are_made_for_the_smaller_topic_unless_the_user_says_otherwise() -> None:
+def test_batches_fit_the_smaller_topic_unless_the_user_sets_a_size() -> None:
     """Catches a full batch of small results that a topic with a low limit refuses as a whole."""
     limits = limits_of(Brokers(out=Described(200_000), dead=Described(1_000_000)))
     assert 199_000 < fitted({}, limits)["batch.size"] < 200_000
@@ -146,16 +146,16 @@ def test_batches_are_made_for_the_smaller_topic_unless_the_user_says_otherwise()
     )
 
 
-def test_batches_are_small_while_a_limit_is_unknown_unless_the_user_says_otherwise() -> None:
-    """Catches full batches of 1 MB that a topic with a lower limit refuses, again after each restart."""
+def test_batches_are_small_if_a_limit_is_unknown_and_no_size_is_set() -> None:
+    """Catches full batches of 1 MB that a topic with a lower limit refuses after each restart."""
     for limits in (limits_of(None), limits_of(Brokers(dead=Described(2_000_000)))):
         assert fitted({}, limits)["batch.size"] < LADDER[-1]
         assert fitted({"batch.size": 900_000}, limits)["batch.size"] == 900_000
 
 
 @pytest.mark.parametrize("chosen", [{}, {"batch.size": 1_000_000}])
-def test_batches_that_were_refused_become_smaller_and_the_user_is_not_blamed(chosen: dict[str, int]) -> None:
-    """Catches a warning of a batch.size that the user never set, and one that lifts what the brokers advertise."""
+def test_batches_become_smaller_after_a_refusal_without_a_warning(chosen: dict[str, int]) -> None:
+    """Catches a warning about a batch.size that the user did not set, and one that exceeds the reported limit."""
     limits = limits_of(Brokers(out=Described(100_000), dead=Described(1_000_000)))
     assert limits.refused_batch(1_000_000)
     with capture_logs() as logs:
@@ -167,15 +167,15 @@ def test_batches_that_were_refused_become_smaller_and_the_user_is_not_blamed(cho
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch.size", "many"), ("message.max.bytes", "1MB")])
-def test_a_setting_that_is_no_number_is_refused_with_its_name(name: str, value: str) -> None:
+def test_a_setting_that_is_not_a_number_is_refused_by_name(name: str, value: str) -> None:
     """Catches a traceback."""
     config = Config(kafka={"producer": {name: value}})  # type: ignore[arg-type]
     with pytest.raises(RefusedError, match=rf"kafka\.producer: {name} is '{value}', not a number of bytes"):
         fitted(producer_settings(config), topic_limits(config, producer_settings(config), VirtualClock()))
 
 
-def test_the_question_is_asked_without_the_debug_lines_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches lines on stderr that are no log lines: the client that asks has no logger."""
+def test_the_admin_client_writes_no_debug_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches lines on stderr outside the log: the admin client has no logger."""
     asked: list[Mapping[str, object]] = []
     monkeypatch.setattr("consumer.kafka.topic_limits.describe", lambda settings, _: asked.append(settings) or {})
     config = Config(kafka={"client": {"debug": "all"}})  # type: ignore[arg-type]
@@ -185,8 +185,8 @@ def test_the_question_is_asked_without_the_debug_lines_of_the_library(monkeypatc
     assert "debug" not in asked[0]
 
 
-def test_a_compressed_result_that_was_refused_counts_until_the_limit_is_raised() -> None:
-    """Catches what is advertised in place of what was refused, and a limit that no later change lifts."""
+def test_a_refused_compressed_result_limits_until_the_limit_is_raised() -> None:
+    """Catches using the reported limit instead of the refused size, and a limit that no later change raises."""
     clock, brokers = VirtualClock(), Brokers(out=Described(1_000_000))
     limits = limits_of(brokers, clock)
     limits.refused_uncompressed(OUT, 3_000_000)
@@ -198,7 +198,7 @@ def test_a_compressed_result_that_was_refused_counts_until_the_limit_is_raised()
     wait_until(lambda: limits.largest_uncompressed(OUT) > 1e9, 10, "the new limit")
 
 
-def test_a_slow_way_cuts_letters_for_a_while() -> None:
+def test_a_slow_connection_cuts_dead_letters_for_a_while() -> None:
     clock = VirtualClock()
     limits = limits_of(None, clock)
     cut = limits.too_slow(9_000_000)
@@ -209,8 +209,8 @@ def test_a_slow_way_cuts_letters_for_a_while() -> None:
 
 
 @given(limit=st.integers(70_000, 20_000_000), sizes=st.lists(st.integers(1, 20_000_000), min_size=1, max_size=20))
-def test_letters_are_refused_twice_at_most_whatever_the_limit_and_their_sizes(limit: int, sizes: list[int]) -> None:
-    """Catches a limit that each new size has to learn again."""
+def test_dead_letters_are_refused_at_most_twice(limit: int, sizes: list[int]) -> None:
+    """Catches a limit that is learned again for each new size."""
     limits = limits_of(None)
     refusals = 0
     for size in sizes:
@@ -221,5 +221,5 @@ def test_letters_are_refused_twice_at_most_whatever_the_limit_and_their_sizes(li
 
 
 @pytest.mark.parametrize("topic", [OUT, DEAD])
-def test_nothing_is_known_of_a_topic_that_the_brokers_do_not_describe(topic: str) -> None:
+def test_a_topic_without_a_description_has_no_known_limit(topic: str) -> None:
     assert limits_of(dict).largest(topic) == LADDER[0]

@@ -1,4 +1,4 @@
-"""The producer of transactions: all or nothing, and none is used again that may have a request on its way."""
+"""Tests the transactional producer: all or nothing, and no reuse of a producer with a request in flight."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def detected_crowd(count: int) -> Detected:
 
 
 def positions(*items: Finished) -> list[confluent_kafka.TopicPartition]:
-    """As the delivery has them of `Source.commit_positions`."""
+    """Return positions like those of `Source.commit_positions`."""
     after = {item.frame.receipt.partition: item.frame.receipt.offset + 1 for item in items}
     return [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in after.items()]
 
@@ -98,21 +98,21 @@ def bench(make: Callable[[], Bench]) -> Bench:
 
 
 class TestATransaction:
-    def test_holds_the_outcomes_and_the_offsets_after_them(self, bench: Bench) -> None:
-        """Catches the offset of the last frame instead of the one after it, and a commit of offsets beside it."""
+    def test_contains_the_outcomes_and_the_offsets_after_them(self, bench: Bench) -> None:
+        """Catches the offset of the last frame instead of the next, and an offset commit outside the transaction."""
         assert bench.transact(finished(7), finished(9), finished(3, P1, REJECTED)) == [7, 9, 3]
         assert bench.client.calls == CALLS
         assert bench.client.offsets == {P0: 10, P1: 4}
         assert bench.client.metadata == [METADATA]
         assert [message["topic"] for message in bench.client.produced] == ["detections", "detections", "frames-dead"]
 
-    def test_follows_another_with_the_same_producer(self, bench: Bench) -> None:
-        """Catches a connection made anew for each batch."""
+    def test_uses_the_producer_of_the_last_transaction(self, bench: Bench) -> None:
+        """Catches a new connection for each batch."""
         for offset in range(3):
             assert bench.transact(finished(offset)) == [offset]
         assert bench.producers == 1
 
-    def test_comes_from_a_producer_with_a_stable_name_and_a_short_patience(self, bench: Bench) -> None:
+    def test_has_a_producer_with_a_stable_id_and_short_timeouts(self, bench: Bench) -> None:
         settings = bench.client.settings
         assert settings["transactional.id"] == Config().transactional_id
         assert settings["transactional.id"].startswith("sluice-sluice-")
@@ -120,8 +120,8 @@ class TestATransaction:
         named = Config(kafka={"transactional_id": "mine"})  # type: ignore[arg-type]
         assert transactional_settings(named)["transactional.id"] == "mine"
 
-    def test_settings_are_what_the_library_takes(self) -> None:
-        """The real librdkafka, without a broker: it compares the timeouts with each other."""
+    def test_has_settings_that_librdkafka_accepts(self) -> None:
+        """Uses the real librdkafka, without a broker: it checks the timeouts against each other."""
         client = confluent_kafka.Producer(transactional_settings(Config()) | {"log_level": 0})
         assert client.flush(0) == 0
 
@@ -129,11 +129,13 @@ class TestATransaction:
 class TestAFailure:
     @pytest.mark.parametrize("call", CALLS[1:])
     @pytest.mark.parametrize("error", [ABORTABLE, FENCED, failed(_Code.UNKNOWN)])
-    def test_of_any_call_is_told_and_the_producer_is_thrown_away(
+    def test_of_any_call_raises_and_replaces_the_producer(
         self, bench: Bench, call: str, error: confluent_kafka.KafkaError
     ) -> None:
-        """Catches an abort with the same producer, whose request to end may land in the next transaction, and a commit
-        that is taken for rolled back although it may have arrived."""
+        """Catches an abort with the same producer, whose end request may affect the next transaction.
+
+        Also catches a commit that is treated as rolled back although it may have arrived.
+        """
         bench.fails(call, error)
         with pytest.raises(TransactionError) as caught:
             bench.transact()
@@ -145,11 +147,13 @@ class TestAFailure:
         assert bench.client is not old
         wait_until(lambda: old.calls[-1] == "purge", 5, "the old producer to be closed")
 
-    def test_of_a_call_that_never_comes_back_is_told_in_time_and_its_producer_is_closed_only_behind_it(
+    def test_of_a_call_that_hangs_raises_in_time_and_closes_after_the_call(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Catches the loop that hangs until the watchdog ends it, because librdkafka forgot its own timeout, and a
-        client that is freed while a thread is still in it."""
+        """librdkafka ignores its own timeout. Catches a loop that hangs until the watchdog ends the process.
+
+        Also catches a client that is freed while a thread still uses it.
+        """
         monkeypatch.setattr(transactional, "GRACE_S", 0.05)
         call = "send_offsets_to_transaction"
         back = FakeTransactionalProducer.hangs[call] = threading.Event()
@@ -175,14 +179,14 @@ class TestAFailure:
             (_Code.STALE_MEMBER_EPOCH, False),
         ],
     )
-    def test_says_whether_the_group_goes_on_without_this_process(self, bench: Bench, code: int, expelled: bool) -> None:
-        """An old generation becomes new without a poll, as in every rebalance. Catches a drain that gives up for it."""
+    def test_reports_whether_the_group_has_removed_this_process(self, bench: Bench, code: int, expelled: bool) -> None:
+        """An old generation is renewed without a poll in every rebalance. Catches a drain that ends because of one."""
         bench.fails("send_offsets_to_transaction", confluent_kafka.KafkaError(code, "", False, False, True))
         with pytest.raises(TransactionError) as caught:
             bench.transact()
         assert caught.value.expelled is expelled
 
-    def test_of_a_new_producer_that_never_connects_is_told_in_time(
+    def test_of_a_new_producer_that_never_connects_raises_in_time(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transactional, "GRACE_S", 0.05)
@@ -198,8 +202,8 @@ class TestAFailure:
         assert bench.transact() == [7]
 
     @pytest.mark.parametrize(("slow", "begun"), [("init_transactions", False), ("send_offsets_to_transaction", True)])
-    def test_for_want_of_time_is_rolled_back_rather_than_in_doubt(self, bench: Bench, slow: str, begun: bool) -> None:
-        """Catches a commit with a tenth of a second for its answer, and a transaction that begins after its time."""
+    def test_for_lack_of_time_is_a_certain_rollback(self, bench: Bench, slow: str, begun: bool) -> None:
+        """Catches a commit with a tenth of a second for its answer, and a transaction that begins too late."""
         if not begun:
             bench.fails("commit_transaction", ABORTABLE)
             with pytest.raises(TransactionError):
@@ -212,8 +216,8 @@ class TestAFailure:
         FakeTransactionalProducer.takes.clear()
         assert bench.transact() == [7]
 
-    def test_for_want_of_time_is_not_even_begun(self, bench: Bench) -> None:
-        """Catches transactions that are begun and aborted in turn until the end of a drain, the last left open."""
+    def test_for_lack_of_time_begins_no_transaction(self, bench: Bench) -> None:
+        """Catches transactions that begin and abort repeatedly until the end of a drain. The last one stays open."""
         before = list(bench.client.calls)
         with pytest.raises(TransactionError, match="no time was left") as caught:
             bench.publisher.transact([finished(7)], positions(finished(7)), METADATA, 0.4)
@@ -221,8 +225,8 @@ class TestAFailure:
         assert bench.client.calls == before
         assert bench.transact() == [7]
 
-    def test_that_fences_a_producer_which_only_connects_is_no_transaction_that_outlasted(self, bench: Bench) -> None:
-        """Catches a rival that stays unnamed because connecting took longer than transaction.timeout.ms."""
+    def test_by_fencing_while_connecting_shows_another_process(self, bench: Bench) -> None:
+        """Catches missing a second process with this ID because connecting exceeded transaction.timeout.ms."""
         bench.fails("commit_transaction", ABORTABLE)
         with pytest.raises(TransactionError):
             bench.transact()
@@ -233,22 +237,22 @@ class TestAFailure:
         with pytest.raises(RefusedError, match="another process"):
             bench.publisher.renew()
 
-    def test_is_found_out_by_the_next_transaction_where_nobody_renewed(self, bench: Bench) -> None:
+    def test_replaces_the_producer_in_the_next_transaction(self, bench: Bench) -> None:
         bench.fails("commit_transaction", ABORTABLE)
         with pytest.raises(TransactionError):
             bench.transact()
         assert bench.transact() == [7]
         assert bench.producers == 2
 
-    def test_that_is_retriable_is_tried_again_and_then_the_producer_is_replaced(self, bench: Bench) -> None:
-        """Catches an abort where patience was asked for, and a late second request that ends a later transaction."""
+    def test_that_is_retriable_is_retried_and_replaces_the_producer(self, bench: Bench) -> None:
+        """Catches an abort after a retriable error, and a late second request that ends a later transaction."""
         bench.fails("commit_transaction", RETRIABLE, RETRIABLE)
         assert bench.transact() == [7]
         assert bench.client.calls.count("commit_transaction") == 3
         assert bench.transact() == [7]
         assert bench.producers == 2
 
-    def test_that_goes_on_and_on_ends_with_the_deadline(self, bench: Bench) -> None:
+    def test_that_is_retriable_is_retried_until_the_deadline(self, bench: Bench) -> None:
         bench.fails("commit_transaction", *[RETRIABLE] * 10_000)
         before = bench.clock.now
         with pytest.raises(TransactionError):
@@ -256,15 +260,15 @@ class TestAFailure:
         assert WITHIN_S <= bench.clock.now - before < WITHIN_S + 1
 
     @pytest.mark.parametrize("call", CALLS[2:])
-    def test_is_suspected_where_a_call_took_as_long_as_the_sockets_timeout(self, bench: Bench, call: str) -> None:
-        """Catches trust in a commit that librdkafka may have sent twice."""
+    def test_is_suspected_if_a_call_took_as_long_as_the_socket_timeout(self, bench: Bench, call: str) -> None:
+        """Catches trusting a commit that librdkafka may have sent twice."""
         FakeTransactionalProducer.takes[call] = 5.0
         assert bench.transact() == [7]
         FakeTransactionalProducer.takes.clear()
         assert bench.transact() == [7]
         assert bench.producers == 2
 
-    def test_is_suspected_where_the_client_reported_an_error_meanwhile(self, bench: Bench) -> None:
+    def test_is_suspected_if_the_client_reported_an_error_meanwhile(self, bench: Bench) -> None:
         def report(message: dict[str, Any]) -> None:
             bench.client.settings["error_cb"](failed(_Code._TRANSPORT))
 
@@ -273,14 +277,14 @@ class TestAFailure:
         assert bench.transact() == [7]
         assert bench.producers == 2
 
-    def test_between_two_transactions_says_nothing_about_the_next(self, bench: Bench) -> None:
-        """Catches a new producer for every connection that a broker closes because it is idle."""
+    def test_between_two_transactions_does_not_affect_the_next(self, bench: Bench) -> None:
+        """Catches a new producer each time a broker closes an idle connection."""
         bench.client.settings["error_cb"](failed(_Code._TRANSPORT))
         assert bench.transact() == [7]
         assert bench.transact() == [7]
         assert bench.producers == 1
 
-    def test_of_the_renewal_is_told_and_the_next_try_takes_another_producer(self, bench: Bench) -> None:
+    def test_of_the_renewal_raises_and_the_next_try_replaces_the_producer(self, bench: Bench) -> None:
         bench.fails("commit_transaction", ABORTABLE)
         with pytest.raises(TransactionError):
             bench.transact()
@@ -293,16 +297,16 @@ class TestAFailure:
 
 
 class TestBeingFenced:
-    def test_once_is_answered_with_a_new_producer(self, bench: Bench) -> None:
-        """A predecessor of ours that was not quite dead."""
+    def test_once_leads_to_a_new_producer(self, bench: Bench) -> None:
+        """The cause is an earlier run of this process that had not ended completely."""
         for _ in range(2):
             bench.fails("send_offsets_to_transaction", FENCED)
             with pytest.raises(TransactionError):
                 bench.transact()
             bench.clock.advance(FENCED_AGAIN_S)
 
-    def test_twice_in_a_short_time_ends_the_process_with_the_name_of_the_option(self, bench: Bench) -> None:
-        """Catches two pods with one ID that fence each other for ever."""
+    def test_twice_in_a_short_time_ends_the_process_with_advice(self, bench: Bench) -> None:
+        """Catches two pods with one ID that fence each other endlessly."""
         bench.fails("send_offsets_to_transaction", FENCED, FENCED)
         with pytest.raises(TransactionError):
             bench.transact()
@@ -310,10 +314,10 @@ class TestBeingFenced:
             bench.transact()
         assert not caught.value.retriable
 
-    def test_by_the_brokers_for_its_own_slowness_accuses_nobody(self, bench: Bench) -> None:
-        """A pod that is stopped twice, each time for longer than its transaction may last; then another takes its ID.
+    def test_after_exceeding_the_own_timeout_blames_no_other_process(self, bench: Bench) -> None:
+        """A pod is suspended twice for longer than its transaction may last. Then another pod uses its ID.
 
-        Catches an end with code 4 and advice that misleads, and a war that the stop before it hides.
+        Catches exit code 4 with misleading advice, and a conflict of two pods that the suspension hides.
         """
         bench.fails("send_offsets_to_transaction", *[FENCED] * 5)
         for takes_s in (15.0, 15.0, 0.1):
@@ -323,8 +327,8 @@ class TestBeingFenced:
         with pytest.raises(RefusedError, match=r"another process"):
             bench.transact()
 
-    def test_is_seen_where_the_producer_says_so_at_the_first_message(self, bench: Bench) -> None:
-        """librdkafka's fatal error comes out of whatever is called next."""
+    def test_is_detected_when_the_first_message_is_sent(self, bench: Bench) -> None:
+        """librdkafka raises its fatal error from the next call, whichever it is."""
         bench.client.refuse = lambda _: FENCED
         with pytest.raises(TransactionError):
             bench.transact()
@@ -333,7 +337,7 @@ class TestBeingFenced:
             bench.transact()
 
 
-class TestWhatAPersonMustMend:
+class TestAPermanentError:
     @pytest.mark.parametrize(
         ("call", "code", "words"),
         [
@@ -345,16 +349,16 @@ class TestWhatAPersonMustMend:
             ("commit_transaction", _Code.TOPIC_AUTHORIZATION_FAILED, "grant this user WRITE on the topics "),
         ],
     )
-    def test_ends_the_process_with_what_to_do(self, bench: Bench, call: str, code: int, words: str) -> None:
-        """Catches two minutes of rewinding over a missing right."""
+    def test_ends_the_process_with_advice(self, bench: Bench, call: str, code: int, words: str) -> None:
+        """Catches two minutes of rewinds because of a missing permission."""
         bench.fails(call, failed(code))
         with pytest.raises(KafkaError, match=words) as caught:
             bench.transact()
         assert not caught.value.retriable
 
     @pytest.mark.parametrize("call", ["produce", "commit_transaction"])
-    def test_has_one_exit_code_wherever_it_is_found_out(self, bench: Bench, call: str) -> None:
-        """Catches a missing right to write that ends the process with 4 or 5, by chance."""
+    def test_has_the_same_exit_code_at_every_step(self, bench: Bench, call: str) -> None:
+        """Catches a missing write permission that ends the process with 4 or 5 at random."""
         if call == "produce":
             bench.client.refuse = lambda _: failed(_Code.TOPIC_AUTHORIZATION_FAILED)
         else:
@@ -362,14 +366,14 @@ class TestWhatAPersonMustMend:
         with pytest.raises(UnwritableError, match="grant this user WRITE on "):
             bench.transact()
 
-    def test_is_said_at_once_if_the_client_refuses_on_the_spot(self, bench: Bench) -> None:
+    def test_is_reported_immediately_if_the_client_refuses_locally(self, bench: Bench) -> None:
         """Catches two minutes of failed transactions, and exit code 4, because the output topic was deleted."""
         bench.client.refuse = lambda _: failed(_Code._UNKNOWN_TOPIC)
         with pytest.raises(UnwritableError, match=r"to detections: .*create it"):
             bench.transact()
 
-    def test_of_a_missing_topic_is_known_within_a_transaction(self) -> None:
-        """Catches transactions that run out of time, one after the other, before the client gives the topic up."""
+    def test_of_a_missing_topic_is_detected_within_a_transaction(self) -> None:
+        """Catches repeated timeouts of transactions before the client reports that the topic is missing."""
         ours = transactional_settings(Config())["topic.metadata.propagation.max.ms"]
         assert ours / 1000 < WITHIN_S / 2, "a transaction begins with so much time at least"
 
@@ -381,14 +385,12 @@ class TestWhatAPersonMustMend:
             (_Code.INVALID_TRANSACTION_TIMEOUT, "lower transaction.timeout.ms"),
         ],
     )
-    def test_is_said_at_the_start(self, make: Callable[[], Bench], code: int, words: str) -> None:
+    def test_is_reported_at_the_start(self, make: Callable[[], Bench], code: int, words: str) -> None:
         FakeTransactionalProducer.fails["init_transactions"] = [failed(code)]
         with pytest.raises(RefusedError, match=words):
             make()
 
-    def test_at_the_start_brokers_that_are_not_there_yet_are_waited_for_but_not_for_ever(
-        self, make: Callable[[], Bench]
-    ) -> None:
+    def test_the_start_waits_a_limited_time_for_brokers(self, make: Callable[[], Bench]) -> None:
         FakeTransactionalProducer.takes["init_transactions"] = 8.0
         FakeTransactionalProducer.fails["init_transactions"] = [RETRIABLE]
         assert make().transact() == [7]
@@ -403,10 +405,10 @@ class TestWhatAPersonMustMend:
             (_Code._SSL, "certificate verify failed: broker certificate", r"check ssl\.ca\.location"),
         ],
     )
-    def test_that_only_the_error_callback_tells_is_said_too(
+    def test_from_the_error_callback_alone_is_reported(
         self, make: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch, code: int, text: str, words: str
     ) -> None:
-        """Catches a wrong password that looks like brokers which are away: the call itself only times out."""
+        """Catches a wrong password that appears as unavailable brokers: the call itself only times out."""
         poll = FakeTransactionalProducer.poll
 
         def says(self: FakeTransactionalProducer, timeout: float = -1) -> int:
@@ -418,8 +420,8 @@ class TestWhatAPersonMustMend:
         with pytest.raises(RefusedError, match=words):
             make()
 
-    def test_at_the_start_a_stop_is_heard_at_once(self, make: Callable[..., Bench]) -> None:
-        """Catches a pod whose brokers are away and that goes on waiting for them after it was told to end."""
+    def test_a_stop_ends_the_start_immediately(self, make: Callable[..., Bench]) -> None:
+        """Catches a pod that keeps waiting for unavailable brokers after a stop."""
         stop = Stop(time.monotonic)
         back = FakeTransactionalProducer.hangs["init_transactions"] = threading.Event()
         threading.Timer(0.3, stop.set).start()
@@ -435,8 +437,8 @@ class TestWhatAPersonMustMend:
         with pytest.raises(RefusedError, match="use delivery: at_least_once"):
             make()
 
-    def test_a_topic_that_takes_hardly_anything_ends_the_process_in_the_end(self, bench: Bench) -> None:
-        """Catches transactions that fail forever. Each one has half the batches of the one before."""
+    def test_a_topic_with_a_tiny_limit_ends_the_process(self, bench: Bench) -> None:
+        """Each transaction has batches of half the size of the last. Catches transactions that fail endlessly."""
         for halvings in range(1, 4):
             bench.client.report = lambda _: TOO_LARGE
             bench.fails("commit_transaction", ABORTABLE)
@@ -458,8 +460,8 @@ class TestWhatAPersonMustMend:
             (_Code.TOPIC_EXCEPTION, "output.topic"),
         ],
     )
-    def test_what_no_repetition_changes_is_said_and_not_tried_again(self, bench: Bench, code: int, words: str) -> None:
-        """Catches a refusal that is tried again forever, or that ends the process as if a restart helped."""
+    def test_a_permanent_refusal_is_reported_and_not_retried(self, bench: Bench, code: int, words: str) -> None:
+        """Catches a refusal that is retried endlessly, or that ends the process as if a restart helped."""
         bench.client.report = lambda _: failed(code)
         bench.fails("commit_transaction", ABORTABLE)
         with pytest.raises(UnwritableError, match=words):
@@ -467,8 +469,8 @@ class TestWhatAPersonMustMend:
 
 
 class TestAResultThatIsTooLarge:
-    def test_becomes_a_dead_letter_in_the_next_transaction_and_the_next_one_at_once(self, bench: Bench) -> None:
-        """Catches one frame that ends the process, or fails a transaction, each time that it is met."""
+    def test_becomes_a_dead_letter_in_the_next_transaction(self, bench: Bench) -> None:
+        """Catches one frame that ends the process, or fails a transaction, each time it is read."""
         crowd = detected_crowd(20_000)
         bench.client.report = lambda m: TOO_LARGE if m["topic"] == "detections" else None
         bench.fails("commit_transaction", ABORTABLE)
@@ -482,7 +484,7 @@ class TestAResultThatIsTooLarge:
             assert done.outcome.reason == "unpublishable"
         assert [m["topic"] for m in bench.client.produced] == ["frames-dead", "frames-dead"]
 
-    def test_of_a_topic_that_the_brokers_describe_is_never_sent(self, make: Callable[..., Bench]) -> None:
+    def test_is_never_sent_if_the_limit_is_known(self, make: Callable[..., Bench]) -> None:
         limits = TopicLimits(
             ("detections", "frames-dead"),
             describe=lambda: {"detections": Described(100_000), "frames-dead": Described(1_000_000)},
@@ -495,10 +497,10 @@ class TestAResultThatIsTooLarge:
         assert [m["topic"] for m in bench.client.produced] == ["frames-dead", "detections"]
 
     @pytest.mark.parametrize("advertises", [True, False])
-    def test_becomes_one_too_if_the_producer_compresses(self, make: Callable[..., Bench], *, advertises: bool) -> None:
-        """Catches one crowded frame that fails transactions forever: the brokers count other bytes than the producer.
+    def test_becomes_a_dead_letter_even_with_compression(self, make: Callable[..., Bench], *, advertises: bool) -> None:
+        """Catches one crowded frame that fails transactions endlessly: the brokers count compressed bytes.
 
-        What they advertise arrives after the refusal, and says nothing of the size before the compression.
+        Their limit is reported after the refusal, and does not apply to the size before compression.
         """
         says = {"detections": Described(1_000_000), "frames-dead": Described(20_000_000)} if advertises else {}
         limits = TopicLimits(("detections", "frames-dead"), describe=lambda: says, clock=time.monotonic)
@@ -516,9 +518,9 @@ class TestAResultThatIsTooLarge:
         assert [m["topic"] for m in bench.client.produced] == ["frames-dead", "detections"]
 
 
-class TestWhatIsNotWrittenInTime:
-    def test_is_rolled_back_for_certain_because_the_end_was_never_asked_for(self, bench: Bench) -> None:
-        """Catches one partition without a leader that has the engine run anew on all that is held, every 10 s."""
+class TestATransactionThatTimesOut:
+    def test_is_certainly_rolled_back_because_no_commit_was_sent(self, bench: Bench) -> None:
+        """Catches one partition without a leader that causes a new inference of all held frames every 10 s."""
         bench.client.withheld = lambda m: m["key"] == b"cam-2"
         bench.fails("commit_transaction", RETRIABLE)
         FakeTransactionalProducer.takes["commit_transaction"] = WITHIN_S
@@ -526,8 +528,8 @@ class TestWhatIsNotWrittenInTime:
             bench.transact(finished(7), finished(8, source_id="cam-2"))
         assert caught.value.rolled_back
 
-    def test_is_in_doubt_if_all_was_written(self, bench: Bench) -> None:
-        """Catches the opposite: the end was asked for, and only its answer is missing."""
+    def test_has_an_unknown_result_if_all_messages_were_written(self, bench: Bench) -> None:
+        """Catches the opposite: the commit was sent, and only its answer is missing."""
         bench.fails("commit_transaction", RETRIABLE)
         FakeTransactionalProducer.takes["commit_transaction"] = WITHIN_S
         with pytest.raises(TransactionError) as caught:
@@ -536,7 +538,7 @@ class TestWhatIsNotWrittenInTime:
 
     @staticmethod
     def sent(bench: Bench, item: Finished, within_s: float = WITHIN_S) -> int:
-        """Bytes of the one message of a transaction whose way takes no more than 2.5 MB in time."""
+        """Return the bytes of the only message of a transaction, on a connection that transfers 2.5 MB in time."""
         late = item.frame.record.size_bytes > 2_500_000
         sizes: list[int] = []
         bench.client.withheld = lambda m: sizes.append(len(m["value"])) or len(m["value"]) > 2_500_000  # type: ignore[func-returns-value]
@@ -548,10 +550,10 @@ class TestWhatIsNotWrittenInTime:
         bench.publisher.renew()
         return sizes[0]
 
-    def test_is_cut_if_it_is_a_lone_dead_letter_that_is_late_twice(self, bench: Bench) -> None:
-        """Catches a large dead letter on a slow way that is tried forever, and one that is cut for a short outage.
+    def test_is_cut_if_it_is_a_single_dead_letter_that_is_late_twice(self, bench: Bench) -> None:
+        """Catches a large dead letter that is retried endlessly on a slow connection, and one cut after a short outage.
 
-        Also catches a count that the transactions of other partitions reset: the letter was never cut.
+        Also catches a count that transactions of other partitions reset, so that the dead letter is never cut.
         """
         letter = finished(7, outcome=REJECTED, payload=bytes(4_000_000))
         assert self.sent(bench, letter) == 4_000_000
@@ -560,23 +562,23 @@ class TestWhatIsNotWrittenInTime:
         assert self.sent(bench, finished(4, P1)) < 2000
         assert 1_300_000 < self.sent(bench, letter) < 1_400_000
 
-    def test_counts_once_for_each_letter(self, bench: Bench) -> None:
-        """Catches a partition whose earlier lateness cuts a later letter at once."""
+    def test_counts_once_per_dead_letter(self, bench: Bench) -> None:
+        """Catches a partition whose earlier delay cuts a later dead letter immediately."""
         assert self.sent(bench, finished(7, outcome=REJECTED, payload=bytes(4_000_000))) == 4_000_000
         assert self.sent(bench, finished(7, outcome=REJECTED, payload=bytes(1_000_000))) == 1_000_000
         assert self.sent(bench, finished(8, outcome=REJECTED, payload=bytes(4_000_000))) == 4_000_000
         assert self.sent(bench, finished(8, outcome=REJECTED, payload=bytes(4_000_000))) == 4_000_000
 
-    def test_says_nothing_of_the_way_if_a_revocation_left_it_little_time(self, bench: Bench) -> None:
-        """Catches letters that are cut for minutes because two rebalances were short of time."""
+    def test_is_not_cut_if_a_revocation_left_little_time(self, bench: Bench) -> None:
+        """Catches dead letters that are cut for minutes because two rebalances had little time."""
         letter = finished(7, outcome=REJECTED, payload=bytes(4_000_000))
         sizes = [self.sent(bench, letter, within_s=2.0) for _ in range(4)]
         assert sizes == [4_000_000] * 4
 
 
 class TestADeadLetterThatIsTooLarge:
-    def test_is_cut_when_it_is_written_again(self, bench: Bench) -> None:
-        """Catches a frame that fails every transaction that it is in: the brokers' answer comes too late to cut it."""
+    def test_is_cut_in_the_next_transaction(self, bench: Bench) -> None:
+        """Catches a frame that fails all its transactions because the brokers' answer arrives too late to cut it."""
         sizes: list[int] = []
         for _ in range(2):
             bench.client.report = lambda m: sizes.append(len(m["value"])) or failed(_Code.MSG_SIZE_TOO_LARGE)  # type: ignore[func-returns-value]
