@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import psutil
 import pytest
 
@@ -37,6 +38,10 @@ from secured_kafka import SecuredKafka
 # A shell's background job ignores SIGINT, and so would every program that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A loaded machine is no failure: pytest-timeout ends a test that hangs.
+hypothesis.settings.register_profile("sluice", deadline=None)
+hypothesis.settings.load_profile("sluice")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _GOODBYE_SECONDS = 5
