@@ -13,9 +13,9 @@ import typer
 from consumer.errors import ConfigError, KafkaError
 from consumer.observability.logging import printable
 from consumer.tools import clients
+from consumer.tools.frame_sender import Summary, stream
 from consumer.tools.images import Encoding, ImageSource, parse_source
 from consumer.tools.signals import stop_on_signals
-from consumer.tools.stream import Summary, stream
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 

@@ -22,11 +22,11 @@ import images
 from brokers import EMBEDDED, Broker, unique_name
 from consumer.errors import KafkaError
 from consumer.messages import encode_dead_letter
-from consumer.tools.dlq.letters import Letter, Selection
-from consumer.tools.dlq.outbox import Transactions
-from consumer.tools.dlq.reading import reader
+from consumer.tools.dlq.dead_letters import Letter, Selection
 from consumer.tools.dlq.replay import Replay
+from consumer.tools.dlq.replay_writer import Transactions
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
+from consumer.tools.kafka.reader import reader
 from consumer.types import Frame, Receipt, Record, Rejected
 from consumer.types import TopicPartition as Input
 from kafka_clients import new_producer

@@ -22,10 +22,11 @@ from apache_kafka import KafkaCluster
 from brokers import Broker, unique_name
 from consumer.config import Config
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import contact, sample
-from consumer.tools.doctor.examination import examine
+from consumer.tools.doctor import connectivity as contact
+from consumer.tools.doctor import sample
+from consumer.tools.doctor.checks import Options, Plan
 from consumer.tools.doctor.findings import Finding
-from consumer.tools.doctor.plan import Options, Plan
+from consumer.tools.doctor.runner import examine
 from consumer.tools.embedded import free_port
 from secured_kafka import SecuredKafka
 from sluice_process import Topics, produce, running

@@ -21,7 +21,7 @@ from apache_kafka import KafkaCluster
 from brokers import EMBEDDED, Broker, unique_name
 from consumer.errors import KafkaError
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
-from consumer.tools.verify.reading import Brokers
+from consumer.tools.verify.brokers import Brokers
 from exactly_once import EXACTLY_ONCE, frames
 from fleet import ENTRY, PATHS
 from kafka_clients import consumer_settings, group_offset, new_producer

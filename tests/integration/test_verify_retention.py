@@ -11,7 +11,7 @@ import pytest
 from apache_kafka import KafkaCluster
 from brokers import Broker
 from consumer.errors import KafkaError
-from consumer.tools.verify.reading import Brokers
+from consumer.tools.verify.brokers import Brokers
 from verify_topics import ByHand, delete, run_in_process
 
 pytestmark = pytest.mark.kafka

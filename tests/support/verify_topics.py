@@ -21,7 +21,7 @@ from consumer.messages import Message, ResultEncoder, encode_dead_letter
 from consumer.tools import clients
 from consumer.tools.verify.request import Request
 from consumer.tools.verify.run import Progress, open_run
-from consumer.tools.verify.verdict import Answer
+from consumer.tools.verify.types import Answer
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
 from kafka_clients import consumer_settings, new_producer
 from sluice_process import Topics

@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 import images
 from consumer.errors import ConfigError
 from consumer.messages import Message, encode_dead_letter, encode_envelope, parse_frame
-from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Filter, Letter, Selection, message_for, parse_place, parse_since, read_letter
+from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq.dead_letters import (
+    Filter,
+    Letter,
+    Selection,
+    message_for,
+    parse_place,
+    parse_since,
+    read_letter,
+)
 from consumer.tools.dlq.progress import Pass, Progress
-from consumer.tools.dlq.reading import Found
 from consumer.tools.dlq.replay import Tally, sort_out
+from consumer.tools.kafka.reader import Found
 from consumer.types import Frame, Headers, Receipt, Record, Rejected, TopicPartition
 
 NOW = 1_700_000_000_000

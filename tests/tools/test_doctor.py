@@ -20,13 +20,14 @@ from consumer.errors import ModelError
 from consumer.kafka.consumer_settings import consumer_settings
 from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import contact, frames, group, model, rights, settings, sizes, topics
-from consumer.tools.doctor import http as port
+from consumer.tools.doctor import connectivity as contact
+from consumer.tools.doctor import frames, group, model, rights, settings, sizes, topics
+from consumer.tools.doctor import http_port as port
+from consumer.tools.doctor.checks import Options, Plan
 from consumer.tools.doctor.cluster import Group, Topic
-from consumer.tools.doctor.examination import Check, examine
 from consumer.tools.doctor.findings import Finding, Reporter, Status, as_json, failed
 from consumer.tools.doctor.model import Tried
-from consumer.tools.doctor.plan import Options, Plan
+from consumer.tools.doctor.runner import Check, examine
 from consumer.tools.doctor.sample import Seen
 from consumer.tools.doctor.topics import Topics
 from consumer.tools.embedded import free_port

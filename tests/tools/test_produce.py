@@ -15,9 +15,9 @@ from consumer.errors import ConfigError, KafkaError
 from consumer.messages import Message, parse_frame
 from consumer.tools import clients
 from consumer.tools import produce as command
+from consumer.tools.frame_sender import Pace, Summary, Tally, feed, message_for, stream
 from consumer.tools.images import Encoding, Image, ImageSource, frames_source
 from consumer.tools.signals import stop_on_signals
-from consumer.tools.stream import Pace, Summary, Tally, feed, message_for, stream
 from consumer.tools.tail import read
 from consumer.types import Receipt, Record, TopicPartition
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from consumer.tools.verify.checker import Checker
 from consumer.tools.verify.report import as_json, conclusion, lines, violation_line
 from consumer.tools.verify.request import Request
-from consumer.tools.verify.verdict import Answer, Outcome, Place, Role, Span, Verdict, Violation
+from consumer.tools.verify.types import Answer, Outcome, Place, Role, Span, Verdict, Violation
 from consumer.types import TopicPartition
 
 FRAMES = TopicPartition("frames", 0)

@@ -8,9 +8,9 @@ import pytest
 
 from consumer.errors import ConfigError
 from consumer.messages import ResultEncoder, encode_dead_letter
-from consumer.tools.verify.outcomes import Outcomes, source_of, written_ms
+from consumer.tools.verify.outcome_parser import Outcomes, source_of, written_ms
 from consumer.tools.verify.request import Bound, check_order, parse_bound
-from consumer.tools.verify.verdict import Outcome, Place
+from consumer.tools.verify.types import Outcome, Place
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
 
 FRAMES = TopicPartition("frames", 0)

@@ -13,8 +13,8 @@ import typer
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
 from consumer.tools import clients
-from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Filter, Selection, parse_since, read_letter
+from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq.dead_letters import Filter, Selection, parse_since, read_letter
 from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width
 from consumer.tools.signals import stop_on_signals
 
@@ -68,7 +68,7 @@ def list_(
     Reads up to where the topic ends now, joins no group and commits nothing. With --json an object per line.
     """
     from consumer.tools.dlq.lookup import Newest
-    from consumer.tools.dlq.reading import reader, scan_all
+    from consumer.tools.kafka.reader import reader, scan_all
 
     chosen = _filter(reason, stage, source, input_topic, since)
     most = limit if limit is not None else (0 if as_json else SHOWN)
@@ -122,7 +122,7 @@ def show(
 ) -> None:
     """Print all that is known of one dead letter. Its image is not decoded: it may be there to do harm."""
     from consumer.tools.dlq.lookup import find, save_value
-    from consumer.tools.dlq.reading import reader
+    from consumer.tools.kafka.reader import reader
 
     there = clients.connection(config, bootstrap_servers, setting)
     stop = stop_on_signals()
@@ -175,7 +175,7 @@ def replay(
 
     Each once: run it again after whatever went wrong, with the same filters or others. It goes on where it stopped.
     """
-    from consumer.tools.dlq.errand import Errand
+    from consumer.tools.dlq.replay_job import Errand
 
     there = clients.connection(config, bootstrap_servers, setting)
     if "transactional.id" in there.settings or "group.id" in there.settings:

@@ -10,9 +10,9 @@ from confluent_kafka import Consumer
 
 from consumer.errors import ConfigError, KafkaError
 from consumer.observability.logging import printable
-from consumer.tools.dlq.letters import Letter, parse_place, read_letter
-from consumer.tools.dlq.reading import record_at, scan_all
-from consumer.tools.dlq.text import Row, size
+from consumer.tools.dlq.dead_letters import Letter, parse_place, read_letter
+from consumer.tools.dlq.formatting import Row, size
+from consumer.tools.kafka.reader import record_at, scan_all
 
 
 class Newest:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from consumer.errors import ConfigError
-from consumer.tools.dlq.letters import Filter, Letter, Selection
+from consumer.tools.dlq.dead_letters import Filter, Letter, Selection
 
 MAX_METADATA: Final = 4000  # bytes; the broker's offset.metadata.max.bytes is 4096 by default
 _VERSION: Final = 1

@@ -21,10 +21,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from consumer.errors import ConfigError, KafkaError, PublishError
 from consumer.observability.logging import printable
 from consumer.tools import clients
-from consumer.tools.dlq.letters import Letter, Selection, message_for, read_letter
-from consumer.tools.dlq.outbox import Item, Outbox, Refused
+from consumer.tools.dlq.dead_letters import Letter, Selection, message_for, read_letter
 from consumer.tools.dlq.progress import Progress
-from consumer.tools.dlq.reading import Found, scan
+from consumer.tools.dlq.replay_writer import Item, Outbox, Refused
+from consumer.tools.kafka.reader import Found, scan
 
 _CHUNK_BYTES: Final = 8 * 2**20
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Filter
+from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq.dead_letters import Filter
 
 SHOWN: Final = 100  # rows of a table, unless asked for otherwise
 

@@ -42,10 +42,10 @@ def doctor(
     Says what is wrong and how to fix it. Writes to no topic, joins no group, commits nothing. Exits with 0 where the
     program can run, 1 where there are problems, 2 where the configuration is wrong.
     """
-    from consumer.tools.doctor.examination import examine
+    from consumer.tools.doctor.checks import Options, Plan
     from consumer.tools.doctor.findings import as_json as document
     from consumer.tools.doctor.findings import failed, summary
-    from consumer.tools.doctor.plan import Options, Plan
+    from consumer.tools.doctor.runner import examine
 
     there = clients.connection(config, bootstrap_servers, setting)
     options = Options(offline=offline, grace_s=grace_period, pods=pods, load_model=load_model, sample=sample)

@@ -9,7 +9,7 @@ import numpy as np
 
 from consumer.config import Config
 from consumer.messages import ResultEncoder
-from consumer.tools.dlq.text import size
+from consumer.tools.dlq.formatting import size
 from consumer.tools.doctor.cluster import Topic
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.tools.doctor.topics import Topics

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from consumer.tools.verify import state as bits
-from consumer.tools.verify.state import Partition, answered_in_one_topic, count_and_first
-from consumer.tools.verify.verdict import (
+from consumer.tools.verify import partition_state as bits
+from consumer.tools.verify.partition_state import Partition, answered_in_one_topic, count_and_first
+from consumer.tools.verify.types import (
     KINDS,
     Kind,
     Outcome,

@@ -19,7 +19,7 @@ from consumer.tools.signals import stop_on_signals
 if TYPE_CHECKING:
     from consumer.tools.verify.request import Request
     from consumer.tools.verify.run import Progress
-    from consumer.tools.verify.verdict import Answer
+    from consumer.tools.verify.types import Answer
 
 _WHEN: Final = "An offset, 2h (ago), 2026-01-31T22:00, or Unix milliseconds."
 _INTERRUPTED: Final = 130
@@ -61,7 +61,7 @@ def verify(
     Reads the topics between two offsets or times. Writes to no topic, joins no group, commits nothing. Exits with 0 if
     every promise was kept, 1 if one was broken, 2 for a wrong option, 4 if the brokers do not answer.
     """
-    from consumer.tools.verify.reading import Stopped
+    from consumer.tools.verify.brokers import Stopped
     from consumer.tools.verify.report import as_json as document
     from consumer.tools.verify.request import Request, check_order, parse_bound
     from consumer.tools.verify.run import open_run

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from consumer.observability.logging import printable
 from consumer.tools.verify.request import Request
-from consumer.tools.verify.verdict import KINDS, Answer, Kind, PartitionCount, Violation
+from consumer.tools.verify.types import KINDS, Answer, Kind, PartitionCount, Violation
 
 _NAMES: Final[dict[Kind, str]] = {
     "missing": "every record answered",

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
-from consumer.tools.dlq.letters import parse_since
-from consumer.tools.verify.verdict import Role
+from consumer.tools.dlq.dead_letters import parse_since
+from consumer.tools.verify.types import Role
 
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 # From here on a number is a time: no partition has 10^11 records, and no Unix milliseconds since 1973 are fewer.

@@ -25,11 +25,11 @@ from consumer.errors import ConfigError, KafkaError
 from consumer.observability.logging import printable
 from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster
+from consumer.tools.verify.brokers import Brokers, Reader
 from consumer.tools.verify.checker import Checker
-from consumer.tools.verify.outcomes import Outcomes, source_of, written_ms
-from consumer.tools.verify.reading import Brokers, Reader
+from consumer.tools.verify.outcome_parser import Outcomes, source_of, written_ms
 from consumer.tools.verify.request import Bound, Request
-from consumer.tools.verify.verdict import Answer, Place, Role, Span, Violation
+from consumer.tools.verify.types import Answer, Place, Role, Span, Violation
 from consumer.types import Record, TopicPartition
 
 # One byte each. More is a sign of a wrong range, and would take the machine's memory without a word.

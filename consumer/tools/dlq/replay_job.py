@@ -13,13 +13,13 @@ from confluent_kafka import Consumer
 
 from consumer.errors import KafkaError, SluiceError
 from consumer.tools.clients import Connection
-from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Letter, Selection, digest_of
+from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq.dead_letters import Letter, Selection, digest_of
 from consumer.tools.dlq.lookup import Newest
-from consumer.tools.dlq.outbox import AtLeastOnce, Outbox, Transactions
-from consumer.tools.dlq.reading import reader
 from consumer.tools.dlq.replay import Forgetful, Replay, Tally
+from consumer.tools.dlq.replay_writer import AtLeastOnce, Outbox, Transactions
 from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width
+from consumer.tools.kafka.reader import reader
 from consumer.tools.signals import stop_on_signals
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final
 
 from consumer.observability.logging import printable
-from consumer.tools.dlq.letters import Letter
+from consumer.tools.dlq.dead_letters import Letter
 from consumer.types import REASONS, Record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.tools.verify.verdict import Span
+from consumer.tools.verify.types import Span
 
 # The byte of an offset: it is a record; its outcome broke the order; how many results, how many dead letters (0 to 7,
 # where 7 means 7 or more).

@@ -9,13 +9,15 @@ from typing import Any
 from consumer.kafka.consumer_settings import consumer_settings
 from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import contact, frames, group, http, model, rights, settings, sizes, topics
+from consumer.tools.doctor import connectivity as contact
+from consumer.tools.doctor import frames, group, model, rights, settings, sizes, topics
+from consumer.tools.doctor import http_port as http
 from consumer.tools.doctor.cluster import Cluster, Group, Logs
-from consumer.tools.doctor.contact import Contact
-from consumer.tools.doctor.examination import Check
+from consumer.tools.doctor.connectivity import Contact
 from consumer.tools.doctor.findings import Finding, Reporter
-from consumer.tools.doctor.http import running_state
+from consumer.tools.doctor.http_port import running_state
 from consumer.tools.doctor.model import Tried
+from consumer.tools.doctor.runner import Check
 from consumer.tools.doctor.sample import Seen, sample
 from consumer.tools.doctor.topics import Topics
 from consumer.types import TopicPartition

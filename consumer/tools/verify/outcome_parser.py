@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from consumer.messages import parse_frame, read_dead_letter
-from consumer.tools.verify.verdict import Outcome, Place, Role
+from consumer.tools.verify.types import Outcome, Place, Role
 from consumer.types import Receipt, Record, TopicPartition
 
 _ID: Final = re.compile(rb"([A-Za-z0-9._-]{1,249})/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})")
