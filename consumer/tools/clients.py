@@ -154,7 +154,7 @@ def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = CO
         time.sleep(0.1)
 
 
-def is_hopeless(error: Code) -> bool:
+def is_permanent(error: Code) -> bool:
     """Whether no retry mends what a reader was told.
 
     That its group is refused does not matter to one that joins none; the client looks for its coordinator all the same.

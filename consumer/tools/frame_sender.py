@@ -35,7 +35,7 @@ _FLUSH_S: Final = 35.0  # a little more than delivery.timeout.ms, so that every 
 
 
 @dataclass(slots=True)
-class Tally:
+class SourceCounts:
     """What became of one source's frames. Sending thread: `sent`, `bytes`, `late_s`; polling thread: the others."""
 
     name: str
@@ -57,12 +57,12 @@ class Tally:
 class Summary:
     """What was sent, and how long it took."""
 
-    tallies: tuple[Tally, ...]
+    counts_by_source: tuple[SourceCounts, ...]
     seconds: float
 
     def total(self, name: str) -> int:
         """The sum of one count over all sources."""
-        return sum(getattr(tally, name) for tally in self.tallies)
+        return sum(getattr(counts, name) for counts in self.counts_by_source)
 
     @property
     def missing(self) -> int:
@@ -70,13 +70,14 @@ class Summary:
         return self.total("sent") - self.total("acknowledged")
 
     def __str__(self) -> str:
+        sources = len(self.counts_by_source)
         sent, seconds = self.total("sent"), max(self.seconds, 1e-9)
         line = (
-            f"sent {sent} frames of {len(self.tallies)} source{'s' * (len(self.tallies) != 1)} in {self.seconds:.1f} s "
+            f"sent {sent} frames of {sources} source{'s' * (sources != 1)} in {self.seconds:.1f} s "
             f"({sent / seconds:.1f}/s, {self.total('bytes') / seconds / 1e6:.1f} MB/s); "
             f"{self.total('acknowledged')} acknowledged, {self.missing} not"
         )
-        late = max(self.tallies, key=lambda tally: tally.late_s, default=None)
+        late = max(self.counts_by_source, key=lambda counts: counts.late_s, default=None)
         if late is not None and late.late_s > 1:
             line += f"; could not keep the pace: {late.name} is {late.late_s:.1f} s behind"
         return line
@@ -130,10 +131,10 @@ def message_for(source_id: str, number: int, image: Image, *, captured_at_ms: in
     return Message(key, image.data, headers, captured_at_ms)
 
 
-def feed(
+def send_source(
     source: ImageSource,
     send: Callable[[Message], bool],
-    tally: Tally,
+    counts: SourceCounts,
     *,
     pace: Pace,
     frames: int | None,
@@ -145,22 +146,22 @@ def feed(
     if frames is not None and frames <= 0:
         return
     for image in source.open():
-        if source.live and pace.ahead(tally.sent) > 0:
+        if source.live and pace.ahead(counts.sent) > 0:
             continue  # a camera does not wait: the next frame that is due goes out fresh
-        tally.late_s = 0.0 if source.live else pace.keep(tally.sent)
+        counts.late_s = 0.0 if source.live else pace.keep(counts.sent)
         if stopped():
             return
         now = wall_clock_ms()
-        if not send(message_for(source.name, tally.sent, image, captured_at_ms=now, envelope=envelope)):
+        if not send(message_for(source.name, counts.sent, image, captured_at_ms=now, envelope=envelope)):
             return
-        tally.sent += 1
-        tally.bytes += len(image.data)
-        if tally.sent == frames:
+        counts.sent += 1
+        counts.bytes += len(image.data)
+        if counts.sent == frames:
             return
 
 
 @dataclass(slots=True)
-class _Feeders:
+class _SourceThreads:
     """The threads of the sources, and the first error that one of them met."""
 
     producer: Any
@@ -169,13 +170,13 @@ class _Feeders:
     error: SluiceError | None = None
     threads: list[threading.Thread] = field(default_factory=list)
 
-    def start(self, source: ImageSource, tally: Tally, **options: Any) -> None:
+    def start(self, source: ImageSource, counts: SourceCounts, **options: Any) -> None:
         def run() -> None:
             try:
-                feed(
+                send_source(
                     source,
-                    lambda message: self._send(message, tally),
-                    tally,
+                    lambda message: self._send(message, counts),
+                    counts,
                     stopped=self.stop.is_set,
                     wall_clock_ms=lambda: time.time_ns() // 1_000_000,
                     **options,
@@ -193,7 +194,7 @@ class _Feeders:
         self.error = self.error or error
         self.stop.set()
 
-    def _send(self, message: Message, tally: Tally) -> bool:
+    def _send(self, message: Message, counts: SourceCounts) -> bool:
         """False where it was stopped while the local queue was full: then the frame was not sent."""
         deadline = time.monotonic() + _QUEUE_FULL_S
         while True:
@@ -204,7 +205,7 @@ class _Feeders:
                     message.key,
                     headers=message.headers,
                     timestamp=message.timestamp_ms,
-                    on_delivery=tally.report,
+                    on_delivery=counts.report,
                 )
             except BufferError:  # the polling thread makes room
                 if time.monotonic() > deadline:
@@ -212,7 +213,7 @@ class _Feeders:
                 if self.stop.wait(0.005):
                     return False
             except KafkaException as error:  # refused on the spot, for its size: counted as not acknowledged
-                tally.error = clients.text_of(error)
+                counts.error = clients.text_of(error)
                 return True
             else:
                 return True
@@ -221,7 +222,7 @@ class _Feeders:
         return any(thread.is_alive() for thread in self.threads)
 
 
-def stream(
+def send_frames(
     sources: Sequence[ImageSource],
     *,
     bootstrap_servers: str,
@@ -244,26 +245,26 @@ def stream(
     stop = stop or threading.Event()
     producer = clients.producer(bootstrap_servers, DEFAULTS | dict(settings or {}))
     clients.partitions_of(producer, topic)
-    tallies = tuple(Tally(source.name) for source in sources)
-    feeders = _Feeders(producer, topic, stop)
+    counts_by_source = tuple(SourceCounts(source.name) for source in sources)
+    threads = _SourceThreads(producer, topic, stop)
     started = time.monotonic()
-    for source, tally in zip(sources, tallies, strict=True):
+    for source, counts in zip(sources, counts_by_source, strict=True):
         rate = (0.0 if source.live else source.fps) if fps is None else fps
         pace = Pace(rate, clock=time.monotonic, wait=stop.wait)
-        feeders.start(source, tally, pace=pace, frames=frames, envelope=envelope)
+        threads.start(source, counts, pace=pace, frames=frames, envelope=envelope)
     told = started
-    while feeders.alive() and not stop.is_set():
+    while threads.alive() and not stop.is_set():
         producer.poll(0.1)
         if on_progress is not None and time.monotonic() - told > 0.2:
             told = time.monotonic()
-            on_progress(Summary(tallies, told - started))
+            on_progress(Summary(counts_by_source, told - started))
     sent_in = time.monotonic() - started
-    for thread in feeders.threads:
+    for thread in threads.threads:
         thread.join(2)  # a camera that hangs is left behind
     producer.flush(_FLUSH_S)
-    summary = Summary(tallies, sent_in)
+    summary = Summary(counts_by_source, sent_in)
     if on_progress is not None:
         on_progress(summary)
-    if feeders.error is not None:
-        raise feeders.error
+    if threads.error is not None:
+        raise threads.error
     return summary

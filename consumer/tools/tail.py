@@ -96,7 +96,7 @@ def read(
             if message is None:
                 continue
             if (error := message.error()) is not None:
-                if clients.is_hopeless(error):
+                if clients.is_permanent(error):
                     raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
                 continue
             yield (topic, message.partition(), message.offset()), read_record(message)

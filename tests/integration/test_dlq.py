@@ -22,9 +22,9 @@ import images
 from brokers import EMBEDDED, Broker, unique_name
 from consumer.errors import KafkaError
 from consumer.messages import encode_dead_letter
-from consumer.tools.dlq.dead_letters import Letter, Selection
-from consumer.tools.dlq.replay import Replay
-from consumer.tools.dlq.replay_writer import Transactions
+from consumer.tools.dlq.dead_letters import DeadLetterRecord, Selection
+from consumer.tools.dlq.replay import Replayer
+from consumer.tools.dlq.replay_writer import TransactionalWriter
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
 from consumer.tools.kafka.reader import reader
 from consumer.types import Frame, Receipt, Record, Rejected
@@ -406,19 +406,19 @@ def test_a_replay_that_reconnects_does_not_repeat_what_another_one_sent_meanwhil
     topics = Topics(apache_topic(), apache_topic(), apache_topic())
     bury(apache_broker, topics, [("cam-1", b"x", "damaged")] * 10)
     servers, group = apache_broker.bootstrap_servers, unique_name("replay")
-    made: list[Transactions] = []
+    made: list[TransactionalWriter] = []
 
-    def run(limit: int, on_letter: Callable[[Letter], object]) -> None:
+    def run(limit: int, on_letter: Callable[[DeadLetterRecord], object]) -> None:
         with reader(servers, {}, group) as client:
 
-            def connect() -> Transactions:
-                made.append(Transactions(servers, {}, group, client))
+            def connect() -> TransactionalWriter:
+                made.append(TransactionalWriter(servers, {}, group, client))
                 return made[-1]
 
-            options: dict[str, Any] = {"make_outbox": connect, "limit": limit, "batch": 1, "stop": threading.Event()}
-            Replay(client, topics.dead, Selection(), **options, on_letter=on_letter).run()
+            options: dict[str, Any] = {"make_writer": connect, "limit": limit, "batch": 1, "stop": threading.Event()}
+            Replayer(client, topics.dead, Selection(), **options, on_letter=on_letter).run()
 
-    def another_one(letter: Letter) -> None:
+    def another_one(letter: DeadLetterRecord) -> None:
         if letter.offset == 2:
             run(4, lambda _: None)
             made[0]._suspect = True  # as after an answer that came late

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 import images
 from consumer.errors import ConfigError
 from consumer.messages import Message, encode_dead_letter, encode_envelope, parse_frame
-from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq import formatting
 from consumer.tools.dlq.dead_letters import (
+    DeadLetterRecord,
     Filter,
-    Letter,
     Selection,
     message_for,
     parse_place,
     parse_since,
     read_letter,
 )
-from consumer.tools.dlq.progress import Pass, Progress
-from consumer.tools.dlq.replay import Tally, sort_out
+from consumer.tools.dlq.progress import Progress, ReplayPass
+from consumer.tools.dlq.replay import ReplayCounts, classify
 from consumer.tools.kafka.reader import Found
 from consumer.types import Frame, Headers, Receipt, Record, Rejected, TopicPartition
 
@@ -42,7 +42,7 @@ def buried(
     return encode_dead_letter(frame, Rejected(stage, reason, "why"), **options)
 
 
-def letter_of(message: Message, partition: int = 0, offset: int = 5) -> Letter:
+def letter_of(message: Message, partition: int = 0, offset: int = 5) -> DeadLetterRecord:
     letter = read_letter(partition, offset, record_of(message))
     assert letter is not None
     return letter
@@ -135,7 +135,7 @@ selections = st.builds(
 
 
 @st.composite
-def letters(draw: st.DrawFn) -> Letter:
+def letters(draw: st.DrawFn) -> DeadLetterRecord:
     replays = draw(st.integers(0, 3))
     record = Record(draw(st.sampled_from(SOURCES)).encode(), b"x" * 5000, (("sluice-replays", b"%d" % replays),), NOW)
     return letter_of(
@@ -153,11 +153,11 @@ def letters(draw: st.DrawFn) -> Letter:
 
 @given(wide=selections, narrow=selections, letter=letters())
 def test_what_covers_another_selection_sends_all_that_the_other_sends(
-    wide: Selection, narrow: Selection, letter: Letter
+    wide: Selection, narrow: Selection, letter: DeadLetterRecord
 ) -> None:
     """Progress stands on it. Catches: a run that starts behind letters that were never sent."""
-    if wide.covers(narrow) and narrow.verdict(letter) == "replay":
-        assert wide.verdict(letter) == "replay"
+    if wide.covers(narrow) and narrow.status_of(letter) == "replay":
+        assert wide.status_of(letter) == "replay"
         assert wide.destination(letter) == narrow.destination(letter)
 
 
@@ -166,7 +166,7 @@ def test_what_covers_another_selection_sends_all_that_the_other_sends(
     runs=st.lists(st.tuples(selections, st.integers(1, 6)), min_size=1, max_size=6),
 )
 def test_whatever_runs_follow_each_other_each_letter_goes_once_to_each_place_and_none_is_forgotten(
-    topic: list[Letter], runs: list[tuple[Selection, int]]
+    topic: list[DeadLetterRecord], runs: list[tuple[Selection, int]]
 ) -> None:
     """The model: a set of what was sent. Catches: any loss or repeat in progress, with limits, over its stored form."""
     found = [Found(0, n, letter.raw) for n, letter in enumerate(topic)]
@@ -175,7 +175,7 @@ def test_whatever_runs_follow_each_other_each_letter_goes_once_to_each_place_and
         progress = Progress.from_commit(0, stored)
         rest = [each for each in found if each.offset >= progress.start_for(selection)]
         upto, count = 0, 0
-        for each, letter in sort_out(rest, selection, {0: progress}, Tally()):
+        for each, letter in classify(rest, selection, {0: progress}, ReplayCounts()):
             upto = each.offset + 1
             if letter is not None:
                 sent[each.offset, selection.destination(letter)] += 1
@@ -186,7 +186,7 @@ def test_whatever_runs_follow_each_other_each_letter_goes_once_to_each_place_and
             for each in found:
                 whole = read_letter(*each)
                 assert whole is not None
-                if selection.verdict(whole) == "replay":
+                if selection.status_of(whole) == "replay":
                     assert sent[each.offset, selection.destination(whole)] == 1, "forgotten"
         if count:
             stored = progress.advanced(selection, upto).to_metadata()
@@ -195,7 +195,7 @@ def test_whatever_runs_follow_each_other_each_letter_goes_once_to_each_place_and
 
 @given(passes=st.lists(st.tuples(selections, st.integers(1, 100)), max_size=5), floor=st.integers(0, 50))
 def test_progress_is_the_same_after_being_stored(passes: list[tuple[Selection, int]], floor: int) -> None:
-    progress = Progress(tuple(Pass(*each) for each in passes), floor)
+    progress = Progress(tuple(ReplayPass(*each) for each in passes), floor)
     assert Progress.from_commit(progress.offset, progress.to_metadata()) == progress
 
 
@@ -210,7 +210,7 @@ def test_passes_over_letters_that_retention_has_removed_are_forgotten() -> None:
 
 def test_more_different_selections_than_a_commit_can_hold_are_refused_with_a_way_out() -> None:
     """Catches: a commit that the broker refuses after the records were produced."""
-    progress = Progress(tuple(Pass(Selection(Filter(sources=frozenset([f"cam-{n}" * 9]))), 5) for n in range(99)))
+    progress = Progress(tuple(ReplayPass(Selection(Filter(sources=frozenset([f"cam-{n}" * 9]))), 5) for n in range(99)))
     with pytest.raises(ConfigError, match="--group"):
         progress.to_metadata()
 
@@ -252,19 +252,19 @@ def test_nothing_that_a_producer_wrote_reaches_the_terminal_raw(value: str, widt
     raw = value.encode("utf-8", "replace")
     record = Record(raw, b"\xff\xd8\xff" + raw, ((value, raw), ("source-id", raw)), NOW)
     letter = letter_of(buried(record, topic=value, reason=value))
-    lines = [*text.table([text.row_of(letter)], width), *text.show(letter)]
-    lines += text.summary(Counter({value: 1}), 1, 1, 0)
-    tally = Tally()
-    tally.sent([letter], Selection())
-    lines += text.outcome(tally, dry=True)
-    lines += [text.unknown_reasons([value], Counter({value + "x": 1})) or ""]
-    lines += [text.as_json(text.row_of(letter)), text.as_json(text.details(letter))]
+    lines = [*formatting.table([formatting.row_of(letter)], width), *formatting.letter_lines(letter)]
+    lines += formatting.summary(Counter({value: 1}), 1, 1, 0)
+    counts = ReplayCounts()
+    counts.sent([letter], Selection())
+    lines += formatting.replay_summary(counts, dry=True)
+    lines += [formatting.unknown_reasons([value], Counter({value + "x": 1})) or ""]
+    lines += [formatting.as_json(formatting.row_of(letter)), formatting.as_json(formatting.details(letter))]
     assert all(line.isprintable() for line in lines), lines
-    assert not width or all(len(line) <= width for line in text.table([text.row_of(letter)], width))
+    assert not width or all(len(line) <= width for line in formatting.table([formatting.row_of(letter)], width))
 
 
 def test_a_table_says_when_where_whence_who_why_and_how_much() -> None:
-    heading, line = text.table([text.row_of(letter_of(buried()))], 0, UTC)
+    heading, line = formatting.table([formatting.row_of(letter_of(buried()))], 0, UTC)
     assert heading.split() == ["REJECTED", "PLACE", "INPUT", "SOURCE", "STAGE", "REASON", "SIZE", "DETAIL"]
     assert line.split() == [
         "2023-11-14", "22:13:20", "0@5", "frames[3]@42", "cam-1", "decode", "damaged", "5", "B", "why",
@@ -273,7 +273,7 @@ def test_a_table_says_when_where_whence_who_why_and_how_much() -> None:
 
 def test_a_record_that_is_no_dead_letter_has_its_line() -> None:
     """Catches junk that is hidden, so that the numbers do not add up."""
-    (_, line) = text.table([text.stray_row(1, 9, Record(None, b"x" * 2000, (), None))], 0)
+    (_, line) = formatting.table([formatting.foreign_row(1, 9, Record(None, b"x" * 2000, (), None))], 0)
     assert line.split() == ["-", "1@9", "not", "a", "dead", "letter:", "2.0", "kB"]
 
 
@@ -282,7 +282,7 @@ def test_the_source_of_an_envelope_is_found_inside_it() -> None:
     value = encode_envelope(images.jpeg(64, 48), source_id="cam-9", frame_id=4, captured_at_ms=5)
     letter = letter_of(buried(Record(None, value, (), NOW)))
     assert Filter(sources=frozenset(["cam-9"])).matches(letter)
-    frame = text.details(letter)["frame"]
+    frame = formatting.details(letter)["frame"]
     assert (frame["form"], frame["frame_id"], frame["captured_at_ms"]) == ("envelope", "4", 5)
     assert (frame["image"]["width"], frame["image"]["height"]) == (64, 48)
 
@@ -293,12 +293,12 @@ def test_a_hostile_image_is_described_and_never_decoded(monkeypatch: pytest.Monk
     monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     for value, _reason in images.hostile().values():
         letter = letter_of(buried(Record(b"cam-1", value, (), NOW)))
-        assert all(line.isprintable() for line in text.show(letter))
+        assert all(line.isprintable() for line in formatting.letter_lines(letter))
 
 
 def test_a_misspelt_reason_is_pointed_out() -> None:
     """Catches: "0 dead letters" at night, for a topic full of them."""
-    assert text.unknown_reasons(["damaged"], Counter(damaged=1)) is None
-    assert text.unknown_reasons(["damagd"], Counter(damaged=1)) == (
+    assert formatting.unknown_reasons(["damaged"], Counter(damaged=1)) is None
+    assert formatting.unknown_reasons(["damagd"], Counter(damaged=1)) == (
         "no dead letter has the reason damagd; there are: damaged"
     )

@@ -20,15 +20,13 @@ from consumer.errors import ModelError
 from consumer.kafka.consumer_settings import consumer_settings
 from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import connectivity as contact
-from consumer.tools.doctor import frames, group, model, rights, settings, sizes, topics
-from consumer.tools.doctor import http_port as port
-from consumer.tools.doctor.checks import Options, Plan
+from consumer.tools.doctor import connectivity, frames, group, http_port, model, rights, settings, sizes, topics
+from consumer.tools.doctor.checks import Checklist, Options
 from consumer.tools.doctor.cluster import Group, Topic
 from consumer.tools.doctor.findings import Finding, Reporter, Status, as_json, failed
-from consumer.tools.doctor.model import Tried
-from consumer.tools.doctor.runner import Check, examine
-from consumer.tools.doctor.sample import Seen
+from consumer.tools.doctor.model import ModelProbe
+from consumer.tools.doctor.runner import Check, run_checks
+from consumer.tools.doctor.sample import SampledFrame
 from consumer.tools.doctor.topics import Topics
 from consumer.tools.embedded import free_port
 from consumer.types import ModelInfo, TopicPartition
@@ -55,7 +53,12 @@ def verdict(findings: Iterable[Finding]) -> Status:
 
 def test_findings_come_in_the_order_of_the_checks() -> None:
     checks = [Check(name, lambda report: [report.ok("fine"), report.warning("but", "do")]) for name in ("a", "b")]
-    assert [f"{each.check} {each.status}" for each in examine(checks, 10)] == ["a ok", "a warning", "b ok", "b warning"]
+    assert [f"{each.check} {each.status}" for each in run_checks(checks, 10)] == [
+        "a ok",
+        "a warning",
+        "b ok",
+        "b warning",
+    ]
 
 
 def test_it_ends_in_time_though_a_check_hangs() -> None:
@@ -68,7 +71,7 @@ def test_it_ends_in_time_though_a_check_hangs() -> None:
 
     started = time.monotonic()
     checks = [Check("first", lambda r: [r.ok("x")]), Check("stuck", hangs), Check("later", lambda r: [r.ok("x")])]
-    found = list(examine(checks, 0.3))
+    found = list(run_checks(checks, 0.3))
     hang.set()
     assert time.monotonic() - started < 5
     assert [(each.check, each.status) for each in found] == [
@@ -92,7 +95,7 @@ def test_a_check_that_fails_hides_nothing_of_the_others() -> None:
         Check("bug", raises(ZeroDivisionError("oh"))),
         Check("last", lambda report: [report.ok("fine")]),
     ]
-    ours, bug, last = examine(checks, 10)
+    ours, bug, last = run_checks(checks, 10)
     assert (ours.status, ours.message) == ("problem", "model file x does not exist: mount it")
     assert bug.status == "problem"
     assert "ZeroDivisionError: oh" in bug.message
@@ -127,7 +130,7 @@ def test_a_line_cannot_steer_the_terminal() -> None:
 def test_offline_asks_no_broker_and_needs_no_time() -> None:
     made = config(detector={"model": "simulated://0ms@1,0ms@32"}, http={"port": free_port()})
     there = Connection(made, "127.0.0.1:1", {})
-    found = list(examine(Plan(there, Options(offline=True, grace_s=45)).checks(), 30))
+    found = list(run_checks(Checklist(there, Options(offline=True, grace_s=45)).checks(), 30))
     assert [each.check for each in found] == ["http", "poll-interval", "session", "grace-period", "model", "engine"]
     assert {str(each.status) for each in found if each.check != "model"} == {"ok"}
 
@@ -135,9 +138,9 @@ def test_offline_asks_no_broker_and_needs_no_time() -> None:
 def test_a_check_that_needs_the_cluster_is_skipped_with_the_reason_where_there_is_none() -> None:
     """Catches one unreachable broker that is reported as a dozen problems."""
     made = config(http={"port": free_port()})
-    checks = Plan(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
+    checks = Checklist(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
     behind_contact = checks[[check.name for check in checks].index("features") :]
-    found = list(examine(behind_contact, 30))
+    found = list(run_checks(behind_contact, 30))
     assert {(str(each.status), bool(each.message)) for each in found} == {("skipped", True)}
 
 
@@ -166,8 +169,8 @@ def test_each_client_has_the_settings_of_the_program_and_the_command_line_has_th
 
 def test_a_setting_of_the_consumer_that_the_client_refuses_is_a_problem() -> None:
     made = config(http={"port": free_port()}, kafka={"consumer": {"fetch.mx.bytes": 1}})
-    checks = Plan(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
-    found = one(finding for finding in examine(checks, 30) if finding.check == "brokers")
+    checks = Checklist(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
+    found = one(finding for finding in run_checks(checks, 30) if finding.check == "brokers")
     assert found.status == "problem"
     assert "fetch.mx.bytes" in found.message
 
@@ -209,23 +212,23 @@ def test_a_member_name_shared_by_all_pods_is_a_warning() -> None:
 class TestHttp:
     def test_a_free_port_is_fine(self) -> None:
         where = HttpConfig(host="127.0.0.1", port=free_port())
-        assert port.running_state(where) is None
-        assert verdict(port.http_port(where, None, REPORT)) == "ok"
+        assert http_port.running_state(where) is None
+        assert verdict(http_port.http_port(where, None, REPORT)) == "ok"
 
     def test_a_port_in_use_is_a_problem(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             where = HttpConfig(host="127.0.0.1", port=taken.getsockname()[1])
-            found = one(port.http_port(where, None, REPORT))
+            found = one(http_port.http_port(where, None, REPORT))
         assert (found.status, "another program uses the port" in found.message) == ("problem", True)
 
     def test_an_address_that_is_not_ours_is_a_problem(self) -> None:
-        assert verdict(port.http_port(HttpConfig(host="192.0.2.1", port=free_port()), None, REPORT)) == "problem"
+        assert verdict(http_port.http_port(HttpConfig(host="192.0.2.1", port=free_port()), None, REPORT)) == "problem"
 
     def test_no_port_is_a_warning(self) -> None:
-        assert verdict(port.http_port(HttpConfig(port=0), None, REPORT)) == "warning"
+        assert verdict(http_port.http_port(HttpConfig(port=0), None, REPORT)) == "warning"
 
     def test_a_sluice_that_has_failed_is_not_fine(self) -> None:
-        assert verdict(port.http_port(HttpConfig(port=8080), "failed", REPORT)) == "warning"
+        assert verdict(http_port.http_port(HttpConfig(port=8080), "failed", REPORT)) == "warning"
 
     @pytest.mark.parametrize(("body", "state"), [(b"running\n", "running"), (b"hello", None)])
     def test_a_running_sluice_is_known_by_its_answer(self, body: bytes, state: str | None) -> None:
@@ -242,8 +245,8 @@ class TestHttp:
         with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             where = HttpConfig(host="0.0.0.0", port=server.server_address[1])
-            assert port.running_state(where) == state
-            assert verdict(port.http_port(where, state, REPORT)) == ("ok" if state else "problem")
+            assert http_port.running_state(where) == state
+            assert verdict(http_port.http_port(where, state, REPORT)) == ("ok" if state else "problem")
             server.shutdown()
 
 
@@ -255,7 +258,7 @@ MODEL = ModelInfo("m.pt", "sha256:00", {0: "person", 1: "car"})
 
 class TestModel:
     def test_is_loaded_and_run(self) -> None:
-        tried = model.try_model(config(detector={"model": "simulated://2ms@1,5ms@8"}, batching={"max_batch_size": 8}))
+        tried = model.probe_model(config(detector={"model": "simulated://2ms@1,5ms@8"}, batching={"max_batch_size": 8}))
         assert (tried.device, tried.batch) == ("simulated", 8)
         assert 0.004 < tried.batch_s < 1
 
@@ -263,7 +266,7 @@ class TestModel:
         """The real thing, on this machine's CPU."""
         path = Path(model.__file__).parents[1] / "assets" / "demo.pt"
         made = config(detector={"model": str(path), "device": "cpu"}, batching={"max_batch_size": 1})
-        tried = model.try_model(made)
+        tried = model.probe_model(made)
         found = one(model.model(made, tried, REPORT))
         assert found.status == "ok"
         assert "detector.sha256 is not set" in found.message
@@ -279,12 +282,12 @@ class TestModel:
     )
     def test_that_cannot_be_loaded_says_why(self, detector: dict[str, Any], words: str) -> None:
         with pytest.raises(ModelError, match=words):
-            model.try_model(config(detector=detector))
+            model.probe_model(config(detector=detector))
 
     def test_another_file_than_was_meant(self, tmp_path: Path) -> None:
         (tmp_path / "m.pt").write_bytes(b"other")
         with pytest.raises(ModelError, match="has SHA-256"):
-            model.try_model(config(detector={"model": str(tmp_path / "m.pt"), "sha256": "0" * 64}))
+            model.probe_model(config(detector={"model": str(tmp_path / "m.pt"), "sha256": "0" * 64}))
 
     @pytest.mark.parametrize("error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA")])
     def test_a_batch_that_does_not_fit(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,28 +298,28 @@ class TestModel:
 
         monkeypatch.setattr(SimulatedDetector, "warm_up", fails)
         with pytest.raises(ModelError, match="a batch of 32 does not fit"):
-            model.try_model(config(detector={"model": "simulated://1ms@1,2ms@32"}))
+            model.probe_model(config(detector={"model": "simulated://1ms@1,2ms@32"}))
 
     def test_a_simulated_engine_is_a_warning(self) -> None:
-        assert verdict(model.model(config(), Tried(MODEL, "simulated", 32, 0.1), REPORT)) == "warning"
+        assert verdict(model.model(config(), ModelProbe(MODEL, "simulated", 32, 0.1), REPORT)) == "warning"
 
     @pytest.mark.parametrize(("wanted", "count"), [("auto", 2), ("cpu", 1)])
     def test_a_cpu_that_nobody_asked_for_is_a_warning(self, wanted: str, count: int) -> None:
         made = config(detector={"model": "m.pt", "device": wanted})
-        found = list(model.model(made, Tried(MODEL, "cpu", 32, 0.1), REPORT))
+        found = list(model.model(made, ModelProbe(MODEL, "cpu", 32, 0.1), REPORT))
         assert [each.status for each in found] == ["ok", "warning"][:count]
 
     def test_a_model_for_smaller_batches_is_a_warning(self) -> None:
-        _, found = model.model(config(), Tried(MODEL, "cuda:0", 16, 0.1), REPORT)
+        _, found = model.model(config(), ModelProbe(MODEL, "cuda:0", 16, 0.1), REPORT)
         assert "takes 16 frames at once" in found.message
 
     @pytest.mark.parametrize(("batch_s", "status"), [(0.04, "ok"), (0.0, "ok"), (4.0, "warning"), (60.0, "problem")])
     def test_the_engine_fits_the_times_it_is_given(self, batch_s: float, status: str) -> None:
         """Drain 25 s, half of it on a rebalance, four batches in flight; a stall is 60 s."""
-        assert verdict(model.engine(config(), Tried(MODEL, "cuda:0", 32, batch_s), REPORT)) == status
+        assert verdict(model.engine(config(), ModelProbe(MODEL, "cuda:0", 32, batch_s), REPORT)) == status
 
 
-# Contact
+# Connectivity
 
 
 @pytest.mark.parametrize(
@@ -333,30 +336,37 @@ class TestModel:
     ],
 )
 def test_the_step_that_failed_is_told_apart(said: list[tuple[int, str]], step: str) -> None:
-    trouble = contact.explain(said)
-    assert trouble.step == step
-    assert trouble.said in [text for _, text in said]
-    assert trouble.fix
+    failure = connectivity.classify_failure(said)
+    assert failure.step == step
+    assert failure.said in [text for _, text in said]
+    assert failure.fix
 
 
 def test_each_broker_must_be_where_it_says_it_is() -> None:
-    both = contact.Contact({1: "a:9092", 2: "b:9092"}, {})
-    trouble = contact.Trouble("name", "cannot resolve b", "correct it")
-    assert verdict(contact.brokers("boot:1", both, {}, REPORT)) == "ok"
-    found = one(contact.brokers("boot:1", both, {2: trouble}, REPORT))
+    both = connectivity.Connectivity({1: "a:9092", 2: "b:9092"}, {})
+    failure = connectivity.ConnectionFailure("name", "cannot resolve b", "correct it")
+    assert verdict(connectivity.brokers("boot:1", both, {}, REPORT)) == "ok"
+    found = one(connectivity.brokers("boot:1", both, {2: failure}, REPORT))
     assert (found.status, found.fix) == ("problem", "correct it")
     assert "broker 2 announces itself as b:9092" in found.message
-    nobody = contact.Contact({}, {}, trouble)
-    assert "no answer from boot:1" in one(contact.brokers("boot:1", nobody, {}, REPORT)).message
+    nobody = connectivity.Connectivity({}, {}, failure)
+    assert "no answer from boot:1" in one(connectivity.brokers("boot:1", nobody, {}, REPORT)).message
 
 
 def test_a_wrong_announced_address_is_told_even_where_the_client_went_there_at_once() -> None:
     """Catches a person who looks for a fault at the bootstrap server, which has answered."""
-    gone = contact.Trouble("connection", "10.0.0.5:9092/3: Connect to ipv4#10.0.0.5:9092 failed", "check it")
-    found = one(contact.brokers("boot:1", contact.Contact({}, {}, gone), {}, REPORT))
+    gone = connectivity.ConnectionFailure(
+        "connection", "10.0.0.5:9092/3: Connect to ipv4#10.0.0.5:9092 failed", "check it"
+    )
+    found = one(connectivity.brokers("boot:1", connectivity.Connectivity({}, {}, gone), {}, REPORT))
     assert "broker 3 announces itself as 10.0.0.5:9092" in found.message
-    away = contact.Trouble("connection", "boot:1/bootstrap: Connect to ipv4#10.0.0.4:1 failed", "check it")
-    assert "no answer from boot:1" in one(contact.brokers("boot:1", contact.Contact({}, {}, away), {}, REPORT)).message
+    away = connectivity.ConnectionFailure(
+        "connection", "boot:1/bootstrap: Connect to ipv4#10.0.0.4:1 failed", "check it"
+    )
+    assert (
+        "no answer from boot:1"
+        in one(connectivity.brokers("boot:1", connectivity.Connectivity({}, {}, away), {}, REPORT)).message
+    )
 
 
 CLASSIC = {0: (0, 11), 22: (0, 5)}
@@ -375,7 +385,7 @@ MODERN = {**CLASSIC, 25: (0, 4), 26: (0, 4), 28: (0, 4), 68: (0, 1)}
     ],
 )
 def test_the_brokers_can_do_what_is_configured(apis: Any, protocol: str, delivery: str, status: str) -> None:
-    assert verdict(contact.features(apis, protocol, delivery, REPORT)) == status
+    assert verdict(connectivity.features(apis, protocol, delivery, REPORT)) == status
 
 
 # Topics
@@ -625,11 +635,11 @@ def test_offsets_that_cannot_be_read() -> None:
 # Frames
 
 
-def seen(source: str, partition: int, *, key: bytes | None = b"", ahead_ms: int = -50, **more: Any) -> Seen:
+def seen(source: str, partition: int, *, key: bytes | None = b"", ahead_ms: int = -50, **more: Any) -> SampledFrame:
     stamp = more.pop("timestamp_ms", 1_700_000_000_000)
     mine = source.encode() if key == b"" else key
     at = TopicPartition("frames", partition)
-    return Seen(at, source, mine, stamp, more.pop("by_broker", False), ahead_ms, more.pop("live", False))
+    return SampledFrame(at, source, mine, stamp, more.pop("by_broker", False), ahead_ms, more.pop("live", False))
 
 
 def test_murmur2_is_that_of_java() -> None:
@@ -648,7 +658,7 @@ def test_murmur2_is_that_of_java() -> None:
 class TestPartitioning:
     COUNT = {"frames": 4}
 
-    def judge(self, *sample: Seen, count: int = 4) -> Finding:
+    def judge(self, *sample: SampledFrame, count: int = 4) -> Finding:
         return one(frames.partitioning(sample, {"frames": count}, REPORT))
 
     def home(self, source: str) -> int:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from consumer.tools.verify.checker import Checker
 from consumer.tools.verify.report import as_json, conclusion, lines, violation_line
 from consumer.tools.verify.request import Request
-from consumer.tools.verify.types import Answer, Outcome, Place, Role, Span, Verdict, Violation
+from consumer.tools.verify.types import CheckResult, OffsetRange, Outcome, Position, Report, Role, Violation
 from consumer.types import TopicPartition
 
 FRAMES = TopicPartition("frames", 0)
 OTHER = TopicPartition("frames", 1)
-TEN = Span(0, 10, 10, 10)
+TEN = OffsetRange(0, 10, 10, 10)
 NOW_MS = 1_700_000_000_000
 
 
 class Stream:
-    """Outcomes in the order in which they were written: `result(3)` is one of record 3."""
+    """OutcomeParser in the order in which they were written: `result(3)` is one of record 3."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
@@ -40,11 +40,11 @@ class Stream:
         for offset in offsets:
             at = self._ends.get((topic, partition), 0)
             self._ends[topic, partition] = at + 1
-            self.outcomes.append(Outcome(role, Place(topic, partition, at), of, offset, source))
+            self.outcomes.append(Outcome(role, Position(topic, partition, at), of, offset, source))
         return self
 
 
-def checker(records: Iterable[int] = range(10), *, span: Span = TEN, once: bool = False, **more: Any) -> Checker:
+def checker(records: Iterable[int] = range(10), *, span: OffsetRange = TEN, once: bool = False, **more: Any) -> Checker:
     """With the records of one partition; the committed offset is behind them all."""
     made = Checker({FRAMES: span}, exactly_once=once, **more)
     for offset in records:
@@ -54,7 +54,7 @@ def checker(records: Iterable[int] = range(10), *, span: Span = TEN, once: bool 
 
 def judge(
     made: Checker, stream: Stream, later: Stream | None = None, judged_from: Mapping[TopicPartition, int] | None = None
-) -> Verdict:
+) -> CheckResult:
     for outcome in stream.outcomes:
         made.add_outcome(outcome)
     made.settle(judged_from or {})
@@ -63,7 +63,7 @@ def judge(
     return made.verdict()
 
 
-def found(verdict: Verdict) -> dict[str, list[str]]:
+def found(verdict: CheckResult) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for each in verdict.violations:
         kinds.setdefault(each.kind, []).append(each.input)
@@ -91,13 +91,13 @@ def test_a_record_below_the_committed_offset_without_an_outcome_is_missing() -> 
 
 def test_a_record_that_is_not_committed_yet_is_pending_and_not_lost() -> None:
     """Catches: a running group that is accused of what it has not read yet."""
-    verdict = judge(checker(span=Span(0, 10, 6, 10)), Stream().result(0, 1, 2, 3, 4, 5, 7))
+    verdict = judge(checker(span=OffsetRange(0, 10, 6, 10)), Stream().result(0, 1, 2, 3, 4, 5, 7))
     assert verdict.clean
     assert (verdict.partitions[0].answered, verdict.partitions[0].pending) == (7, 3)
 
 
 def test_a_group_that_has_committed_nothing_has_lost_nothing() -> None:
-    verdict = judge(checker(span=Span(0, 10, -1, 10)), Stream())
+    verdict = judge(checker(span=OffsetRange(0, 10, -1, 10)), Stream())
     assert verdict.clean
     assert verdict.partitions[0].pending == 10
 
@@ -136,7 +136,7 @@ def test_a_run_that_is_repeated_from_its_middle_is_in_order_for_a_reader_that_dr
 
 def test_order_holds_per_input_partition_and_per_output_topic() -> None:
     """Catches: a source whose frames lie in two partitions, and a dead letter that is compared with a result."""
-    made = Checker({FRAMES: Span(0, 3, 3, 3), OTHER: Span(0, 3, 3, 3)}, exactly_once=False)
+    made = Checker({FRAMES: OffsetRange(0, 3, 3, 3), OTHER: OffsetRange(0, 3, 3, 3)}, exactly_once=False)
     for offset in range(3):
         made.add_input(FRAMES, offset)
         made.add_input(OTHER, offset)
@@ -167,7 +167,7 @@ def test_an_outcome_of_no_record_is_invented() -> None:
 
 def test_outcomes_outside_the_range_are_ignored_and_counted() -> None:
     """Catches: a check of one hour that calls the outcomes of the hour before invented, or repeats."""
-    made = checker(range(4, 8), span=Span(4, 8, 20, 20))
+    made = checker(range(4, 8), span=OffsetRange(4, 8, 20, 20))
     verdict = judge(made, Stream().result(0, 4, 5, 6, 7, 8, 19).result(0, of=TopicPartition("others", 0)))
     assert verdict.clean
     assert verdict.ignored == {"outside_range": 3, "other_topic": 1}
@@ -183,7 +183,7 @@ def test_outcomes_of_records_that_retention_has_deleted_are_ignored_and_counted(
 
 
 def test_a_compacted_input_makes_no_outcome_an_invention() -> None:
-    made = checker([0, 2, 4, 6, 8, 9], span=Span(0, 10, 10, 10, gaps_are_none=False))
+    made = checker([0, 2, 4, 6, 8, 9], span=OffsetRange(0, 10, 10, 10, gaps_are_none=False))
     verdict = judge(made, Stream().result(*range(10)))
     assert verdict.clean
     assert verdict.ignored == {"compacted_input": 4}
@@ -200,7 +200,7 @@ def test_an_outcome_that_came_after_the_commit_is_a_commit_ahead_and_not_a_loss(
 
 def test_an_offset_beyond_the_end_of_the_topic_is_a_commit_ahead() -> None:
     """Catches: an offset that was set by hand, or one of an older topic with that name."""
-    verdict = judge(checker(span=Span(0, 10, 15, 10)), Stream().result(*range(10)))
+    verdict = judge(checker(span=OffsetRange(0, 10, 15, 10)), Stream().result(*range(10)))
     assert found(verdict) == {"commit_ahead": ["frames/0/15"]}
 
 
@@ -223,11 +223,11 @@ def test_a_repeat_whose_first_outcome_was_deleted_is_not_disorder() -> None:
 
 def test_so_many_violations_are_listed_and_all_are_counted() -> None:
     """Catches: a list that grows with what is wrong."""
-    made = checker(range(1000), span=Span(0, 1000, 1000, 1000), keep=5, once=True)
+    made = checker(range(1000), span=OffsetRange(0, 1000, 1000, 1000), keep=5, once=True)
     verdict = judge(made, Stream().result(*range(500)).result(*reversed(range(500))))
     assert verdict.totals == {"missing": 500, "repeat": 500, "commit_ahead": 1}
     assert [each.kind for each in verdict.violations] == ["missing"] * 5 + ["repeat"] * 5 + ["commit_ahead"]
-    made = checker(range(500), span=Span(0, 500, 500, 500), keep=5)
+    made = checker(range(500), span=OffsetRange(0, 500, 500, 500), keep=5)
     backwards = judge(made, Stream().result(*reversed(range(500))))
     assert backwards.totals == {"order": 499}
     assert len(backwards.violations) == 5
@@ -246,7 +246,7 @@ def test_the_counts_are_those_of_a_checker_that_keeps_everything(
     stream = Stream()
     for offset, role in outcomes:
         (stream.result if role == "result" else stream.letter)(offset, source=source[offset])
-    verdict = judge(checker(records, span=Span(0, 10, committed, 10), once=once), stream)
+    verdict = judge(checker(records, span=OffsetRange(0, 10, committed, 10), once=once), stream)
     of_records = [(offset, role) for offset, role in outcomes if offset in records]
     answered = {offset for offset, _ in of_records}
     both = {offset for offset in answered if len({role for at, role in of_records if at == offset}) == 2}
@@ -278,12 +278,12 @@ REQUEST = Request(("frames",), "detections", "dead", "g", exactly_once=False, is
 
 def test_the_report_says_what_a_person_must_know() -> None:
     """Catches: a conclusion that claims more than was judged, and text of a producer that steers a terminal."""
-    clean = Answer(judge(checker(), Stream().result(*range(10))), 10, [])
+    clean = Report(judge(checker(), Stream().result(*range(10))), 10, [])
     assert conclusion(clean) == "clean: 10 records were judged, and every promise was kept"
-    nothing = Answer(judge(checker(span=Span(0, 10, -1, 10)), Stream()), 0, [])
+    nothing = Report(judge(checker(span=OffsetRange(0, 10, -1, 10)), Stream()), 0, [])
     assert conclusion(nothing).startswith("no record of the range can be judged yet")
     stream = Stream().result(0, 1, 2, 5, 3, 6, 7, 8, 9, 11, source="\x1b[2J")
-    text = list(lines(Answer(judge(checker(), stream), 10, ["a note"])))
+    text = list(lines(Report(judge(checker(), stream), 10, ["a note"])))
     assert "missing: frames/0/4: has no outcome, and the group has committed 10" in text
     assert any(
         "order: frames/0/3 of \\x1b[2J: detections[0]@4 came after the outcome of offset 5" in line for line in text
@@ -292,7 +292,7 @@ def test_the_report_says_what_a_person_must_know() -> None:
 
 
 def test_the_object_for_scripts_has_the_counts_and_the_violations() -> None:
-    answer = Answer(judge(checker(), Stream().result(0, 1, 2, 4, 5, 6, 7, 8, 9, 9)), 10, [])
+    answer = Report(judge(checker(), Stream().result(0, 1, 2, 4, 5, 6, 7, 8, 9, 9)), 10, [])
     body = as_json(REQUEST, answer)
     assert body["clean"] is False
     counts = body["counts"]

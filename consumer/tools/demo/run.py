@@ -153,7 +153,7 @@ class _Producer:
     def _work(self, plan: Plan, cameras: Sequence[ImageSource], broker: Broker) -> None:
         try:
             self._note(
-                producing.stream(
+                producing.send_frames(
                     shared_out(cameras, plan.frames),
                     bootstrap_servers=broker.bootstrap_servers,
                     topic=broker.topics.frames,

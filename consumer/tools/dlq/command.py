@@ -13,9 +13,9 @@ import typer
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
 from consumer.tools import clients
-from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq import formatting
 from consumer.tools.dlq.dead_letters import Filter, Selection, parse_since, read_letter
-from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width
+from consumer.tools.dlq.terminal import SHOWN, print_status, terminal_width, tolerate_closed_pipe, warn_unknown_reasons
 from consumer.tools.signals import stop_on_signals
 
 app = typer.Typer(
@@ -67,39 +67,39 @@ def list_(
 
     Reads up to where the topic ends now, joins no group and commits nothing. With --json an object per line.
     """
-    from consumer.tools.dlq.lookup import Newest
+    from consumer.tools.dlq.lookup import NewestRows
     from consumer.tools.kafka.reader import reader, scan_all
 
     chosen = _filter(reason, stage, source, input_topic, since)
     most = limit if limit is not None else (0 if as_json else SHOWN)
-    reasons, seen, strays, others = Counter[str](), Counter[str](), 0, 0
+    reasons, seen, foreign, others = Counter[str](), Counter[str](), 0, 0
     stop = stop_on_signals()
     there = clients.connection(config, bootstrap_servers, setting)
     with reader(there.bootstrap_servers, there.settings) as client:
-        newest = Newest(most)
+        newest = NewestRows(most)
         for found in scan_all(client, topic or there.config.dead_letter.topic, stop):
             letter = read_letter(*found)
             if letter is None:
-                strays += 1
-                newest.add(found.record.timestamp_ms, found[:2], text.stray_row(*found))
+                foreign += 1
+                newest.add(found.record.timestamp_ms, found[:2], formatting.foreign_row(*found))
                 continue
             seen[letter.dead.reason] += 1
             if chosen.matches(letter):
                 reasons[letter.dead.reason] += 1
-                newest.add(letter.rejected_at_ms, found[:2], text.row_of(letter))
+                newest.add(letter.rejected_at_ms, found[:2], formatting.row_of(letter))
             else:
                 others += 1
     rows = newest.rows()
-    with pipe():
-        lines = map(text.as_json, rows) if as_json else text.table(rows, width()) if rows else ()
+    with tolerate_closed_pipe():
+        lines = map(formatting.as_json, rows) if as_json else formatting.table(rows, terminal_width()) if rows else ()
         for line in lines:
             print(line)
         shown = sum(row["dead_letter"] for row in rows)
-        for line in text.summary(reasons, strays, others, shown):
+        for line in formatting.summary(reasons, foreign, others, shown):
             print(line, file=sys.stderr if as_json else sys.stdout)
-    hint(chosen, seen)
+    warn_unknown_reasons(chosen, seen)
     if stop.is_set():
-        say("stopped before the end")
+        print_status("stopped before the end")
 
 
 @app.command()
@@ -129,15 +129,15 @@ def show(
     with reader(there.bootstrap_servers, there.settings) as client:
         letter, places = find(client, topic or there.config.dead_letter.topic, which, stop)
     if len(places) > 1:
-        say(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
-    with pipe():
+        print_status(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
+    with tolerate_closed_pipe():
         if as_json:
-            print(text.as_json(text.details(letter)))
+            print(formatting.as_json(formatting.details(letter)))
         else:
-            for line in text.show(letter):
+            for line in formatting.letter_lines(letter):
                 print(line)
     if save is not None:
-        say(save_value(letter, save))
+        print_status(save_value(letter, save))
 
 
 @app.command()
@@ -175,7 +175,7 @@ def replay(
 
     Each once: run it again after whatever went wrong, with the same filters or others. It goes on where it stopped.
     """
-    from consumer.tools.dlq.replay_job import Errand
+    from consumer.tools.dlq.replay_job import ReplayJob
 
     there = clients.connection(config, bootstrap_servers, setting)
     if "transactional.id" in there.settings or "group.id" in there.settings:
@@ -183,7 +183,7 @@ def replay(
     chosen = _filter(reason, stage, source, input_topic, since)
     if not (dry_run or yes) and not sys.stdin.isatty():
         raise ConfigError("nobody is there to be asked: say --yes to write, or --dry-run to see what would be sent")
-    errand = Errand(
+    job = ReplayJob(
         there,
         topic or there.config.dead_letter.topic,
         Selection(chosen, to, include_truncated, max_replays),
@@ -195,11 +195,11 @@ def replay(
         stop=stop_on_signals(),
     )
     if dry_run:
-        errand.show()
-    elif yes or errand.confirmed():
-        errand.send()
+        job.show()
+    elif yes or job.confirmed():
+        job.send()
     else:
-        say("nothing was sent")
+        print_status("nothing was sent")
 
 
 def _filter(

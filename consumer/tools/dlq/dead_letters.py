@@ -27,7 +27,7 @@ Verdict = Literal["replay", "no_match", "truncated", "too_often"]
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetterRecord:
     """One dead letter: `raw` as it lies in the topic, `dead` taken apart, `frame` what its record says as a frame."""
 
     partition: int
@@ -44,13 +44,13 @@ class Letter:
         return f"{self.partition}@{self.offset}"
 
 
-def read_letter(partition: int, offset: int, raw: Record) -> Letter | None:
+def read_letter(partition: int, offset: int, raw: Record) -> DeadLetterRecord | None:
     """None for a record that is no dead letter of ours."""
     dead = read_dead_letter(raw)
     if dead is None:
         return None
     receipt = Receipt(TopicPartition(dead.topic, dead.partition), dead.offset, 0)
-    return Letter(
+    return DeadLetterRecord(
         partition,
         offset,
         raw,
@@ -67,7 +67,7 @@ def _number(record: Record, name: str, form: re.Pattern[bytes], most: int) -> in
     return found[-1] if found and found[-1] <= most else None
 
 
-def message_for(letter: Letter) -> Message:
+def message_for(letter: DeadLetterRecord) -> Message:
     """What a replay writes: the original record, with the present time, and headers that count and date it.
 
     With the original timestamp, retention could delete it before it is read. So that goes into a header, and it stays
@@ -84,7 +84,7 @@ def message_for(letter: Letter) -> Message:
     return Message(record.key, record.value, headers, None)
 
 
-def _notes(letter: Letter) -> list[tuple[str, bytes | None]]:
+def _notes(letter: DeadLetterRecord) -> list[tuple[str, bytes | None]]:
     """The headers that say what was cut. The original headers are the others of `raw` less the rest of ours."""
     original = list(letter.dead.record.headers)
     notes = []
@@ -106,7 +106,7 @@ class Filter:
     topics: frozenset[str] = frozenset()
     since_ms: int | None = None  # rejected at that time or later
 
-    def matches(self, letter: Letter) -> bool:
+    def matches(self, letter: DeadLetterRecord) -> bool:
         """Whether a letter fulfils all conditions."""
         return (
             (not self.reasons or letter.dead.reason in self.reasons)
@@ -140,7 +140,7 @@ class Selection:
     truncated: bool = False  # send also what was cut
     max_replays: int = 3  # leave alone what was replayed so often
 
-    def verdict(self, letter: Letter) -> Verdict:
+    def status_of(self, letter: DeadLetterRecord) -> Verdict:
         """Whether it is to be replayed, and why not."""
         if not self.filter.matches(letter):
             return "no_match"
@@ -148,7 +148,7 @@ class Selection:
             return "truncated"
         return "too_often" if letter.replays >= self.max_replays else "replay"
 
-    def destination(self, letter: Letter) -> str:
+    def destination(self, letter: DeadLetterRecord) -> str:
         """The topic that the record goes to."""
         return self.to or letter.dead.topic
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final
 
 from consumer.observability.logging import printable
-from consumer.tools.dlq.dead_letters import Letter
+from consumer.tools.dlq.dead_letters import DeadLetterRecord
 from consumer.types import REASONS, Record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,7 +20,7 @@ _COLUMNS: Final = (("REJECTED", 19), ("PLACE", 8), ("INPUT", 18), ("SOURCE", 12)
 Row = dict[str, Any]
 
 
-def row_of(letter: Letter) -> Row:
+def row_of(letter: DeadLetterRecord) -> Row:
     """What `list --json` prints of a letter."""
     dead = letter.dead
     return {
@@ -44,7 +44,7 @@ def as_json(body: Row) -> str:
     return json.dumps(body).replace("\x7f", "\\u007f")
 
 
-def stray_row(partition: int, offset: int, record: Record) -> Row:
+def foreign_row(partition: int, offset: int, record: Record) -> Row:
     """What `list --json` prints of a record that is no dead letter."""
     return {"place": f"{partition}@{offset}", "dead_letter": False, "bytes": len(record.value or b"")}
 
@@ -79,7 +79,7 @@ def _cut(line: str, width: int) -> str:
     return line if not width or len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
-def summary(reasons: Counter[str], strays: int, others: int, shown: int) -> Iterator[str]:
+def summary(reasons: Counter[str], foreign: int, others: int, shown: int) -> Iterator[str]:
     """How many there are of each reason; what was not shown, and what is no dead letter."""
     total = reasons.total()
     parts = ", ".join(f"{printable(reason) or '(no reason)'} {count}" for reason, count in reasons.most_common())
@@ -88,8 +88,8 @@ def summary(reasons: Counter[str], strays: int, others: int, shown: int) -> Iter
         yield f"shown: the newest {shown}; --limit 0 for all"
     if others:
         yield f"{others} more do not match"
-    if strays:
-        yield f"{strays} {'record is' if strays == 1 else 'records are'} no dead letter of Sluice"
+    if foreign:
+        yield f"{foreign} {'record is' if foreign == 1 else 'records are'} no dead letter of Sluice"
 
 
 def _letters(count: int) -> str:
@@ -121,7 +121,7 @@ def size(count: int) -> str:
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
 
 
-def details(letter: Letter) -> Row:
+def details(letter: DeadLetterRecord) -> Row:
     """What `show --json` prints: the row, every header, and what the frame says."""
     frame, record = letter.frame, letter.dead.record
     body = row_of(letter)
@@ -139,7 +139,7 @@ def details(letter: Letter) -> Row:
     return body
 
 
-def show(letter: Letter, zone: tzinfo | None = None) -> Iterator[str]:
+def letter_lines(letter: DeadLetterRecord, zone: tzinfo | None = None) -> Iterator[str]:
     """All that is known of one letter, a line each."""
     dead, record, frame = letter.dead, letter.dead.record, letter.frame
     yield f"place       {letter.place}"
@@ -160,7 +160,7 @@ def show(letter: Letter, zone: tzinfo | None = None) -> Iterator[str]:
         yield f"  {printable(name)} = {'(null)' if value is None else _text(value)}"
 
 
-def _frame_lines(letter: Letter, zone: tzinfo | None) -> Iterator[str]:
+def _frame_lines(letter: DeadLetterRecord, zone: tzinfo | None) -> Iterator[str]:
     frame = letter.frame
     yield f"form        {'msgpack envelope' if _is_envelope(letter) else 'image with headers'}"
     yield f"frame       {printable(frame.frame_id)}, captured {moment(frame.captured_at_ms, zone)}"
@@ -183,7 +183,7 @@ def image(payload: bytes) -> Row:
     return {"format": header.format, "width": header.width, "height": header.height, "scans": header.scans}
 
 
-def _is_envelope(letter: Letter) -> bool:
+def _is_envelope(letter: DeadLetterRecord) -> bool:
     return letter.frame.verdict is None and letter.frame.payload != letter.dead.record.value
 
 
@@ -201,7 +201,7 @@ def _text(value: bytes) -> str:
     return shown if len(value) <= 4 * _VALUE_SHOWN and shown == printable(head) else f"{shown}… ({len(value):,} bytes)"
 
 
-FATES: Final = ("no_match", "already_replayed", "truncated", "too_often", "no_dead_letter")
+LEFT_STATUSES: Final = ("no_match", "already_replayed", "truncated", "too_often", "no_dead_letter")
 _WHY: Final = {
     "already_replayed": "replayed before",
     "truncated": "truncated, so not what was sent once (--include-truncated sends them)",
@@ -211,13 +211,13 @@ _WHY: Final = {
 }
 
 
-def outcome(tally: Any, *, dry: bool) -> Iterator[str]:
+def replay_summary(counts: Any, *, dry: bool) -> Iterator[str]:
     """What a replay did, or would do, and what it left alone."""
-    where = ", ".join(f"{count} to {printable(topic)}" for topic, count in sorted(tally.to.items()))
-    why = ", ".join(f"{printable(reason)} {count}" for reason, count in tally.reasons.most_common())
-    yield f"{'would replay' if dry else 'replayed'} {tally.replayed}{f': {where}  ({why})' if where else ''}"
-    for fate in FATES:
-        if count := tally.left[fate]:
-            yield f"  left {count}: {_WHY[fate]}; the first is {tally.first[fate]}"
-    if tally.ended != "end":
-        yield {"limit": "ended at --limit; ", "stopped": "stopped; "}[tally.ended] + "the next run goes on there"
+    where = ", ".join(f"{count} to {printable(topic)}" for topic, count in sorted(counts.to.items()))
+    why = ", ".join(f"{printable(reason)} {count}" for reason, count in counts.reasons.most_common())
+    yield f"{'would replay' if dry else 'replayed'} {counts.replayed}{f': {where}  ({why})' if where else ''}"
+    for status in LEFT_STATUSES:
+        if count := counts.left[status]:
+            yield f"  left {count}: {_WHY[status]}; the first is {counts.first[status]}"
+    if counts.ended != "end":
+        yield {"limit": "ended at --limit; ", "stopped": "stopped; "}[counts.ended] + "the next run goes on there"

@@ -10,12 +10,12 @@ from confluent_kafka import Consumer
 
 from consumer.errors import ConfigError, KafkaError
 from consumer.observability.logging import printable
-from consumer.tools.dlq.dead_letters import Letter, parse_place, read_letter
+from consumer.tools.dlq.dead_letters import DeadLetterRecord, parse_place, read_letter
 from consumer.tools.dlq.formatting import Row, size
 from consumer.tools.kafka.reader import record_at, scan_all
 
 
-class Newest:
+class NewestRows:
     """Keeps the newest rows, `most` of them; 0: all."""
 
     def __init__(self, most: int) -> None:
@@ -35,7 +35,7 @@ class Newest:
         return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[:2])]
 
 
-def find(client: Consumer, topic: str, which: str, stop: threading.Event) -> tuple[Letter, list[str]]:
+def find(client: Consumer, topic: str, which: str, stop: threading.Event) -> tuple[DeadLetterRecord, list[str]]:
     """The letter at a place, or the last one of an input record, with the places of all. KafkaError: there is none."""
     if (place := parse_place(which)) is None:
         return _find_id(client, topic, which, stop)
@@ -48,9 +48,9 @@ def find(client: Consumer, topic: str, which: str, stop: threading.Event) -> tup
     return letter, [letter.place]
 
 
-def _find_id(client: Consumer, topic: str, which: str, stop: threading.Event) -> tuple[Letter, list[str]]:
+def _find_id(client: Consumer, topic: str, which: str, stop: threading.Event) -> tuple[DeadLetterRecord, list[str]]:
     places: list[str] = []
-    last: Letter | None = None
+    last: DeadLetterRecord | None = None
     for found in scan_all(client, topic, stop):
         letter = read_letter(*found)
         if letter is not None and letter.dead.id == which:
@@ -62,7 +62,7 @@ def _find_id(client: Consumer, topic: str, which: str, stop: threading.Event) ->
     return last, places
 
 
-def save_value(letter: Letter, path: Path) -> str:
+def save_value(letter: DeadLetterRecord, path: Path) -> str:
     """Write the value of a letter to a new file; returns what to say. Raises ConfigError where that cannot be."""
     value = letter.dead.record.value
     if value is None:

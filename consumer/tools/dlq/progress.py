@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from consumer.errors import ConfigError
-from consumer.tools.dlq.dead_letters import Filter, Letter, Selection
+from consumer.tools.dlq.dead_letters import DeadLetterRecord, Filter, Selection
 
 MAX_METADATA: Final = 4000  # bytes; the broker's offset.metadata.max.bytes is 4096 by default
 _VERSION: Final = 1
@@ -20,7 +20,7 @@ _SETS: Final = {"r": "reasons", "g": "stages", "s": "sources", "t": "topics"}
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ReplayPass:
     """Every letter below `done` that `selection` means to replay has been replayed."""
 
     selection: Selection
@@ -31,7 +31,7 @@ class Pass:
 class Progress:
     """What a group has replayed of one partition."""
 
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[ReplayPass, ...] = ()
     floor: int = 0  # all below counts as replayed, whatever it is: where someone set the group's offset by hand
 
     @property
@@ -43,18 +43,18 @@ class Progress:
         """Below this offset nothing is left to do for `selection`."""
         return max([self.floor, *(each.done for each in self.passes if each.selection.covers(selection))])
 
-    def is_done(self, letter: Letter, destination: str) -> bool:
+    def is_done(self, letter: DeadLetterRecord, destination: str) -> bool:
         """Whether this letter was sent there before, by whichever pass."""
         return letter.offset < self.floor or any(
             letter.offset < each.done
             and each.selection.destination(letter) == destination
-            and each.selection.verdict(letter) == "replay"
+            and each.selection.status_of(letter) == "replay"
             for each in self.passes
         )
 
     def advanced(self, selection: Selection, done: int, oldest: int = 0) -> Progress:
         """With `selection` done up to there. Passes that say nothing any more go: `oldest` is the first offset left."""
-        new = Pass(selection, max(done, self.start_for(selection)))
+        new = ReplayPass(selection, max(done, self.start_for(selection)))
         kept = [
             each
             for each in self.passes
@@ -88,7 +88,7 @@ class Progress:
         return cls(passes, floor)
 
 
-def _to_json(each: Pass) -> dict[str, Any]:
+def _to_json(each: ReplayPass) -> dict[str, Any]:
     chosen, selection = each.selection.filter, each.selection
     body: dict[str, Any] = {"o": each.done, "m": selection.max_replays}
     body |= {short: sorted(values) for short, name in _SETS.items() if (values := getattr(chosen, name))}
@@ -96,9 +96,9 @@ def _to_json(each: Pass) -> dict[str, Any]:
     return body | {name: value for name, value in optional.items() if value is not None}
 
 
-def _from_json(body: dict[str, Any]) -> Pass:
+def _from_json(body: dict[str, Any]) -> ReplayPass:
     sets = {name: frozenset(map(str, body.get(short, ()))) for short, name in _SETS.items()}
     since, to = body.get("a"), body.get("to")
     chosen = Filter(**sets, since_ms=None if since is None else int(since))
     selection = Selection(chosen, None if to is None else str(to), bool(body.get("x")), int(body["m"]))
-    return Pass(selection, int(body["o"]))
+    return ReplayPass(selection, int(body["o"]))

@@ -13,18 +13,18 @@ from confluent_kafka import Consumer
 
 from consumer.errors import KafkaError, SluiceError
 from consumer.tools.clients import Connection
-from consumer.tools.dlq import formatting as text
-from consumer.tools.dlq.dead_letters import Letter, Selection, digest_of
-from consumer.tools.dlq.lookup import Newest
-from consumer.tools.dlq.replay import Forgetful, Replay, Tally
-from consumer.tools.dlq.replay_writer import AtLeastOnce, Outbox, Transactions
-from consumer.tools.dlq.terminal import SHOWN, hint, pipe, say, width
+from consumer.tools.dlq import formatting
+from consumer.tools.dlq.dead_letters import DeadLetterRecord, Selection, digest_of
+from consumer.tools.dlq.lookup import NewestRows
+from consumer.tools.dlq.replay import MetadataNotKept, ReplayCounts, Replayer
+from consumer.tools.dlq.replay_writer import AtLeastOnceWriter, ReplayWriter, TransactionalWriter
+from consumer.tools.dlq.terminal import SHOWN, print_status, terminal_width, tolerate_closed_pipe, warn_unknown_reasons
 from consumer.tools.kafka.reader import reader
 from consumer.tools.signals import stop_on_signals
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class ReplayJob:
     """One replay of the topic `letters`. `group`: under this name it is remembered what was replayed."""
 
     there: Connection
@@ -39,16 +39,18 @@ class Errand:
 
     def show(self) -> None:
         """Say what would be sent, and which letters."""
-        rows = Newest(SHOWN)
+        rows = NewestRows(SHOWN)
         count = self._run(
             self.group,
             dry=True,
-            on_letter=lambda each: rows.add(each.rejected_at_ms, (each.partition, each.offset), text.row_of(each)),
+            on_letter=lambda each: rows.add(
+                each.rejected_at_ms, (each.partition, each.offset), formatting.row_of(each)
+            ),
         )
         shown = rows.rows()
-        with pipe():
+        with tolerate_closed_pipe():
             if shown and not self.as_json:
-                print(*text.table(shown, width()), sep="\n")
+                print(*formatting.table(shown, terminal_width()), sep="\n")
                 if len(shown) < count:
                     print(f"shown: the newest {len(shown)}")
 
@@ -68,14 +70,14 @@ class Errand:
         """
         try:
             self._run(self.group)
-        except Forgetful:
+        except MetadataNotKept:
             if not self.at_least_once:
                 raise KafkaError(
                     "this broker forgets the metadata of committed offsets, so nobody could know what was replayed "
                     "before; nothing was sent. With --at-least-once each set of filters has its own memory"
                 ) from None
-            say("this broker forgets the metadata of committed offsets: overlapping filters will repeat")
-            self._run(f"{self.group}-{digest_of(self.selection)}", remembers=True)
+            print_status("this broker forgets the metadata of committed offsets: overlapping filters will repeat")
+            self._run(f"{self.group}-{digest_of(self.selection)}", metadata_is_kept=True)
 
     def _run(
         self,
@@ -83,42 +85,42 @@ class Errand:
         *,
         dry: bool = False,
         preview: bool = False,
-        remembers: bool = False,
-        on_letter: Callable[[Letter], None] = lambda _: None,
+        metadata_is_kept: bool = False,
+        on_letter: Callable[[DeadLetterRecord], None] = lambda _: None,
     ) -> int:
         """How many were sent, or would be. What became of each is said also where it fails."""
         with reader(self.there.bootstrap_servers, self.there.settings, group) as client:
-            job = Replay(
+            job = Replayer(
                 client,
                 self.letters,
                 self.selection,
-                make_outbox=None if dry else lambda: self._outbox(client),
+                make_writer=None if dry else lambda: self._writer(client),
                 limit=self.limit,
                 batch=self.batch,
                 stop=self.stop,
-                remembers=remembers,
+                metadata_is_kept=metadata_is_kept,
                 on_letter=on_letter,
             )
             try:
                 job.run()
             except SluiceError:
-                self._report(job.tally, group, dry=dry, preview=preview)
+                self._report(job.counts, group, dry=dry, preview=preview)
                 raise
-        self._report(job.tally, group, dry=dry, preview=preview)
-        hint(self.selection.filter, job.tally.seen_reasons)
-        return job.tally.replayed
+        self._report(job.counts, group, dry=dry, preview=preview)
+        warn_unknown_reasons(self.selection.filter, job.counts.seen_reasons)
+        return job.counts.replayed
 
-    def _outbox(self, client: Consumer) -> Outbox:
+    def _writer(self, client: Consumer) -> ReplayWriter:
         servers, settings = self.there.bootstrap_servers, self.there.settings
         if self.at_least_once:
-            return AtLeastOnce(servers, settings, client)
-        return Transactions(servers, settings, f"{self.group}/{self.letters}", client)
+            return AtLeastOnceWriter(servers, settings, client)
+        return TransactionalWriter(servers, settings, f"{self.group}/{self.letters}", client)
 
-    def _report(self, tally: Tally, group: str, *, dry: bool, preview: bool) -> None:
-        with pipe():
+    def _report(self, counts: ReplayCounts, group: str, *, dry: bool, preview: bool) -> None:
+        with tolerate_closed_pipe():
             if preview or not self.as_json:
-                print(*text.outcome(tally, dry=dry), sep="\n", file=sys.stderr if preview else sys.stdout)
+                print(*formatting.replay_summary(counts, dry=dry), sep="\n", file=sys.stderr if preview else sys.stdout)
                 return
-            left = {fate: tally.left[fate] for fate in text.FATES}
-            body = {"dry_run": dry, "group": group, "replayed": tally.replayed, "ended": tally.ended}
-            print(text.as_json({**body, "to": dict(tally.to), "reasons": dict(tally.reasons), "left": left}))
+            left = {status: counts.left[status] for status in formatting.LEFT_STATUSES}
+            body = {"dry_run": dry, "group": group, "replayed": counts.replayed, "ended": counts.ended}
+            print(formatting.as_json({**body, "to": dict(counts.to), "reasons": dict(counts.reasons), "left": left}))

@@ -41,14 +41,14 @@ class Item(NamedTuple):
     message: Message
 
 
-class Refused(Exception):  # noqa: N818 - the caller turns it into an error that names the letter
+class RecordRefused(Exception):  # noqa: N818 - the caller turns it into an error that names the letter
     """The brokers do not want one record of a chunk. Which one, they do not say: they refuse what came with it, too.
 
     Nothing of the chunk was written.
     """
 
 
-class Outbox(Protocol):
+class ReplayWriter(Protocol):
     """Where chunks of records go."""
 
     def refresh(self) -> bool:
@@ -56,11 +56,11 @@ class Outbox(Protocol):
         ...
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
-        """Write all of them and commit the offsets. Raises Refused, or a SluiceError that ends the replay."""
+        """Write all of them and commit the offsets. Raises RecordRefused, or a SluiceError that ends the replay."""
         ...
 
 
-class Transactions:
+class TransactionalWriter:
     """Records and progress in one transaction: both or neither, so a `read_committed` reader sees each record once.
 
     Made before progress is read: from then on an older replay under the same `name` can change nothing.
@@ -82,7 +82,7 @@ class Transactions:
         return True
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
-        reports = _Reports()
+        reports = _DeliveryReports()
         started = time.monotonic()
         try:
             self._client.begin_transaction()
@@ -96,7 +96,7 @@ class Transactions:
         # end the next one early. A new producer has a new epoch, under which it is void.
         self._suspect = self._suspect or time.monotonic() - started >= _SOCKET_S
 
-    def _failed(self, failure: KafkaException, reports: _Reports) -> None:
+    def _failed(self, failure: KafkaException, reports: _DeliveryReports) -> None:
         if _is_fenced(failure.args[0]) or reports.fenced:
             raise KafkaError(_TAKEN_OVER) from None
         try:
@@ -110,7 +110,7 @@ class Transactions:
             ) from None
         self._suspect = True  # also because librdkafka goes on with a gap in its sequence numbers
         if reports.refused:
-            raise Refused(reports.refused) from None
+            raise RecordRefused(reports.refused) from None
         raise KafkaError(
             f"{clients.text_of(failure)}; run the same command again, it goes on where it stopped"
         ) from None
@@ -133,7 +133,7 @@ class Transactions:
         self._suspect = True
 
 
-class AtLeastOnce:
+class AtLeastOnceWriter:
     """Records, then progress: after a crash in between, one chunk of records is written again."""
 
     def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any], consumer: Consumer) -> None:
@@ -145,7 +145,7 @@ class AtLeastOnce:
         return False
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
-        reports = _Reports()
+        reports = _DeliveryReports()
         for item in items:
             try:
                 _produce(self._client, item, reports)
@@ -161,7 +161,7 @@ class AtLeastOnce:
             raise KafkaError(f"progress was not committed: {clients.text_of(failure)}; some will repeat") from None
 
 
-class _Reports:
+class _DeliveryReports:
     """What became of the records of one chunk."""
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class _Reports:
             self.refused = self.refused or self.reason
 
 
-def _produce(client: Producer, item: Item, reports: _Reports) -> None:
+def _produce(client: Producer, item: Item, reports: _DeliveryReports) -> None:
     def report(error: Code | None, _message: Any) -> None:
         if error is None:
             reports.arrived += 1

@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from consumer.tools.dlq import formatting as text
+from consumer.tools.dlq import formatting
 from consumer.tools.dlq.dead_letters import Filter
 
 SHOWN: Final = 100  # rows of a table, unless asked for otherwise
 
 
-def say(line: str) -> None:
+def print_status(line: str) -> None:
     """On stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
-def width() -> int:
+def terminal_width() -> int:
     """Of the terminal; 0 where there is none, so that a file or a pipe gets whole lines."""
     return shutil.get_terminal_size(fallback=(0, 0)).columns
 
 
 @contextmanager
-def pipe() -> Iterator[None]:
+def tolerate_closed_pipe() -> Iterator[None]:
     """`| head` may be done with us at any time; Python would complain once more at exit."""
     try:
         yield
@@ -36,7 +36,7 @@ def pipe() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def hint(chosen: Filter, seen: Counter[str]) -> None:
+def warn_unknown_reasons(chosen: Filter, seen: Counter[str]) -> None:
     """Say so where reasons were asked for that no letter has."""
-    if (line := text.unknown_reasons(chosen.reasons, seen)) is not None:
-        say(line)
+    if (line := formatting.unknown_reasons(chosen.reasons, seen)) is not None:
+        print_status(line)

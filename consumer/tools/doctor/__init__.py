@@ -2,7 +2,7 @@
 nothing.
 
 `findings` is what a check says, `examination` runs the checks under one deadline, `command` is the way in. Each of the
-other modules asks one part of the world (`model`, `contact`, `cluster`, `sample`) or judges what was found there
+other modules asks one part of the world (`model`, `connectivity`, `cluster`, `sample`) or judges what was found there
 (`settings`, `topics`, `rights`, `sizes`, `group`, `frames`): the second kind does no I/O.
 """
 

@@ -9,16 +9,14 @@ from typing import Any
 from consumer.kafka.consumer_settings import consumer_settings
 from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import connectivity as contact
-from consumer.tools.doctor import frames, group, model, rights, settings, sizes, topics
-from consumer.tools.doctor import http_port as http
+from consumer.tools.doctor import connectivity, frames, group, http_port, model, rights, settings, sizes, topics
 from consumer.tools.doctor.cluster import Cluster, Group, Logs
-from consumer.tools.doctor.connectivity import Contact
+from consumer.tools.doctor.connectivity import Connectivity
 from consumer.tools.doctor.findings import Finding, Reporter
 from consumer.tools.doctor.http_port import running_state
-from consumer.tools.doctor.model import Tried
+from consumer.tools.doctor.model import ModelProbe
 from consumer.tools.doctor.runner import Check
-from consumer.tools.doctor.sample import Seen, sample
+from consumer.tools.doctor.sample import SampledFrame, sample
 from consumer.tools.doctor.topics import Topics
 from consumer.types import TopicPartition
 
@@ -38,7 +36,7 @@ class Options:
     sample: int = 100
 
 
-class Plan:
+class Checklist:
     """The checks of one examination. They run in the order of `checks`, on one thread."""
 
     def __init__(self, there: Connection, options: Options) -> None:
@@ -46,15 +44,15 @@ class Plan:
         self._config = there.config
         self._options = options
         self._running: str | None = None
-        self._tried: Tried | None = None
-        self._contact: Contact | None = None
+        self._tried: ModelProbe | None = None
+        self._contact: Connectivity | None = None
         self._reader: Cluster | None = None  # as the program's consumer sees it: input, group, offsets
         self._writer: Cluster | None = None  # as its producer does: output, dead letters, transactions
         self._topics: Topics | None = None
         self._group: Group | None = None
         self._sending: Group | None = None  # the same, as the producer sees it
         self._logs: Logs = {}
-        self._seen: list[Seen] = []
+        self._seen: list[SampledFrame] = []
 
     def checks(self) -> list[Check]:
         """Those without a cluster first: they are quick, and a wrong model is no less wrong without brokers."""
@@ -87,7 +85,7 @@ class Plan:
 
     def _http(self, report: Reporter) -> Iterator[Finding]:
         self._running = running_state(self._config.http) if self._config.http.port else None
-        yield from http.http_port(self._config.http, self._running, report)
+        yield from http_port.http_port(self._config.http, self._running, report)
 
     def _model(self, report: Reporter) -> Iterator[Finding]:
         wanted = self._options.load_model
@@ -98,7 +96,7 @@ class Plan:
                 "a running sluice has loaded it, and a second copy might take its memory (--load-model loads it)"
             )
         else:
-            self._tried = model.try_model(self._config)
+            self._tried = model.probe_model(self._config)
             yield from model.model(self._config, self._tried, report)
 
     def _engine(self, report: Reporter) -> Iterator[Finding]:
@@ -122,18 +120,18 @@ class Plan:
         if reached:
             self._writer = Cluster(there.bootstrap_servers, there.producer)
 
-    def _meet(self, settings: dict[str, Any], report: Reporter) -> Generator[Finding, None, tuple[Contact, bool]]:
+    def _meet(self, settings: dict[str, Any], report: Reporter) -> Generator[Finding, None, tuple[Connectivity, bool]]:
         """Returns what came of it, and whether any broker can be asked."""
         servers = self._there.bootstrap_servers
-        met = contact.reach(servers, settings, _CONTACT_S)
-        silent = contact.silent(met, settings)
-        yield from contact.brokers(servers, met, silent, report)
+        met = connectivity.reach(servers, settings, _CONTACT_S)
+        silent = connectivity.silent(met, settings)
+        yield from connectivity.brokers(servers, met, silent, report)
         return met, len(silent) < len(met.brokers)
 
     def _features(self, report: Reporter) -> Iterator[Finding]:
         protocol = str(self._consumer_settings.get("group.protocol", "classic"))
         apis = self._contact.apis if self._contact is not None else {}
-        yield from contact.features(apis, protocol, self._config.delivery, report)
+        yield from connectivity.features(apis, protocol, self._config.delivery, report)
 
     def _find_topics(self, report: Reporter) -> Iterator[Finding]:
         if self._reader is None or self._writer is None:
@@ -174,7 +172,7 @@ class Plan:
             return
         own = self._config.kafka
         name = f"{own.transactional_id}-doctor" if own.transactional_id else f"sluice-{own.group_id}-doctor"
-        yield from rights.transactions(self._config, name, self._writer.refuses_transactions(name), report)
+        yield from rights.transactions(self._config, name, self._writer.transaction_error(name), report)
 
     def _frame_size(self, report: Reporter) -> Iterator[Finding]:
         if self._topics is None:

@@ -103,7 +103,7 @@ class Cluster:
         except KafkaException as error:
             return Group(name, rights, members, error=clients.text_of(error))
 
-    def refuses_transactions(self, name: str) -> Code | None:
+    def transaction_error(self, name: str) -> Code | None:
         """Whether transactions may be made under this name; None: they may.
 
         It makes the name known to the brokers, for a week by default, and fences whoever uses it: never ask with the

@@ -42,16 +42,16 @@ def doctor(
     Says what is wrong and how to fix it. Writes to no topic, joins no group, commits nothing. Exits with 0 where the
     program can run, 1 where there are problems, 2 where the configuration is wrong.
     """
-    from consumer.tools.doctor.checks import Options, Plan
+    from consumer.tools.doctor.checks import Checklist, Options
     from consumer.tools.doctor.findings import as_json as document
     from consumer.tools.doctor.findings import failed, summary
-    from consumer.tools.doctor.runner import examine
+    from consumer.tools.doctor.runner import run_checks
 
     there = clients.connection(config, bootstrap_servers, setting)
     options = Options(offline=offline, grace_s=grace_period, pods=pods, load_model=load_model, sample=sample)
     started = time.monotonic()
     findings: list[Finding] = []
-    for finding in examine(Plan(there, options).checks(), timeout):
+    for finding in run_checks(Checklist(there, options).checks(), timeout):
         findings.append(finding)
         if not as_json:
             print(finding.line(), flush=True)

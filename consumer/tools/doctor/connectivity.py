@@ -22,7 +22,7 @@ from consumer.tools.doctor.findings import Finding, Reporter
 _API: Final = re.compile(r"ApiKey \S+ \((\d+)\) Versions (\d+)\.\.(\d+)")
 _ASKED_AT_ONCE: Final = 16
 _REACH_S: Final = 5.0
-SETTLED_S: Final = 3.0  # after so long an error that was heard is taken at its word
+FIRST_TRY_S: Final = 3.0  # after so long an error that was heard is taken at its word
 _SILENCE: Final = "first answer"
 # How the client names a broker that another one told it of: host:port/ID. A bootstrap server has no number.
 _TOLD_OF: Final = re.compile(r"(\S+:\d+)/(\d+): ")
@@ -31,7 +31,7 @@ _INIT_PRODUCER_ID, _ADD_OFFSETS_TO_TXN, _END_TXN, _TXN_OFFSET_COMMIT, _CONSUMER_
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ConnectionFailure:
     """Why there was no contact, in the client's words, and what to do about it."""
 
     step: str
@@ -40,15 +40,15 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
-class Contact:
+class Connectivity:
     """What one client learned. `brokers`: address by ID, as they announce themselves; none where nobody answered."""
 
     brokers: Mapping[int, str]
     apis: Mapping[int, tuple[int, int]]
-    trouble: Trouble | None = None
+    failure: ConnectionFailure | None = None
 
 
-class _Ears(logging.Handler):
+class LogCapture(logging.Handler):
     """Keeps from the client's log what the brokers can do, and why connections failed: not all of it is an error."""
 
     def __init__(self) -> None:
@@ -64,12 +64,12 @@ class _Ears(logging.Handler):
             self.failures.append(line.rpartition("]: ")[2])
 
 
-def reach(bootstrap_servers: str, settings: Mapping[str, Any], timeout_s: float) -> Contact:
+def reach(bootstrap_servers: str, settings: Mapping[str, Any], timeout_s: float) -> Connectivity:
     """Ask for the list of brokers, once. Raises ConfigError where the client refuses its settings."""
     errors: list[Code] = []
-    ears = _Ears()
+    capture = LogCapture()
     log = logging.Logger("librdkafka.doctor", logging.DEBUG)  # noqa: LOG001 - what it hears is for nobody else
-    log.addHandler(ears)
+    log.addHandler(capture)
     ours: dict[str, Any] = {
         "bootstrap.servers": bootstrap_servers,
         "error_cb": errors.append,
@@ -80,44 +80,44 @@ def reach(bootstrap_servers: str, settings: Mapping[str, Any], timeout_s: float)
     except (KafkaException, ValueError, TypeError) as error:
         raise ConfigError(f"the Kafka client refuses its settings: {text_of(error)}") from None
     deadline = time.monotonic() + timeout_s
-    patience_s = min(timeout_s, SETTLED_S)
+    patience_s = min(timeout_s, FIRST_TRY_S)
     while True:
         try:
             known = client.list_topics(timeout=patience_s)
-        except KafkaException as failure:
-            _hear(client)
-            said = [(error.code(), error.str()) for error in errors]
-            said += [(Code._TRANSPORT, line) for line in ears.failures]  # noqa: SLF001
-            trouble = explain([*said, (failure.args[0].code(), failure.args[0].str())])
+        except KafkaException as error:
+            _drain_events(client)
+            said = [(each.code(), each.str()) for each in errors]
+            said += [(Code._TRANSPORT, line) for line in capture.failures]  # noqa: SLF001
+            failure = classify_failure([*said, (error.args[0].code(), error.args[0].str())])
             patience_s = deadline - time.monotonic()
             # Whoever says no will say it again; only silence is worth all of the time.
-            if trouble.step != _SILENCE or patience_s <= 0:
-                return Contact({}, ears.apis, trouble)
+            if failure.step != _SILENCE or patience_s <= 0:
+                return Connectivity({}, capture.apis, failure)
         else:
-            _hear(client)
-            return Contact({each.id: f"{each.host}:{each.port}" for each in known.brokers.values()}, ears.apis)
+            _drain_events(client)
+            return Connectivity({each.id: f"{each.host}:{each.port}" for each in known.brokers.values()}, capture.apis)
 
 
-def _hear(client: AdminClient) -> None:
+def _drain_events(client: AdminClient) -> None:
     """Serve what the client has to say: its log and its errors wait for a poll."""
     until = time.monotonic() + 0.5
     while client.poll(0.05) and time.monotonic() < until:
         pass
 
 
-_PROTOCOL: Final = (
+_PROTOCOL_FIX: Final = (
     "check that security.protocol (kafka.client) is that of the port: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
 )
-_CERTIFICATE: Final = (
+_CERTIFICATE_FIX: Final = (
     "check ssl.ca.location (the authority that signed the brokers' certificates), that the brokers are addressed by a "
     "name that is in their certificates, and ssl.certificate.location and ssl.key.location where they ask for one"
 )
-_LOGIN: Final = "check sasl.mechanism, sasl.username and sasl.password (kafka.client, kafka.secrets)"
-_NAME: Final = "correct the host name, or the DNS of this machine"
-_ROAD: Final = "check host and port, that the broker runs, and firewalls and network policies on the way"
+_LOGIN_FIX: Final = "check sasl.mechanism, sasl.username and sasl.password (kafka.client, kafka.secrets)"
+_NAME_FIX: Final = "correct the host name, or the DNS of this machine"
+_NETWORK_FIX: Final = "check host and port, that the broker runs, and firewalls and network policies on the way"
 
 
-class _Sign(NamedTuple):
+class _ErrorPattern(NamedTuple):
     """What an error looks like, and what it means. librdkafka says some things in words alone."""
 
     code: int
@@ -127,46 +127,46 @@ class _Sign(NamedTuple):
 
 
 # The most telling first: a client whose login is refused also reports that it has no connection.
-_SIGNS: Final = (
-    _Sign(Code._AUTHENTICATION, "", "login", _LOGIN),  # noqa: SLF001 - the library's own names, here and below
-    _Sign(Code._RESOLVE, "", "name", _NAME),  # noqa: SLF001
-    _Sign(Code._TRANSPORT, "PLAINTEXT broker listener", "protocol", _PROTOCOL),  # noqa: SLF001
-    _Sign(Code._SSL, "", "TLS", _CERTIFICATE),  # noqa: SLF001
-    _Sign(Code._TRANSPORT, "SSL alert", "TLS", _CERTIFICATE),  # noqa: SLF001
-    _Sign(Code._TRANSPORT, "onnection closed by peer", "protocol", _PROTOCOL),  # noqa: SLF001
-    _Sign(Code._TRANSPORT, "APIVERSION_QUERY", "protocol", _PROTOCOL),  # noqa: SLF001
-    _Sign(Code._TRANSPORT, "Connect", "connection", _ROAD),  # noqa: SLF001
+_ERROR_PATTERNS: Final = (
+    _ErrorPattern(Code._AUTHENTICATION, "", "login", _LOGIN_FIX),  # noqa: SLF001 - the library's own names, here and below
+    _ErrorPattern(Code._RESOLVE, "", "name", _NAME_FIX),  # noqa: SLF001
+    _ErrorPattern(Code._TRANSPORT, "PLAINTEXT broker listener", "protocol", _PROTOCOL_FIX),  # noqa: SLF001
+    _ErrorPattern(Code._SSL, "", "TLS", _CERTIFICATE_FIX),  # noqa: SLF001
+    _ErrorPattern(Code._TRANSPORT, "SSL alert", "TLS", _CERTIFICATE_FIX),  # noqa: SLF001
+    _ErrorPattern(Code._TRANSPORT, "onnection closed by peer", "protocol", _PROTOCOL_FIX),  # noqa: SLF001
+    _ErrorPattern(Code._TRANSPORT, "APIVERSION_QUERY", "protocol", _PROTOCOL_FIX),  # noqa: SLF001
+    _ErrorPattern(Code._TRANSPORT, "Connect", "connection", _NETWORK_FIX),  # noqa: SLF001
 )
 
 
-def explain(said: Sequence[tuple[int, str]]) -> Trouble:
+def classify_failure(said: Sequence[tuple[int, str]]) -> ConnectionFailure:
     """The most telling of the errors (code, text) that led to no answer; the last one where none tells anything."""
-    for sign in _SIGNS:
+    for sign in _ERROR_PATTERNS:
         for code, text in said:
             if code == sign.code and sign.words in text:
-                return Trouble(sign.step, text, sign.fix)
-    return Trouble(_SILENCE, said[-1][1], _ROAD)
+                return ConnectionFailure(sign.step, text, sign.fix)
+    return ConnectionFailure(_SILENCE, said[-1][1], _NETWORK_FIX)
 
 
-def silent(first: Contact, settings: Mapping[str, Any]) -> dict[int, Trouble]:
+def silent(first: Connectivity, settings: Mapping[str, Any]) -> dict[int, ConnectionFailure]:
     """Ask every broker at the address that it announces; those that give no answer there, by ID."""
     with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="doctor-reach") as pool:
         answers = pool.map(lambda address: reach(address, settings, _REACH_S), first.brokers.values())
-        return {number: each.trouble for number, each in zip(first.brokers, answers, strict=True) if each.trouble}
+        return {number: each.failure for number, each in zip(first.brokers, answers, strict=True) if each.failure}
 
 
 def brokers(
-    bootstrap_servers: str, first: Contact, silent: Mapping[int, Trouble], report: Reporter
+    bootstrap_servers: str, first: Connectivity, silent: Mapping[int, ConnectionFailure], report: Reporter
 ) -> Iterator[Finding]:
     """`first`: what came of the bootstrap servers; `silent`: who is not where it says it is."""
-    if first.trouble is not None:
+    if first.failure is not None:
         # The client may turn to the announced address so soon that it never tells what the bootstrap server said.
-        told_of = _TOLD_OF.match(first.trouble.said)
+        told_of = _TOLD_OF.match(first.failure.said)
         what = _nobody_there(told_of[2], told_of[1]) if told_of else f"no answer from {bootstrap_servers}"
-        yield _no_contact(what, first.trouble, report)
+        yield _no_contact(what, first.failure, report)
         return
-    for number, trouble in silent.items():
-        yield _no_contact(_nobody_there(number, first.brokers[number]), trouble, report)
+    for number, failure in silent.items():
+        yield _no_contact(_nobody_there(number, first.brokers[number]), failure, report)
     if not silent:
         yield report.ok(f"{len(first.brokers)} answer, each at its own address: {_some(first.brokers.values())}")
 
@@ -200,8 +200,8 @@ def _nobody_there(number: int | str, address: str) -> str:
     return f"broker {number} announces itself as {address} (its advertised.listeners), but gives no answer there"
 
 
-def _no_contact(what: str, trouble: Trouble, report: Reporter) -> Finding:
-    return report.problem(f"{what}; it failed at the {trouble.step}: {trouble.said}", trouble.fix)
+def _no_contact(what: str, failure: ConnectionFailure, report: Reporter) -> Finding:
+    return report.problem(f"{what}; it failed at the {failure.step}: {failure.said}", failure.fix)
 
 
 def _some(addresses: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from consumer.tools.doctor.findings import Finding, Reporter
-from consumer.tools.doctor.sample import Seen
+from consumer.tools.doctor.sample import SampledFrame
 
 _SHOWN = 3
 _AHEAD_MS = 1000  # clocks that are kept by NTP differ by a few milliseconds
@@ -29,7 +29,7 @@ def murmur2(key: bytes) -> int:
     return (hashed ^ hashed >> 15) & 0x7FFFFFFF
 
 
-def partitioning(seen: Sequence[Seen], partitions: Mapping[str, int], report: Reporter) -> Iterator[Finding]:
+def partitioning(seen: Sequence[SampledFrame], partitions: Mapping[str, int], report: Reporter) -> Iterator[Finding]:
     """Order is kept within a partition only. `partitions`: how many each topic has."""
     if not seen:
         yield report.skipped("there are no frames to look at")
@@ -68,7 +68,7 @@ def partitioning(seen: Sequence[Seen], partitions: Mapping[str, int], report: Re
         )
 
 
-def clocks(seen: Sequence[Seen], report: Reporter) -> Iterator[Finding]:
+def clocks(seen: Sequence[SampledFrame], report: Reporter) -> Iterator[Finding]:
     """Capture times, ages and latencies compare the clocks of producers or brokers with ours."""
     stamped = [each for each in seen if each.timestamp_ms is not None]
     if not stamped:
@@ -79,7 +79,7 @@ def clocks(seen: Sequence[Seen], report: Reporter) -> Iterator[Finding]:
             yield from _clock(frames, whose, report)
 
 
-def _clock(frames: Sequence[Seen], whose: str, report: Reporter) -> Iterator[Finding]:
+def _clock(frames: Sequence[SampledFrame], whose: str, report: Reporter) -> Iterator[Finding]:
     ahead = max(frames, key=lambda each: each.ahead_ms)
     live = [each for each in frames if each.live]
     nearest = max(live, key=lambda each: each.ahead_ms, default=None)
@@ -105,7 +105,7 @@ def _clock(frames: Sequence[Seen], whose: str, report: Reporter) -> Iterator[Fin
         )
 
 
-def _number(each: Seen) -> int:
+def _number(each: SampledFrame) -> int:
     return each.partition.partition
 
 

@@ -18,7 +18,7 @@ _TRIALS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class ModelProbe:
     """A model that was loaded and run. `batch_s`: seconds for the largest batch, once warm."""
 
     info: ModelInfo
@@ -27,7 +27,7 @@ class Tried:
     batch_s: float
 
 
-def try_model(config: Config) -> Tried:
+def probe_model(config: Config) -> ModelProbe:
     """Load the model as the program will, warm it up, and run the largest batch of empty pictures.
 
     Raises ModelError, with what to do, where it is missing, not the one that was meant, of the wrong kind, or does not
@@ -58,12 +58,12 @@ def try_model(config: Config) -> Tried:
                 f"a batch of {batch} does not fit into the memory of {detector.device}: lower batching.max_batch_size, "
                 "or see who else uses the device"
             ) from error
-        return Tried(detector.info, detector.device, batch, min(seconds))
+        return ModelProbe(detector.info, detector.device, batch, min(seconds))
     finally:
         detector.close()
 
 
-def model(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
+def model(config: Config, tried: ModelProbe, report: Reporter) -> Iterator[Finding]:
     """What was found out by trying."""
     info = tried.info
     if tried.device == "simulated":
@@ -88,7 +88,7 @@ def model(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
         )
 
 
-def engine(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
+def engine(config: Config, tried: ModelProbe, report: Reporter) -> Iterator[Finding]:
     """Its speed against the times that the configuration gives it."""
     batch_s, limits = tried.batch_s, config.limits
     rate = f"{tried.batch / batch_s:.0f} frames/s" if batch_s > 0 else "no limit"

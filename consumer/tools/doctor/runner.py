@@ -19,7 +19,7 @@ class Check(NamedTuple):
     run: Callable[[Reporter], Iterable[Finding]]
 
 
-def examine(checks: Iterable[Check], timeout_s: float) -> Iterator[Finding]:
+def run_checks(checks: Iterable[Check], timeout_s: float) -> Iterator[Finding]:
     """The findings of every check, as they come. What has not answered in time is a problem; the rest is skipped.
 
     The checks run on a daemon thread: a broker, a driver or a file system that hangs cannot hold up the caller, who

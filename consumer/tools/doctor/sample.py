@@ -22,7 +22,7 @@ _MOST_S: Final = 10.0
 LIVE_S: Final = 1.5  # how long to wait for frames that are being sent now
 
 
-class Seen(NamedTuple):
+class SampledFrame(NamedTuple):
     """One frame. `ahead_ms`: its timestamp, less our clock when we read it. `live`: it was written while we looked."""
 
     partition: TopicPartition
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     live: bool
 
 
-def sample(cluster: Cluster, logs: Logs, each: int) -> list[Seen]:
+def sample(cluster: Cluster, logs: Logs, each: int) -> list[SampledFrame]:
     """The last `each` frames of every partition, less where they are large, and those that come in meanwhile.
 
     Raises KafkaError where a topic cannot be read.
@@ -44,7 +44,7 @@ def sample(cluster: Cluster, logs: Logs, each: int) -> list[Seen]:
     settings = {"auto.offset.reset": "earliest", "fetch.wait.max.ms": 100, "enable.partition.eof": True}
     with cluster.reader(f"sluice-doctor-{uuid.uuid4()}", **settings) as client:
         client.assign(starts)
-        found: list[Seen] = []
+        found: list[SampledFrame] = []
         size, until = 0, time.monotonic() + _MOST_S
         unread = {place for place, (first, end) in logs.items() if end > first}
         live_until: float | None = None if unread else time.monotonic() + LIVE_S
@@ -55,7 +55,7 @@ def sample(cluster: Cluster, logs: Logs, each: int) -> list[Seen]:
             if (error := message.error()) is not None:
                 if error.code() == Code._PARTITION_EOF:  # noqa: SLF001
                     unread.discard(_place(message))
-                elif clients.is_hopeless(error):
+                elif clients.is_permanent(error):
                     raise KafkaError(f"cannot read the newest frames: {error.str()}")
             else:
                 size += len(message)
@@ -65,14 +65,14 @@ def sample(cluster: Cluster, logs: Logs, each: int) -> list[Seen]:
     return found
 
 
-def _seen(message: Message, ends: Mapping[TopicPartition, int]) -> Iterator[Seen]:
+def _seen(message: Message, ends: Mapping[TopicPartition, int]) -> Iterator[SampledFrame]:
     """Nothing for what is no frame."""
     now_ms = time.time_ns() // 1_000_000
     place, offset = _place(message), message.offset() or 0
     record = read_record(message)
     frame = parse_frame(record, Receipt(place, offset, 0), 0.0)
     if frame.verdict is None:
-        yield Seen(
+        yield SampledFrame(
             partition=place,
             source_id=frame.source_id,
             key=record.key,

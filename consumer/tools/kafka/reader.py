@@ -73,7 +73,7 @@ def scan(
         if (error := message.error()) is not None:
             if error.code() == Code._PARTITION_EOF and number is not None:  # noqa: SLF001
                 ends[number] = -1
-            elif clients.is_hopeless(error):
+            elif clients.is_permanent(error):
                 raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
             continue
         if number is None or offset is None or ends.get(number, 0) < 0:

@@ -218,7 +218,7 @@ class Reader:
             raise KafkaError(
                 f"topic {printable(topic)}: retention has deleted records just before they were read. Run this again"
             )
-        if error.code() != Code._PARTITION_EOF and clients.is_hopeless(error):  # noqa: SLF001
+        if error.code() != Code._PARTITION_EOF and clients.is_permanent(error):  # noqa: SLF001
             raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
 
     def _check_patience(self, topic: str, at: Mapping[int, int], waits: set[int], quiet_s: float) -> None:

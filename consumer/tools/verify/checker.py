@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from consumer.tools.verify import partition_state as bits
-from consumer.tools.verify.partition_state import Partition, answered_in_one_topic, count_and_first
+from consumer.tools.verify.partition_state import PartitionState, answered_in_one_topic, count_and_first
 from consumer.tools.verify.types import (
     KINDS,
-    Kind,
+    CheckResult,
+    OffsetRange,
     Outcome,
     PartitionCount,
     Role,
-    Span,
-    Verdict,
     Violation,
+    ViolationKind,
     record_id,
 )
 from consumer.types import TopicPartition
@@ -36,25 +36,25 @@ class Checker:
     deleted it or because the user asked for that.
     """
 
-    spans: Mapping[TopicPartition, Span]
+    spans: Mapping[TopicPartition, OffsetRange]
     exactly_once: bool
     keep: int = 20
     cut: set[tuple[Role, int]] = field(default_factory=set)
-    _partitions: dict[TopicPartition, Partition] = field(init=False)
+    _partitions: dict[TopicPartition, PartitionState] = field(init=False)
     _topics: frozenset[str] = field(init=False)
     _last: dict[tuple[Role, int, int, str], int] = field(default_factory=dict)
     _first: dict[tuple[Role, int, int, str], int] = field(default_factory=dict)  # of `cut` partitions
     _sources: set[str] = field(default_factory=set)
     _repeats: int = 0
     _ignored: Counter[str] = field(default_factory=Counter)
-    _totals: Counter[Kind] = field(default_factory=Counter)
-    _listed: dict[Kind, list[Violation]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
-    _broken: list[tuple[Partition, int, Violation]] = field(default_factory=list)
+    _totals: Counter[ViolationKind] = field(default_factory=Counter)
+    _listed: dict[ViolationKind, list[Violation]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    _broken: list[tuple[PartitionState, int, Violation]] = field(default_factory=list)
     _settled: bool = False
 
     def __post_init__(self) -> None:
         self._partitions = {
-            partition: Partition(number, span, bytearray(max(0, span.end - span.start)))
+            partition: PartitionState(number, span, bytearray(max(0, span.end - span.start)))
             for number, (partition, span) in enumerate(self.spans.items())
         }
         self._topics = frozenset(partition.topic for partition in self.spans)
@@ -122,7 +122,7 @@ class Checker:
         """Whether a record below the committed offset has no outcome so far."""
         return any(count_and_first(mine.open(mine.judged_from))[0] for mine in self._partitions.values())
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckResult:
         """What was found in the end."""
         totals = self._totals.copy()
         listed = {kind: list(found) for kind, found in self._listed.items()}
@@ -135,7 +135,7 @@ class Checker:
             for mine, offset, violation in self._broken
             if answered_in_one_topic(mine.state[offset - mine.span.start])
         ][: self.keep]
-        return Verdict(
+        return CheckResult(
             counts,
             Counter({kind: count for kind, count in totals.items() if count}),
             [violation for kind in KINDS for violation in listed[kind]],
@@ -155,7 +155,7 @@ class Checker:
                 if not left:
                     return
 
-    def _count(self, partition: TopicPartition, mine: Partition) -> PartitionCount:
+    def _count(self, partition: TopicPartition, mine: PartitionState) -> PartitionCount:
         span = mine.span
         count = PartitionCount(partition, span)
         for _, states in mine.chunks(span.start, span.end):
@@ -170,7 +170,7 @@ class Checker:
         count.pending = count.records - count.answered - count.missing - count.unjudged
         return count
 
-    def _judge_order(self, outcome: Outcome, mine: Partition) -> int:
+    def _judge_order(self, outcome: Outcome, mine: PartitionState) -> int:
         """What a reader sees that drops repeats by ID, in one output partition. Returns the bit to remember."""
         if not outcome.source:
             return 0
@@ -197,14 +197,14 @@ class Checker:
         if self.exactly_once:
             self._found("repeat", outcome, "is another outcome of a record that has one already")
 
-    def _outside(self, outcome: Outcome, span: Span) -> None:
+    def _outside(self, outcome: Outcome, span: OffsetRange) -> None:
         # After `settle`, outcomes of records come in that are newer than the range's end.
         if outcome.offset >= span.log_end and not self._settled:
             self._found("invented", outcome, f"is an outcome of an offset beyond the end of the topic, {span.log_end}")
         else:
             self._ignored["outside_range"] += 1
 
-    def _of_no_record(self, outcome: Outcome, mine: Partition) -> None:
+    def _of_no_record(self, outcome: Outcome, mine: PartitionState) -> None:
         if outcome.offset < mine.deleted_below:
             self._ignored["deleted_input"] += 1
         elif not mine.span.gaps_are_none:
@@ -218,7 +218,7 @@ class Checker:
         else:
             self._ignored["other_topic"] += 1
 
-    def _found(self, kind: Kind, outcome: Outcome, text: str) -> None:
+    def _found(self, kind: ViolationKind, outcome: Outcome, text: str) -> None:
         self._list(Violation(kind, outcome.id, outcome.source or None, str(outcome.place), text))
 
     def _commit_ahead(self, partition: TopicPartition, offset: int, why: str) -> None:

@@ -19,7 +19,7 @@ from consumer.tools.signals import stop_on_signals
 if TYPE_CHECKING:
     from consumer.tools.verify.request import Request
     from consumer.tools.verify.run import Progress
-    from consumer.tools.verify.types import Answer
+    from consumer.tools.verify.types import Report
 
 _WHEN: Final = "An offset, 2h (ago), 2026-01-31T22:00, or Unix milliseconds."
 _INTERRUPTED: Final = 130
@@ -95,7 +95,7 @@ def verify(
     raise typer.Exit(0 if answer.verdict.clean else 1)
 
 
-def _print(request: Request, answer: Answer) -> None:
+def _print(request: Request, answer: Report) -> None:
     from rich.console import Console
 
     from consumer.tools.verify import report

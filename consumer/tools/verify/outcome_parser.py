@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from consumer.messages import parse_frame, read_dead_letter
-from consumer.tools.verify.types import Outcome, Place, Role
+from consumer.tools.verify.types import Outcome, Position, Role
 from consumer.types import Receipt, Record, TopicPartition
 
 _ID: Final = re.compile(rb"([A-Za-z0-9._-]{1,249})/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})")
@@ -17,14 +17,14 @@ _CONSUMER: Final = "__connect.errors.connector.name"
 _NAME_BYTES: Final = 253  # a dead letter cuts a longer name of its consumer, at a character
 
 
-class Outcomes:
+class OutcomeParser:
     """Reads the outcomes that one group wrote."""
 
     def __init__(self, group: str) -> None:
         self._source = f"/sluice/{group}"
         self._known: dict[bytes, bool] = {}  # names of consumers that were seen: whether each is this group's
 
-    def read(self, role: Role, place: Place, record: Record) -> Outcome | str:
+    def read(self, role: Role, place: Position, record: Record) -> Outcome | str:
         """The outcome; or why the record is none of the group: "foreign" or "other_group"."""
         headers = dict(record.headers)  # of several with one name the last is ours; earlier ones are the producer's
         found = _ID.fullmatch(headers.get("ce_id") or b"")

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.tools.verify.types import Span
+from consumer.tools.verify.types import OffsetRange
 
 # The byte of an offset: it is a record; its outcome broke the order; how many results, how many dead letters (0 to 7,
 # where 7 means 7 or more).
@@ -23,9 +23,9 @@ _CHUNK: Final = 1 << 20
 
 
 @dataclass(slots=True)
-class Partition:
+class PartitionState:
     number: int
-    span: Span
+    span: OffsetRange
     state: bytearray
     deleted_below: int = 0
     judged_from: int = 0

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from consumer.observability.logging import printable
 from consumer.tools.verify.request import Request
-from consumer.tools.verify.types import KINDS, Answer, Kind, PartitionCount, Violation
+from consumer.tools.verify.types import KINDS, PartitionCount, Report, Violation, ViolationKind
 
-_NAMES: Final[dict[Kind, str]] = {
+_NAMES: Final[dict[ViolationKind, str]] = {
     "missing": "every record answered",
     "repeat": "answered once",
     "order": "in order per source",
@@ -36,7 +36,7 @@ def heading(request: Request) -> str:
     return printable(f"{topics}, group {request.group}, {delivery}")
 
 
-def table(request: Request, answer: Answer) -> Table:
+def table(request: Request, answer: Report) -> Table:
     """A row for each promise."""
     found = Table("promise", "", "what was found", box=None, pad_edge=False, header_style="bold")
     for kind in KINDS:
@@ -48,7 +48,7 @@ def table(request: Request, answer: Answer) -> Table:
     return found
 
 
-def _detail(kind: Kind, request: Request, answer: Answer) -> str:
+def _detail(kind: ViolationKind, request: Request, answer: Report) -> str:
     verdict = answer.verdict
     if kind == "missing":
         answered, records, missing, pending = (
@@ -65,16 +65,16 @@ def _detail(kind: Kind, request: Request, answer: Answer) -> str:
     return f"partitions with a committed offset: {below:,} of {len(verdict.partitions):,}"
 
 
-def _judged(answer: Answer) -> int:
+def _judged(answer: Report) -> int:
     """Records about which it can be said whether they are answered."""
     return _sum(answer, "records") - _sum(answer, "pending") - _sum(answer, "unjudged")
 
 
-def _sum(answer: Answer, name: str) -> int:
+def _sum(answer: Report, name: str) -> int:
     return sum(getattr(each, name) for each in answer.verdict.partitions)
 
 
-def lines(answer: Answer) -> Iterator[str]:
+def lines(answer: Report) -> Iterator[str]:
     """What stands below the table: violations, what was left out, and the conclusion."""
     verdict = answer.verdict
     for kind in KINDS:
@@ -99,7 +99,7 @@ def violation_line(violation: Violation) -> str:
     return f"{violation.kind}: {violation.input}{source}: {place}{violation.text}"
 
 
-def conclusion(answer: Answer) -> str:
+def conclusion(answer: Report) -> str:
     """One sentence."""
     if total := answer.verdict.totals.total():
         return f"broken: {total:,} violation{'s' * (total != 1)}"
@@ -108,7 +108,7 @@ def conclusion(answer: Answer) -> str:
     return f"clean: {_judged(answer):,} records were judged, and every promise was kept"
 
 
-def as_json(request: Request, answer: Answer) -> dict[str, Any]:
+def as_json(request: Request, answer: Report) -> dict[str, Any]:
     """The whole answer as one object."""
     verdict = answer.verdict
     names = ("records", "answered", "missing", "pending", "unjudged")

@@ -27,9 +27,9 @@ from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster
 from consumer.tools.verify.brokers import Brokers, Reader
 from consumer.tools.verify.checker import Checker
-from consumer.tools.verify.outcome_parser import Outcomes, source_of, written_ms
+from consumer.tools.verify.outcome_parser import OutcomeParser, source_of, written_ms
 from consumer.tools.verify.request import Bound, Request
-from consumer.tools.verify.types import Answer, Place, Role, Span, Violation
+from consumer.tools.verify.types import OffsetRange, Position, Report, Role, Violation
 from consumer.types import Record, TopicPartition
 
 # One byte each. More is a sign of a wrong range, and would take the machine's memory without a word.
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]  # what is read, offsets passed since
 
 
 @dataclass(slots=True)
-class _Log:
+class _OutcomePartition:
     """One partition of outcomes: what is read of it. `first_ms`: when its first record that was read was written.
 
     `chosen`: the user asked for this start. `cut`: there were records before it.
@@ -55,7 +55,7 @@ class _Log:
 
 
 @dataclass(slots=True)
-class Run:
+class VerifyRun:
     """One check. `now_ms`: Unix milliseconds at its start."""
 
     request: Request
@@ -63,11 +63,11 @@ class Run:
     cluster: Cluster
     now_ms: int
     progress: Progress
-    _logs: dict[TopicPartition, _Log] = field(default_factory=dict)
+    _logs: dict[TopicPartition, _OutcomePartition] = field(default_factory=dict)
     _notes: list[str] = field(default_factory=list)
     _read: int = 0
 
-    def __call__(self) -> Answer:
+    def __call__(self) -> Report:
         """Raises ConfigError for a range or topics that cannot be judged, KafkaError, and Stopped."""
         request = self.request
         with (
@@ -94,7 +94,7 @@ class Run:
                 "outcomes of offsets without a record are not judged: an input topic is compacted, or its "
                 "cleanup.policy cannot be read (that needs DESCRIBE_CONFIGS)"
             )
-        return Answer(verdict, self._read, self._notes)
+        return Report(verdict, self._read, self._notes)
 
     def _find_logs(self, outputs: Reader) -> None:
         """The partitions of outcomes, where their reading begins, and their ends."""
@@ -108,11 +108,13 @@ class Run:
         ends, oldest = self.brokers.ends(of), self.brokers.beginnings(of)
         wanted = self._resolve(self.request.outcomes_from, ends)
         self._logs = {
-            each: _Log(role, max(oldest[each], wanted.get(each, 0)), ends[each], wanted.get(each, 0) > oldest[each])
+            each: _OutcomePartition(
+                role, max(oldest[each], wanted.get(each, 0)), ends[each], wanted.get(each, 0) > oldest[each]
+            )
             for each, role in of.items()
         }
 
-    def _spans(self, inputs: list[TopicPartition], committed: Offsets) -> dict[TopicPartition, Span]:
+    def _spans(self, inputs: list[TopicPartition], committed: Offsets) -> dict[TopicPartition, OffsetRange]:
         oldest = self.brokers.beginnings(inputs)
         log_ends = self.brokers.ends(inputs)
         readable = log_ends
@@ -124,7 +126,7 @@ class Run:
         for each in inputs:
             start = max(oldest[each], first.get(each, 0))
             end = max(start, min(readable[each], last.get(each, readable[each])))
-            spans[each] = Span(start, end, committed.get(each, -1), log_ends[each], whole[each.topic])
+            spans[each] = OffsetRange(start, end, committed.get(each, -1), log_ends[each], whole[each.topic])
         offsets = sum(span.end - span.start for span in spans.values())
         if offsets > MOST_OFFSETS:
             raise ConfigError(f"the range has {offsets:,} offsets, each takes a byte: narrow it with --from and --to")
@@ -179,7 +181,7 @@ class Run:
                 checker.cut.add((log.role, each.partition))
 
     def _read_outcomes(self, topic: str, outputs: Reader, checker: Checker) -> None:
-        known = Outcomes(self.request.group)
+        known = OutcomeParser(self.request.group)
         total = sum(max(0, log.end - log.start) for log in self._logs.values())
         spans = {each.partition: (log.start, log.end) for each, log in self._logs.items() if each.topic == topic}
 
@@ -188,7 +190,7 @@ class Run:
             log = self._logs[partition]
             if log.first_ms is None:
                 log.first_ms = written_ms(record)
-            outcome = known.read(log.role, Place(*partition, offset), record)
+            outcome = known.read(log.role, Position(*partition, offset), record)
             if isinstance(outcome, str):
                 checker.ignore(outcome)
             else:
@@ -219,7 +221,7 @@ class Run:
         found = self.brokers.at_time(ends, since_ms)
         return {each: ends[each] if offset < 0 else offset for each, offset in found.items()}
 
-    def _deleted_before_ms(self, partition: TopicPartition, log: _Log) -> int:
+    def _deleted_before_ms(self, partition: TopicPartition, log: _OutcomePartition) -> int:
         """All that is missing at the beginning of a partition was written before this time."""
         first_ms = self.now_ms if log.first_ms is None else log.first_ms
         kept_ms = self._setting(partition.topic, "retention.ms")
@@ -246,7 +248,7 @@ def _with_source(violation: Violation, reader: Reader) -> Violation:
 
 def open_run(
     there: clients.Connection, request: Request, *, now_ms: int, stop: threading.Event, progress: Progress
-) -> Run:
+) -> VerifyRun:
     """A check on the brokers of a connection. Raises ConfigError where the Kafka client refuses its settings."""
     brokers = Brokers(there.bootstrap_servers, there.consumer, stop)
-    return Run(request, brokers, Cluster(there.bootstrap_servers, there.consumer), now_ms, progress)
+    return VerifyRun(request, brokers, Cluster(there.bootstrap_servers, there.consumer), now_ms, progress)

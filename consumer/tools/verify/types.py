@@ -8,18 +8,18 @@ from typing import Final, Literal, NamedTuple
 
 from consumer.types import TopicPartition
 
-Kind = Literal[
+ViolationKind = Literal[
     "missing",  # a record below the committed offset has no outcome
     "repeat",  # exactly once: a record has another outcome
     "order",  # the outcomes of a source do not come in the order of its records
     "invented",  # an outcome of a record that is not in the input topic
     "commit_ahead",  # the group committed an offset beyond a record whose outcome was not written
 ]
-KINDS: Final[tuple[Kind, ...]] = ("missing", "repeat", "order", "invented", "commit_ahead")
+KINDS: Final[tuple[ViolationKind, ...]] = ("missing", "repeat", "order", "invented", "commit_ahead")
 Role = Literal["result", "dead_letter"]
 
 
-class Span(NamedTuple):
+class OffsetRange(NamedTuple):
     """One input partition and the offsets of it that are checked: `start` to `end` - 1.
 
     `log_end` is at least `end`: the next offset when the range was made. `committed` is -1 if the group has committed
@@ -34,7 +34,7 @@ class Span(NamedTuple):
     gaps_are_none: bool = True
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where an outcome lies."""
 
     topic: str
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     """One record of the output topic (`result`) or of the dead-letter topic. `source` is "" if it is not known."""
 
     role: Role
-    place: Place
+    place: Position
     input: TopicPartition
     offset: int
     source: str
@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
 class Violation:
     """`input` is the ID of the record, `place` where the outcome lies; None where there is none."""
 
-    kind: Kind
+    kind: ViolationKind
     input: str
     source: str | None
     place: str | None
@@ -76,7 +76,7 @@ class PartitionCount:
     """What was found in one input partition, in records."""
 
     partition: TopicPartition
-    span: Span
+    span: OffsetRange
     records: int = 0
     answered: int = 0
     missing: int = 0
@@ -86,11 +86,11 @@ class PartitionCount:
 
 
 @dataclass(slots=True)
-class Verdict:
+class CheckResult:
     """`totals` counts all violations of each kind, `violations` lists the first of each, `ignored` counts outcomes."""
 
     partitions: list[PartitionCount]
-    totals: Counter[Kind]
+    totals: Counter[ViolationKind]
     violations: list[Violation]
     repeats: int
     ignored: Counter[str]
@@ -108,9 +108,9 @@ def record_id(partition: TopicPartition, offset: int) -> str:
 
 
 @dataclass(slots=True)
-class Answer:
+class Report:
     """The verdict, and what a reader must know beside it."""
 
-    verdict: Verdict
+    verdict: CheckResult
     outcomes_read: int
     notes: list[str]
