@@ -1,6 +1,7 @@
-"""Pushes frames to a topic as real producers do: several sources at once, each at its pace, every frame accounted for.
+"""Sends frames of several sources to a topic, each source at its own rate, and counts every delivery report.
 
-One thread per source reads, encodes, keeps the pace and produces; the caller's thread polls for delivery reports.
+One thread per source reads, encodes, waits for the due time and produces. The caller's thread polls for delivery
+reports.
 """
 
 from __future__ import annotations
@@ -25,28 +26,36 @@ DEFAULTS: Final = {
     "acks": "all",
     "partitioner": "murmur2_random",  # as Java clients place keys
     "linger.ms": "5",
-    "compression.type": "none",  # images are compressed
+    "compression.type": "none",  # images are already compressed
     "message.max.bytes": str(64 * 2**20),  # the broker's own limit decides
     "queue.buffering.max.kbytes": str(64 * 1024),
     "delivery.timeout.ms": "30000",
 }
 _QUEUE_FULL_S: Final = 30.0
-_FLUSH_S: Final = 35.0  # a little more than delivery.timeout.ms, so that every message has its report
+_FLUSH_S: Final = 35.0  # more than delivery.timeout.ms, so that every message has its report
 
 
 @dataclass(slots=True)
 class SourceCounts:
-    """What became of one source's frames. Sending thread: `sent`, `bytes`, `late_s`; polling thread: the others."""
+    """The frames of one source.
+
+    The thread of the source writes `sent`, `bytes` and `late_s`. The polling thread writes `acknowledged`. Either of
+    them writes `error`.
+
+    Attributes:
+        late_s: how many seconds after its due time the latest frame was sent.
+        error: the latest reason why a frame was not delivered.
+    """
 
     name: str
     sent: int = 0
     bytes: int = 0
-    late_s: float = 0.0  # how far behind the pace the latest frame was
+    late_s: float = 0.0
     acknowledged: int = 0
-    error: str = ""  # the latest reason for a frame that did not arrive; either thread
+    error: str = ""
 
     def report(self, error: Any, _message: Any) -> None:
-        """Delivery report of one frame."""
+        """Count the delivery report of one frame."""
         if error is None:
             self.acknowledged += 1
         else:
@@ -55,13 +64,13 @@ class SourceCounts:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was sent, and how long it took."""
+    """What was sent, and in how many seconds."""
 
     counts_by_source: tuple[SourceCounts, ...]
     seconds: float
 
     def total(self, name: str) -> int:
-        """The sum of one count over all sources."""
+        """The sum of one field of `SourceCounts` over all sources."""
         return sum(getattr(counts, name) for counts in self.counts_by_source)
 
     @property
@@ -79,14 +88,19 @@ class Summary:
         )
         late = max(self.counts_by_source, key=lambda counts: counts.late_s, default=None)
         if late is not None and late.late_s > 1:
-            line += f"; could not keep the pace: {late.name} is {late.late_s:.1f} s behind"
+            line += f"; could not keep the rate: {late.name} is {late.late_s:.1f} s behind"
         return line
 
 
 class Pace:
-    """Frame n is due `n / fps` seconds after the first: from the start, so that small delays never add up.
+    """Waits until each frame of a source is due.
 
-    `fps` 0 is as fast as possible. `wait` sleeps so many seconds, or less where it should stop.
+    Frame n is due `n / fps` seconds after the first one, so small delays do not add up.
+
+    Args:
+        fps: frames per second; 0 is as fast as possible.
+        clock: returns seconds.
+        wait: sleeps for the given seconds, or less if the sender is stopped.
     """
 
     def __init__(self, fps: float, *, clock: Clock, wait: Callable[[float], object]) -> None:
@@ -96,14 +110,14 @@ class Pace:
         self._start: float | None = None
 
     def keep(self, n: int) -> float:
-        """Wait until frame n is due. Returns how late it is, in seconds."""
+        """Wait until frame n is due. Returns how many seconds late it is."""
         ahead = self.ahead(n)
         if ahead > 0:
             self._wait(ahead)
         return max(0.0, -ahead)
 
     def ahead(self, n: int) -> float:
-        """Seconds until frame n is due; negative when it is late."""
+        """Seconds until frame n is due; negative if it is late."""
         now = self._clock()
         if self._start is None:
             self._start = now
@@ -111,7 +125,7 @@ class Pace:
 
 
 def message_for(source_id: str, number: int, image: Image, *, captured_at_ms: int, envelope: bool) -> Message:
-    """One frame in either of the two input forms."""
+    """Build the record of one frame, in one of the two input forms: image with headers, or msgpack envelope."""
     key = source_id.encode()
     if envelope:
         value = encode_envelope(
@@ -142,12 +156,15 @@ def send_source(
     stopped: Callable[[], bool],
     wall_clock_ms: Callable[[], int],
 ) -> None:
-    """Send the frames of one source at its pace, until it ends, `frames` are sent, or `send` or `stopped` says stop."""
+    """Send the frames of one source at its rate.
+
+    Ends when the source ends, when `frames` frames are sent, when `send` returns False, or when `stopped` returns True.
+    """
     if frames is not None and frames <= 0:
         return
     for image in source.open():
         if source.live and pace.ahead(counts.sent) > 0:
-            continue  # a camera does not wait: the next frame that is due goes out fresh
+            continue  # a camera does not wait, so skip this frame: the next one that is due is more recent
         counts.late_s = 0.0 if source.live else pace.keep(counts.sent)
         if stopped():
             return
@@ -162,7 +179,7 @@ def send_source(
 
 @dataclass(slots=True)
 class _SourceThreads:
-    """The threads of the sources, and the first error that one of them met."""
+    """The threads of the sources, and the first error of any of them."""
 
     producer: Any
     topic: str
@@ -183,7 +200,7 @@ class _SourceThreads:
                 )
             except SluiceError as error:
                 self._fail(error)
-            except Exception as error:  # noqa: BLE001 - a thread must not die in silence; the caller raises it
+            except Exception as error:  # noqa: BLE001 - the caller raises it, so that no thread ends unnoticed
                 self._fail(ConfigError(f"--source {source.name}: {clients.text_of(error)}"))
 
         thread = threading.Thread(target=run, name=f"produce {source.name}", daemon=True)
@@ -195,7 +212,7 @@ class _SourceThreads:
         self.stop.set()
 
     def _send(self, message: Message, counts: SourceCounts) -> bool:
-        """False where it was stopped while the local queue was full: then the frame was not sent."""
+        """Produce one frame. Returns False, without sending it, if `stop` is set while the local queue is full."""
         deadline = time.monotonic() + _QUEUE_FULL_S
         while True:
             try:
@@ -207,12 +224,12 @@ class _SourceThreads:
                     timestamp=message.timestamp_ms,
                     on_delivery=counts.report,
                 )
-            except BufferError:  # the polling thread makes room
+            except BufferError:  # the polling thread frees the queue
                 if time.monotonic() > deadline:
-                    raise KafkaError(f"the brokers took nothing for {_QUEUE_FULL_S:.0f} s") from None
+                    raise KafkaError(f"the brokers accepted nothing for {_QUEUE_FULL_S:.0f} s") from None
                 if self.stop.wait(0.005):
                     return False
-            except KafkaException as error:  # refused on the spot, for its size: counted as not acknowledged
+            except KafkaException as error:  # the client refuses a frame that is too large: counted as not acknowledged
                 counts.error = clients.text_of(error)
                 return True
             else:
@@ -234,14 +251,25 @@ def send_frames(
     stop: threading.Event | None = None,
     on_progress: Callable[[Summary], None] | None = None,
 ) -> Summary:
-    """Send all sources at once; returns when all have ended, or `stop` was set, and every frame has its report.
+    """Send all sources at once, until all have ended or `stop` is set, and every frame has its delivery report.
 
-    `fps` and `frames` are per source; `fps` None is the source's own rate, 0 as fast as possible. The caller's thread
-    serves delivery reports and calls `on_progress` a few times a second.
-    Raises ConfigError where a source or a setting is wrong, KafkaError where the brokers cannot be reached.
+    Args:
+        sources: what to send. Each needs its own name.
+        bootstrap_servers: brokers to connect to first, comma-separated.
+        topic: the topic to write to.
+        fps: frames per second and source; None is the source's own rate, 0 is as fast as possible.
+        frames: end each source after so many frames.
+        envelope: send msgpack envelopes instead of images with headers.
+        settings: librdkafka settings that override `DEFAULTS`.
+        stop: ends the sources.
+        on_progress: called on the caller's thread a few times per second.
+
+    Raises:
+        ConfigError: a source or a setting is wrong.
+        KafkaError: the brokers cannot be reached.
     """
-    if doubled := {s.name for s in sources if sum(s.name == other.name for other in sources) > 1}:
-        raise ConfigError(f"--source: each name once; more than once: {', '.join(sorted(doubled))}")
+    if repeated := {s.name for s in sources if sum(s.name == other.name for other in sources) > 1}:
+        raise ConfigError(f"--source: each name must be unique; more than once: {', '.join(sorted(repeated))}")
     stop = stop or threading.Event()
     producer = clients.producer(bootstrap_servers, DEFAULTS | dict(settings or {}))
     clients.partitions_of(producer, topic)
@@ -252,15 +280,15 @@ def send_frames(
         rate = (0.0 if source.live else source.fps) if fps is None else fps
         pace = Pace(rate, clock=time.monotonic, wait=stop.wait)
         threads.start(source, counts, pace=pace, frames=frames, envelope=envelope)
-    told = started
+    reported_at = started
     while threads.alive() and not stop.is_set():
         producer.poll(0.1)
-        if on_progress is not None and time.monotonic() - told > 0.2:
-            told = time.monotonic()
-            on_progress(Summary(counts_by_source, told - started))
+        if on_progress is not None and time.monotonic() - reported_at > 0.2:
+            reported_at = time.monotonic()
+            on_progress(Summary(counts_by_source, reported_at - started))
     sent_in = time.monotonic() - started
     for thread in threads.threads:
-        thread.join(2)  # a camera that hangs is left behind
+        thread.join(2)  # do not wait for a camera that hangs
     producer.flush(_FLUSH_S)
     summary = Summary(counts_by_source, sent_in)
     if on_progress is not None:

@@ -133,7 +133,7 @@ def test_where_all_is_well_it_finds_nothing_and_changes_nothing(make: Callable[.
     assert ends(case) == before
     admin = AdminClient({"bootstrap.servers": case.servers})
     groups = {each.group_id for each in admin.list_consumer_groups().result(10).valid}
-    assert not {name for name in groups if name == case.group or name.startswith("sluice-doctor")}
+    assert not {name for name in groups if name == case.group or name.startswith("sluice-tools")}
 
 
 SMALL_ANSWERS = {"consumer": {"receive.message.max.bytes": 2 * MIB, "fetch.max.bytes": MIB}}
@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {"dead": {"max_message_bytes": 50_000}}, {}, "dead-letter-size problem", "fit ends the program",
     ),
     "dead letters that replace each other": (
-        {"dead": {"cleanup_policy": "compact"}}, {}, "dead-letter-size warning", "keeps the newest only",
+        {"dead": {"cleanup_policy": "compact"}}, {}, "dead-letter-size warning", "keeps only the newest",
     ),
     "dead letters that are cut": (
         {"dead": {"max_message_bytes": MIB}}, {}, "dead-letter-size warning", "cannot be replayed",
@@ -160,7 +160,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "frames over the limit of the consumer": (
         {"frames": {"max_message_bytes": 18 * MIB}, "dead": {"max_message_bytes": 19 * MIB}},
         {"kafka": SMALL_ANSWERS, "decode": {"max_bytes": 20 * MIB}},
-        "frame-size problem", "stops its partition for ever",
+        "frame-size problem", "blocks its partition forever",
     ),
     "an output of another width": ({"detections": {"partitions": 2}}, {}, "partitions warning", "by partition"),
     "an interval that is too short": (
@@ -228,7 +228,7 @@ def test_a_clock_that_is_ahead_is_found(make: Callable[..., Case], by_broker: bo
         assert finding.message.startswith("the brokers' clock")
     else:
         assert finding.status == "warning"
-        assert "ahead of ours" in finding.message
+        assert "ahead of the local clock" in finding.message
 
 
 def test_old_brokers_and_new_groups_are_found(embedded_broker: Any) -> None:
@@ -427,7 +427,7 @@ def test_it_ends_in_time_when_a_broker_hangs(apache_cluster: Callable[..., Any],
     finally:
         broker.resume(1)
     assert ended.returncode == 1
-    assert "no answer within the 3 s of the examination" in ended.stdout
+    assert "did not end within the 3 s of --timeout" in ended.stdout
 
 
 def test_beside_a_program_that_runs_it_loads_no_second_model(apache_broker: Broker) -> None:

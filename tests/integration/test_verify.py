@@ -201,9 +201,9 @@ def test_a_transaction_that_is_not_marked_yet_is_waited_for(by_hand: ByHand) -> 
         if waited.count("reading the outcomes") == 10:
             by_hand.producer.commit_transaction(30)
 
-    answer = run_in_process(by_hand, progress)
-    assert answer.verdict.clean
-    assert answer.verdict.partitions[0].answered == 4
+    report = run_in_process(by_hand, progress)
+    assert report.result.clean
+    assert report.result.partitions[0].answered == 4
     assert waited.count("reading the outcomes") >= 10
 
 
@@ -221,9 +221,9 @@ def test_a_transaction_that_stays_open_is_told_and_not_judged(by_hand: ByHand) -
     open_transaction(by_hand)
     brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
     with brokers.reader("read_committed", skips_deleted=False) as reader:
-        reader._open_s = 1.0
+        reader._open_transaction_s = 1.0
         with pytest.raises(KafkaError, match="a transaction has been open at offset 1 of partition 0"):
-            reader.scan(by_hand.topics.detections, {0: (0, 2)}, lambda *_: None, lambda _: None)
+            list(reader.scan(by_hand.topics.detections, {0: (0, 2)}))
     by_hand.producer.abort_transaction(30)
 
 
@@ -253,9 +253,9 @@ def test_an_outcome_that_is_written_after_its_commit_is_a_commit_ahead(by_hand: 
         if what == "reading the input" and passed:
             by_hand.result(3)
 
-    answer = run_in_process(by_hand, progress)
-    assert dict(answer.verdict.totals) == {"commit_ahead": 1}
-    assert answer.verdict.partitions[0].answered == 4
+    report = run_in_process(by_hand, progress)
+    assert dict(report.result.totals) == {"commit_ahead": 1}
+    assert report.result.partitions[0].answered == 4
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ def run_in_process(by_hand: ByHand, progress: Progress) -> Report:
     request = Request(
         (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
     )
-    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
+    connection = clients.connection(None, by_hand.broker.bootstrap_servers, None)
     now_ms = int(time.time() * 1000)
-    return open_run(there, request, now_ms=now_ms, stop=threading.Event(), progress=progress)()
+    return open_run(connection, request, now_ms=now_ms, stop=threading.Event(), progress=progress)()
 
 
 def kinds(found: dict[str, Any]) -> dict[str, int]:

@@ -19,13 +19,13 @@ from consumer.tools.dlq.dead_letters import (
     Filter,
     Selection,
     message_for,
-    parse_place,
+    parse_position,
     parse_since,
     read_letter,
 )
 from consumer.tools.dlq.progress import Progress, ReplayPass
 from consumer.tools.dlq.replay import ReplayCounts, classify
-from consumer.tools.kafka.reader import Found
+from consumer.tools.kafka.reader import TopicRecord
 from consumer.types import Frame, Headers, Receipt, Record, Rejected, TopicPartition
 
 NOW = 1_700_000_000_000
@@ -169,7 +169,7 @@ def test_whatever_runs_follow_each_other_each_letter_goes_once_to_each_place_and
     topic: list[DeadLetterRecord], runs: list[tuple[Selection, int]]
 ) -> None:
     """The model: a set of what was sent. Catches: any loss or repeat in progress, with limits, over its stored form."""
-    found = [Found(0, n, letter.raw) for n, letter in enumerate(topic)]
+    found = [TopicRecord(0, n, letter.raw) for n, letter in enumerate(topic)]
     stored, sent = Progress().to_metadata(), Counter[tuple[int, str]]()
     for selection, limit in runs:
         progress = Progress.from_commit(0, stored)
@@ -240,9 +240,9 @@ def test_since_takes_times_and_refuses_the_rest() -> None:
         assert str(refused.value).isprintable()
 
 
-def test_places_are_told_from_ids() -> None:
-    assert parse_place("3@42") == (3, 42)
-    assert [parse_place(other) for other in ("frames/3/42", "3@", "@", "3@-1", "3@42x")] == [None] * 5
+def test_positions_and_ids_are_distinguished() -> None:
+    assert parse_position("3@42") == (3, 42)
+    assert [parse_position(other) for other in ("frames/3/42", "3@", "@", "3@-1", "3@42x")] == [None] * 5
 
 
 @given(value=st.text(max_size=30), width=st.integers(0, 120))

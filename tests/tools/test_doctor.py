@@ -162,9 +162,9 @@ def test_each_client_has_the_settings_of_the_program_and_the_command_line_has_th
         "linger.ms": 5,
     }
     assert there.settings == {"security.protocol": "SSL", "client.rack": "own"}
-    assert there.apart
-    assert not Connection(made, "b:1", {"sasl.username": "one"}).apart
-    assert not Connection(config(kafka={"producer": {"linger.ms": 5}}), "b:1", {}).apart
+    assert there.clients_differ
+    assert not Connection(made, "b:1", {"sasl.username": "one"}).clients_differ
+    assert not Connection(config(kafka={"producer": {"linger.ms": 5}}), "b:1", {}).clients_differ
 
 
 def test_a_setting_of_the_consumer_that_the_client_refuses_is_a_problem() -> None:
@@ -258,19 +258,19 @@ MODEL = ModelInfo("m.pt", "sha256:00", {0: "person", 1: "car"})
 
 class TestModel:
     def test_is_loaded_and_run(self) -> None:
-        tried = model.probe_model(config(detector={"model": "simulated://2ms@1,5ms@8"}, batching={"max_batch_size": 8}))
-        assert (tried.device, tried.batch) == ("simulated", 8)
-        assert 0.004 < tried.batch_s < 1
+        probe = model.probe_model(config(detector={"model": "simulated://2ms@1,5ms@8"}, batching={"max_batch_size": 8}))
+        assert (probe.device, probe.batch) == ("simulated", 8)
+        assert 0.004 < probe.batch_s < 1
 
     def test_the_demo_model_is_fine(self) -> None:
         """The real thing, on this machine's CPU."""
         path = Path(model.__file__).parents[1] / "assets" / "demo.pt"
         made = config(detector={"model": str(path), "device": "cpu"}, batching={"max_batch_size": 1})
-        tried = model.probe_model(made)
-        found = one(model.model(made, tried, REPORT))
+        probe = model.probe_model(made)
+        found = one(model.model(made, probe, REPORT))
         assert found.status == "ok"
         assert "detector.sha256 is not set" in found.message
-        assert verdict(model.engine(made, tried, REPORT)) == "ok"
+        assert verdict(model.engine(made, probe, REPORT)) == "ok"
 
     @pytest.mark.parametrize(
         ("detector", "words"),
@@ -311,7 +311,7 @@ class TestModel:
 
     def test_a_model_for_smaller_batches_is_a_warning(self) -> None:
         _, found = model.model(config(), ModelProbe(MODEL, "cuda:0", 16, 0.1), REPORT)
-        assert "takes 16 frames at once" in found.message
+        assert "takes at most 16 frames" in found.message
 
     @pytest.mark.parametrize(("batch_s", "status"), [(0.04, "ok"), (0.0, "ok"), (4.0, "warning"), (60.0, "problem")])
     def test_the_engine_fits_the_times_it_is_given(self, batch_s: float, status: str) -> None:
@@ -323,7 +323,7 @@ class TestModel:
 
 
 @pytest.mark.parametrize(
-    ("said", "step"),
+    ("errors", "step"),
     [
         ([(Code._TRANSPORT, "b: Connect to ipv4#10.0.0.1:9092 failed: Connection refused")], "connection"),
         ([(Code._RESOLVE, "b: Failed to resolve 'b:9092'")], "name"),
@@ -335,10 +335,10 @@ class TestModel:
         ([(Code._TIMED_OUT, "Failed to get metadata: Local: Timed out")], "first answer"),
     ],
 )
-def test_the_step_that_failed_is_told_apart(said: list[tuple[int, str]], step: str) -> None:
-    failure = connectivity.classify_failure(said)
+def test_the_step_that_failed_is_told_apart(errors: list[tuple[int, str]], step: str) -> None:
+    failure = connectivity.classify_failure(errors)
     assert failure.step == step
-    assert failure.said in [text for _, text in said]
+    assert failure.error in [text for _, text in errors]
     assert failure.fix
 
 
@@ -601,7 +601,7 @@ P0, P1 = TopicPartition("frames", 0), TopicPartition("frames", 1)
     ("committed", "statuses", "words"),
     [
         ({P0: 50, P1: 100}, ["ok"], "50 frames behind in 2 partitions"),
-        ({P0: -1, P1: 100}, ["ok"], "90 frames behind in 2 partitions; 1 partitions have none yet"),
+        ({P0: -1, P1: 100}, ["ok"], "90 frames behind in 2 partitions; 1 partitions have no offset yet"),
         ({P0: 9, P1: 100}, ["problem"], "frames[0]: 9 is committed, 10 is the oldest"),
         ({P0: 101, P1: 100}, ["problem"], "frames[0]: 101 is committed, it ends at 100"),
         ({P0: 9, P1: 101}, ["problem", "problem"], "deleted before they were read"),
@@ -618,7 +618,7 @@ def test_offsets_that_are_not_there_are_no_problem_to_a_program_that_was_told_wh
     """Catches an init container that refuses the pod which was set as the doctor itself had advised."""
     found = one(group.offsets(Group("g", committed=committed), {P0: (10, 100), P1: (0, 100)}, "earliest", REPORT))
     assert found.status == "warning"
-    assert "goes on by auto.offset.reset: earliest" in found.message
+    assert "continues with auto.offset.reset: earliest" in found.message
 
 
 @pytest.mark.parametrize(("reset", "where"), [("error", "beginning"), ("earliest", "beginning"), ("latest", "end")])

@@ -17,8 +17,8 @@ from consumer.tools import clients
 from consumer.tools import produce as command
 from consumer.tools.frame_sender import Pace, SourceCounts, Summary, message_for, send_frames, send_source
 from consumer.tools.images import Encoding, Image, ImageSource, frames_source
+from consumer.tools.kafka.reader import open_reader
 from consumer.tools.signals import stop_on_signals
-from consumer.tools.tail import read
 from consumer.types import Receipt, Record, TopicPartition
 
 RECEIPT = Receipt(TopicPartition("frames", 0), 5, 1)
@@ -171,7 +171,7 @@ class TestSummary:
 
     def test_it_tells_when_the_pace_could_not_be_kept(self) -> None:
         summary = Summary((SourceCounts("a", late_s=0.2), SourceCounts("b", late_s=4.25)), 0.0)
-        assert str(summary).endswith("could not keep the pace: b is 4.2 s behind")
+        assert str(summary).endswith("could not keep the rate: b is 4.2 s behind")
         assert str(Summary((), 0.0)).startswith("sent 0 frames of 0 sources")
 
 
@@ -230,10 +230,11 @@ def records_of(broker: Broker, topic: str, count: int) -> list[Record]:
     timer = threading.Timer(20, stop.set)
     timer.start()
     settings = {name: str(value) for name, value in broker.client_settings.items()}
-    for _, record in read(broker.bootstrap_servers, topic, from_beginning=True, settings=settings, stop=stop):
-        found.append(record)
-        if len(found) == count:
-            break
+    with open_reader(broker.bootstrap_servers, settings, stop) as reader:
+        for each in reader.follow(topic, from_beginning=True):
+            found.append(each.record)
+            if len(found) == count:
+                break
     timer.cancel()
     return found
 

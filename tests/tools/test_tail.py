@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from consumer.messages import ResultEncoder, encode_dead_letter
 from consumer.observability.logging import printable
+from consumer.tools.kafka.reader import TopicRecord
 from consumer.tools.tail import Printer, json_line, result_line
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, Skipped, TopicPartition
 
-PLACE = ("detections", 1, 7)
 INPUT = Record(b"cam-1", b"image", (), 1_700_000_000_000)
 FRAME = Frame("cam-1", "17", 1_700_000_000_000, b"image", 0.0, Receipt(TopicPartition("frames", 3), 42, 1), INPUT)
 MODEL = ModelInfo("m", "sha256:0", {0: "person", 2: "car", 3: "\x1b]0;owned\x07"})
@@ -44,12 +44,12 @@ class Shown:
         self.out: list[str] = []
         self.err: list[str] = []
         self.printer = Printer(
-            frozenset(sources), as_json=as_json, zone=UTC, out=self.out.append, complain=self.err.append
+            "detections", frozenset(sources), as_json=as_json, zone=UTC, out=self.out.append, complain=self.err.append
         )
 
     def __call__(self, *records: Record) -> Shown:
         for record in records:
-            self.printer(PLACE, record)
+            self.printer(TopicRecord(1, 7, record))
         return self
 
 

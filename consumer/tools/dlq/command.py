@@ -19,7 +19,7 @@ from consumer.tools.dlq.terminal import SHOWN, print_status, terminal_width, tol
 from consumer.tools.signals import stop_on_signals
 
 app = typer.Typer(
-    help="Look into the dead letters, and send them back once their cause is mended.",
+    help="Inspect the dead letters, and replay them after the cause is fixed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -33,16 +33,16 @@ Stages = Annotated[
     typer.Option("--stage", metavar="S", help="Only from parse, decode, infer or publish. Can be repeated."),
 ]
 Sources = Annotated[
-    list[str] | None, typer.Option("--source", metavar="ID", help="Only of this source. Can be repeated.")
+    list[str] | None, typer.Option("--source", metavar="ID", help="Only from this source. Can be repeated.")
 ]
 InputTopics = Annotated[
     list[str] | None, typer.Option("--input-topic", metavar="T", help="Only from this input topic. Can be repeated.")
 ]
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="WHEN", help="Only rejected since then: 30m, 2h, 7d, or 2026-01-31T22:00."),
+    typer.Option("--since", metavar="WHEN", help="Only rejected since: 30m, 2h, 7d, or 2026-01-31T22:00."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 @app.command("list")
@@ -58,26 +58,25 @@ def list_(
     since: Since = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, help=f"Show the newest so many; 0: all. Default: {SHOWN}, with --json all."),
+        typer.Option(min=0, help=f"Number of newest rows to show; 0: all. Default: {SHOWN}, with --json all."),
     ] = None,
     as_json: Json = False,
     setting: clients.Settings = None,
 ) -> None:
-    """Print what is in the dead-letter topic, newest last, and how many there are of each reason.
+    """Print the dead letters, newest last, and how many there are of each reason.
 
-    Reads up to where the topic ends now, joins no group and commits nothing. With --json an object per line.
+    Reads the topic up to its current end, joins no group and commits nothing. With --json, prints one object per line.
     """
-    from consumer.tools.dlq.lookup import NewestRows
-    from consumer.tools.kafka.reader import reader, scan_all
+    from consumer.tools.dlq.lookup import NewestRows, open_dead_letters
 
     chosen = _filter(reason, stage, source, input_topic, since)
     most = limit if limit is not None else (0 if as_json else SHOWN)
     reasons, seen, foreign, others = Counter[str](), Counter[str](), 0, 0
     stop = stop_on_signals()
-    there = clients.connection(config, bootstrap_servers, setting)
-    with reader(there.bootstrap_servers, there.settings) as client:
+    connection = clients.connection(config, bootstrap_servers, setting)
+    with open_dead_letters(connection, stop) as reader:
         newest = NewestRows(most)
-        for found in scan_all(client, topic or there.config.dead_letter.topic, stop):
+        for found in reader.scan_all(topic or connection.config.dead_letter.topic):
             letter = read_letter(*found)
             if letter is None:
                 foreign += 1
@@ -107,7 +106,8 @@ def show(
     which: Annotated[
         str,
         typer.Argument(
-            metavar="PARTITION@OFFSET|ID", help="Its place in the dead-letter topic, or the ID of its input."
+            metavar="PARTITION@OFFSET|ID",
+            help="Its position in the dead-letter topic, or the ID of its input record.",
         ),
     ],
     *,
@@ -115,21 +115,20 @@ def show(
     bootstrap_servers: clients.BootstrapServers = None,
     topic: Topic = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the record's value there, byte for byte.")
+        Path | None, typer.Option(metavar="FILE", help="Write the record's value to this file, byte for byte.")
     ] = None,
     as_json: Json = False,
     setting: clients.Settings = None,
 ) -> None:
-    """Print all that is known of one dead letter. Its image is not decoded: it may be there to do harm."""
-    from consumer.tools.dlq.lookup import find, save_value
-    from consumer.tools.kafka.reader import reader
+    """Print all that is known about one dead letter. Its image is not decoded, because it may be malicious."""
+    from consumer.tools.dlq.lookup import find, open_dead_letters, save_value
 
-    there = clients.connection(config, bootstrap_servers, setting)
+    connection = clients.connection(config, bootstrap_servers, setting)
     stop = stop_on_signals()
-    with reader(there.bootstrap_servers, there.settings) as client:
-        letter, places = find(client, topic or there.config.dead_letter.topic, which, stop)
-    if len(places) > 1:
-        print_status(f"{len(places)} dead letters have this ID, at {', '.join(places)}; this is the last")
+    with open_dead_letters(connection, stop) as reader:
+        letter, positions = find(reader, topic or connection.config.dead_letter.topic, which)
+    if len(positions) > 1:
+        print_status(f"{len(positions)} dead letters have this ID, at {', '.join(positions)}; this is the last")
     with tolerate_closed_pipe():
         if as_json:
             print(formatting.as_json(formatting.details(letter)))
@@ -152,40 +151,39 @@ def replay(
     input_topic: InputTopics = None,
     since: Since = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="TOPIC", help="Where to. Default: the topic that each came from.")
+        str | None, typer.Option("--to", metavar="TOPIC", help="Destination. Default: the input topic of each record.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent. Writes nothing.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many. The next run goes on there.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    group: Annotated[
-        str, typer.Option(help="Under this name it is remembered what was replayed.")
-    ] = "sluice-dlq-replay",
-    max_replays: Annotated[int, typer.Option(min=1, help="Leave what came back so often.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent. Writes nothing.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many. The next run continues there.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    group: Annotated[str, typer.Option(help="Consumer group that records what was replayed.")] = "sluice-dlq-replay",
+    max_replays: Annotated[int, typer.Option(min=1, help="Skip records that were replayed so often.")] = 3,
     include_truncated: Annotated[
-        bool, typer.Option("--include-truncated", help="Send also what was cut, which is not what was sent once.")
+        bool, typer.Option("--include-truncated", help="Also send truncated records, which differ from the originals.")
     ] = False,
     at_least_once: Annotated[
-        bool, typer.Option("--at-least-once", help="Without transactions. A crash repeats up to one batch.")
+        bool, typer.Option("--at-least-once", help="Write without transactions. A crash repeats up to one batch.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, max=10_000, help="Records per transaction.")] = 100,
     as_json: Json = False,
     setting: clients.Settings = None,
 ) -> None:
-    """Write the original records back: key, value, headers, and what counts the replays and keeps the first timestamp.
+    """Write the original records to their input topics, with headers for the replay count and the original timestamp.
 
-    Each once: run it again after whatever went wrong, with the same filters or others. It goes on where it stopped.
+    Each record is sent once. After any failure, run it again, with the same or other filters: it continues where it
+    stopped.
     """
     from consumer.tools.dlq.replay_job import ReplayJob
 
-    there = clients.connection(config, bootstrap_servers, setting)
-    if "transactional.id" in there.settings or "group.id" in there.settings:
+    connection = clients.connection(config, bootstrap_servers, setting)
+    if {"transactional.id", "group.id"} & connection.settings.keys():
         raise ConfigError("-X transactional.id, group.id: use --group")
     chosen = _filter(reason, stage, source, input_topic, since)
     if not (dry_run or yes) and not sys.stdin.isatty():
-        raise ConfigError("nobody is there to be asked: say --yes to write, or --dry-run to see what would be sent")
+        raise ConfigError("no terminal to ask on: use --yes to write, or --dry-run to see what would be sent")
     job = ReplayJob(
-        there,
-        topic or there.config.dead_letter.topic,
+        connection,
+        topic or connection.config.dead_letter.topic,
         Selection(chosen, to, include_truncated, max_replays),
         group=group,
         limit=limit,

@@ -1,4 +1,4 @@
-"""What a person asked `sluice dlq replay` for: look first, ask, send, and say what became of it."""
+"""Runs one call of `sluice dlq replay`: preview, confirmation, replay and report."""
 
 from __future__ import annotations
 
@@ -15,20 +15,31 @@ from consumer.errors import KafkaError, SluiceError
 from consumer.tools.clients import Connection
 from consumer.tools.dlq import formatting
 from consumer.tools.dlq.dead_letters import DeadLetterRecord, Selection, digest_of
-from consumer.tools.dlq.lookup import NewestRows
+from consumer.tools.dlq.lookup import NewestRows, open_dead_letters
 from consumer.tools.dlq.replay import MetadataNotKept, ReplayCounts, Replayer
 from consumer.tools.dlq.replay_writer import AtLeastOnceWriter, ReplayWriter, TransactionalWriter
 from consumer.tools.dlq.terminal import SHOWN, print_status, terminal_width, tolerate_closed_pipe, warn_unknown_reasons
-from consumer.tools.kafka.reader import reader
 from consumer.tools.signals import stop_on_signals
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayJob:
-    """One replay of the topic `letters`. `group`: under this name it is remembered what was replayed."""
+    """One call of `sluice dlq replay`.
 
-    there: Connection
-    letters: str
+    Attributes:
+        connection: the brokers, and how to connect.
+        topic: the dead-letter topic.
+        selection: what to send, and to which topic.
+        group: the consumer group that records what was replayed.
+        limit: end after so many dead letters.
+        batch: dead letters per transaction.
+        at_least_once: write without transactions.
+        as_json: print one JSON object instead of lines.
+        stop: ends the replay.
+    """
+
+    connection: Connection
+    topic: str
     selection: Selection
     group: str
     limit: int | None
@@ -38,7 +49,7 @@ class ReplayJob:
     stop: threading.Event
 
     def show(self) -> None:
-        """Say what would be sent, and which letters."""
+        """Print what would be sent, with a table of the dead letters."""
         rows = NewestRows(SHOWN)
         count = self._run(
             self.group,
@@ -55,7 +66,7 @@ class ReplayJob:
                     print(f"shown: the newest {len(shown)}")
 
     def confirmed(self) -> bool:
-        """Say what would be sent, and ask. Ctrl-C at the question ends the program at once, as it should."""
+        """Print what would be sent, and ask. Ctrl-C at the question ends the program at once."""
         if not self._run(self.group, dry=True, preview=True) or self.stop.is_set():
             return False
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -64,17 +75,18 @@ class ReplayJob:
         return answer
 
     def send(self) -> None:
-        """Send, and say what was sent.
+        """Replay, and print what was sent.
 
-        Raises KafkaError where nobody could know later what was replayed.
+        Raises:
+            KafkaError: the brokers cannot be reached, or they do not keep a record of what was replayed.
         """
         try:
             self._run(self.group)
         except MetadataNotKept:
             if not self.at_least_once:
                 raise KafkaError(
-                    "this broker forgets the metadata of committed offsets, so nobody could know what was replayed "
-                    "before; nothing was sent. With --at-least-once each set of filters has its own memory"
+                    "this broker forgets the metadata of committed offsets, so replayed dead letters could not be "
+                    "recorded; nothing was sent. With --at-least-once each set of filters has its own record"
                 ) from None
             print_status("this broker forgets the metadata of committed offsets: overlapping filters will repeat")
             self._run(f"{self.group}-{digest_of(self.selection)}", metadata_is_kept=True)
@@ -88,13 +100,13 @@ class ReplayJob:
         metadata_is_kept: bool = False,
         on_letter: Callable[[DeadLetterRecord], None] = lambda _: None,
     ) -> int:
-        """How many were sent, or would be. What became of each is said also where it fails."""
-        with reader(self.there.bootstrap_servers, self.there.settings, group) as client:
-            job = Replayer(
-                client,
-                self.letters,
+        """Replay and print the report, also if the replay fails. Returns how many were sent, or would be sent."""
+        with open_dead_letters(self.connection, self.stop, group) as reader:
+            replayer = Replayer(
+                reader,
+                self.topic,
                 self.selection,
-                make_writer=None if dry else lambda: self._writer(client),
+                make_writer=None if dry else lambda: self._make_writer(reader.client),
                 limit=self.limit,
                 batch=self.batch,
                 stop=self.stop,
@@ -102,19 +114,19 @@ class ReplayJob:
                 on_letter=on_letter,
             )
             try:
-                job.run()
+                replayer.run()
             except SluiceError:
-                self._report(job.counts, group, dry=dry, preview=preview)
+                self._report(replayer.counts, group, dry=dry, preview=preview)
                 raise
-        self._report(job.counts, group, dry=dry, preview=preview)
-        warn_unknown_reasons(self.selection.filter, job.counts.seen_reasons)
-        return job.counts.replayed
+        self._report(replayer.counts, group, dry=dry, preview=preview)
+        warn_unknown_reasons(self.selection.filter, replayer.counts.seen_reasons)
+        return replayer.counts.replayed
 
-    def _writer(self, client: Consumer) -> ReplayWriter:
-        servers, settings = self.there.bootstrap_servers, self.there.settings
+    def _make_writer(self, client: Consumer) -> ReplayWriter:
+        servers, settings = self.connection.bootstrap_servers, self.connection.settings
         if self.at_least_once:
             return AtLeastOnceWriter(servers, settings, client)
-        return TransactionalWriter(servers, settings, f"{self.group}/{self.letters}", client)
+        return TransactionalWriter(servers, settings, f"{self.group}/{self.topic}", client)
 
     def _report(self, counts: ReplayCounts, group: str, *, dry: bool, preview: bool) -> None:
         with tolerate_closed_pipe():

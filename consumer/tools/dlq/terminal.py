@@ -1,4 +1,4 @@
-"""The terminal of `sluice dlq`: what is said beside the results, and pipes that close early."""
+"""Terminal output of `sluice dlq`: status lines on stderr, the width, and pipes that close early."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from typing import Final
 from consumer.tools.dlq import formatting
 from consumer.tools.dlq.dead_letters import Filter
 
-SHOWN: Final = 100  # rows of a table, unless asked for otherwise
+SHOWN: Final = 100  # default number of rows in a table
 
 
 def print_status(line: str) -> None:
-    """On stderr."""
+    """Print a line to stderr, so that it does not mix with the results on stdout."""
     print(line, file=sys.stderr, flush=True)
 
 
 def terminal_width() -> int:
-    """Of the terminal; 0 where there is none, so that a file or a pipe gets whole lines."""
+    """Columns of the terminal. 0 if stdout is a file or a pipe, which gets whole lines."""
     return shutil.get_terminal_size(fallback=(0, 0)).columns
 
 
 @contextmanager
 def tolerate_closed_pipe() -> Iterator[None]:
-    """`| head` may be done with us at any time; Python would complain once more at exit."""
+    """End quietly if the reader of a pipe, such as `head`, closes it early.
+
+    Stdout is redirected to the null device, because Python would report the closed pipe again at exit.
+    """
     try:
         yield
         sys.stdout.flush()
@@ -37,6 +40,6 @@ def tolerate_closed_pipe() -> Iterator[None]:
 
 
 def warn_unknown_reasons(chosen: Filter, seen: Counter[str]) -> None:
-    """Say so where reasons were asked for that no letter has."""
+    """Print a hint if the filter names a reason that no dead letter has."""
     if (line := formatting.unknown_reasons(chosen.reasons, seen)) is not None:
         print_status(line)

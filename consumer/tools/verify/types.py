@@ -1,4 +1,4 @@
-"""The values that `sluice verify` judges and says: spans, outcomes, violations, counts. Pure."""
+"""The value types of `sluice verify`: offset ranges, outcomes, violations, counts. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from consumer.types import TopicPartition
 
 ViolationKind = Literal[
     "missing",  # a record below the committed offset has no outcome
-    "repeat",  # exactly once: a record has another outcome
-    "order",  # the outcomes of a source do not come in the order of its records
+    "repeat",  # exactly once: a record has a second outcome
+    "order",  # the outcomes of a source are not in the order of its records
     "invented",  # an outcome of a record that is not in the input topic
-    "commit_ahead",  # the group committed an offset beyond a record whose outcome was not written
+    "commit_ahead",  # the group committed an offset before the outcome of a record below it was written
 ]
 KINDS: Final[tuple[ViolationKind, ...]] = ("missing", "repeat", "order", "invented", "commit_ahead")
-Role = Literal["result", "dead_letter"]
+Role = Literal["result", "dead_letter"]  # of an output topic
 
 
 class OffsetRange(NamedTuple):
-    """One input partition and the offsets of it that are checked: `start` to `end` - 1.
+    """The offsets of one input partition that are checked: `start` to `end` - 1.
 
-    `log_end` is at least `end`: the next offset when the range was made. `committed` is -1 if the group has committed
-    nothing. `gaps_are_none`: an offset without a record never held one that Sluice reads; false if the topic is
-    compacted, or if nobody knows.
+    Attributes:
+        committed: the committed offset of the group; -1 if there is none.
+        log_end: the end of the partition when the range was determined. It is at least `end`.
+        gaps_are_none: an offset without a record never held a record that Sluice reads. False if the topic is
+            compacted, or if that is not known.
     """
 
     start: int
@@ -35,7 +37,7 @@ class OffsetRange(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where an outcome lies."""
+    """The position of an outcome."""
 
     topic: str
     partition: int
@@ -46,10 +48,17 @@ class Position(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One record of the output topic (`result`) or of the dead-letter topic. `source` is "" if it is not known."""
+    """One record of the output topic (`result`) or of the dead-letter topic.
+
+    Attributes:
+        position: where the outcome is stored.
+        input: the partition of the input record.
+        offset: the offset of the input record.
+        source: the source of the frame; "" if it is not known.
+    """
 
     role: Role
-    place: Position
+    position: Position
     input: TopicPartition
     offset: int
     source: str
@@ -62,21 +71,32 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """`input` is the ID of the record, `place` where the outcome lies; None where there is none."""
+    """One broken promise.
+
+    Attributes:
+        input: the ID of the input record.
+        source: the source of the frame; None if it is not known.
+        position: where the outcome is stored; None if there is no outcome.
+    """
 
     kind: ViolationKind
     input: str
     source: str | None
-    place: str | None
+    position: str | None
     text: str
 
 
 @dataclass(slots=True)
 class PartitionCount:
-    """What was found in one input partition, in records."""
+    """Record counts of one input partition.
+
+    Attributes:
+        pending: records without an outcome that the group has not committed yet.
+        unjudged: records without an outcome that may have had one, which retention has deleted.
+    """
 
     partition: TopicPartition
-    span: OffsetRange
+    offsets: OffsetRange
     records: int = 0
     answered: int = 0
     missing: int = 0
@@ -87,7 +107,15 @@ class PartitionCount:
 
 @dataclass(slots=True)
 class CheckResult:
-    """`totals` counts all violations of each kind, `violations` lists the first of each, `ignored` counts outcomes."""
+    """The result of a check.
+
+    Attributes:
+        totals: the number of all violations of each kind.
+        violations: the first violations of each kind.
+        repeats: outcomes of records that had an outcome already.
+        ignored: outcomes that were not checked, by reason.
+        sources: the number of sources with outcomes.
+    """
 
     partitions: list[PartitionCount]
     totals: Counter[ViolationKind]
@@ -103,14 +131,14 @@ class CheckResult:
 
 
 def record_id(partition: TopicPartition, offset: int) -> str:
-    """`<topic>/<partition>/<offset>`, as the header `ce_id` has it."""
+    """`<topic>/<partition>/<offset>`, as in the header `ce_id`."""
     return f"{partition.topic}/{partition.partition}/{offset}"
 
 
 @dataclass(slots=True)
 class Report:
-    """The verdict, and what a reader must know beside it."""
+    """The result of a run, with notes for the reader."""
 
-    verdict: CheckResult
+    result: CheckResult
     outcomes_read: int
     notes: list[str]
