@@ -360,7 +360,7 @@ def test_each_missing_grant_is_found(guarded: Case, secured_kafka: SecuredKafka,
         ("no-such-host.invalid:9092", "name"),
     ],
 )
-def test_the_step_at_which_the_contact_failed_is_named(guarded: Case, change: Any, step: str) -> None:
+def test_the_step_at_which_the_connection_failed_is_named(guarded: Case, change: Any, step: str) -> None:
     """Catches "broker transport failure" for everything. The checks that need brokers are skipped, not failed."""
     if isinstance(change, str):
         config = guarded.config(kafka={"bootstrap_servers": change})
@@ -374,7 +374,7 @@ def test_the_step_at_which_the_contact_failed_is_named(guarded: Case, change: An
 
 
 def test_a_broker_whose_announced_address_is_wrong_is_found(apache_cluster: Callable[..., Any]) -> None:
-    """The commonest fault of all: the bootstrap server answers, and sends its clients to where nobody is."""
+    """The most common fault: the bootstrap server answers, and the brokers advertise an unreachable address."""
     ((announced, behind),) = apache_cluster(1, proxied=True).routes.items()  # and no proxy runs
     case = Case(f"127.0.0.1:{behind}", Topics("a", "b", "c"), {}, "g")
     (finding,) = case.run_checks()["brokers"]
@@ -431,7 +431,7 @@ def test_it_ends_in_time_when_a_broker_hangs(apache_cluster: Callable[..., Any],
 
 
 def test_beside_a_program_that_runs_it_loads_no_second_model(apache_broker: Broker) -> None:
-    """As by `kubectl exec`. It knows the members of the group, and that the port is used by whom it should be."""
+    """As by `kubectl exec`. It finds the members of the group, and recognises the program that uses the port."""
     topics = Topics.on(apache_broker, partitions=2)
     with running(apache_broker, topics, FREE) as sluice:
         sluice.wait_ready()

@@ -48,7 +48,7 @@ def verdict(findings: Iterable[Finding]) -> Status:
     return one(findings).status
 
 
-# The examination
+# The runner
 
 
 def test_findings_come_in_the_order_of_the_checks() -> None:
@@ -62,7 +62,7 @@ def test_findings_come_in_the_order_of_the_checks() -> None:
 
 
 def test_it_ends_in_time_though_a_check_hangs() -> None:
-    """Catches a doctor in an init container that waits with a hung driver, for ever."""
+    """Catches a doctor in an init container that waits forever for a driver that hangs."""
     hang = threading.Event()
 
     def hangs(report: Reporter) -> Iterator[Finding]:
@@ -102,7 +102,7 @@ def test_a_check_that_fails_hides_nothing_of_the_others() -> None:
     assert last.status == "ok"
 
 
-def test_warnings_fail_only_where_that_is_asked_for() -> None:
+def test_warnings_fail_only_with_strict() -> None:
     fine, warned, bad = [REPORT.ok("x"), REPORT.skipped("x")], [REPORT.warning("x", "y")], [REPORT.problem("x", "y")]
     assert [failed(each, strict=False) for each in (fine, warned, bad)] == [False, False, True]
     assert [failed(each, strict=True) for each in (fine, warned, bad)] == [False, True, True]
@@ -135,16 +135,16 @@ def test_offline_asks_no_broker_and_needs_no_time() -> None:
     assert {str(each.status) for each in found if each.check != "model"} == {"ok"}
 
 
-def test_a_check_that_needs_the_cluster_is_skipped_with_the_reason_where_there_is_none() -> None:
+def test_checks_that_need_the_cluster_are_skipped_if_no_broker_answers() -> None:
     """Catches one unreachable broker that is reported as a dozen problems."""
     made = config(http={"port": free_port()})
     checks = Checklist(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
-    behind_contact = checks[[check.name for check in checks].index("features") :]
-    found = list(run_checks(behind_contact, 30))
+    online = checks[[check.name for check in checks].index("features") :]
+    found = list(run_checks(online, 30))
     assert {(str(each.status), bool(each.message)) for each in found} == {("skipped", True)}
 
 
-def test_each_client_has_the_settings_of_the_program_and_the_command_line_has_the_last_word() -> None:
+def test_clients_use_the_settings_of_the_program_and_of_the_command_line() -> None:
     """Catches a TLS or SASL setting in kafka.consumer or kafka.producer that the doctor does not know."""
     made = config(
         kafka={
@@ -195,7 +195,7 @@ def test_the_grace_period_must_hold_drain_and_closing(grace_s: float | None, sta
         ({}, 400, 25, "warning"),
     ],
 )
-def test_a_stall_is_noticed_by_us_before_the_brokers(
+def test_the_program_detects_a_stall_before_the_brokers(
     consumer: dict[str, Any], stall: float, drain: float, status: str
 ) -> None:
     made = config(kafka={"consumer": consumer}, limits={"stall_timeout_s": stall, "drain_timeout_s": drain})
@@ -221,7 +221,7 @@ class TestHttp:
             found = one(http_port.http_port(where, None, REPORT))
         assert (found.status, "another program uses the port" in found.message) == ("problem", True)
 
-    def test_an_address_that_is_not_ours_is_a_problem(self) -> None:
+    def test_an_address_of_another_machine_is_a_problem(self) -> None:
         assert verdict(http_port.http_port(HttpConfig(host="192.0.2.1", port=free_port()), None, REPORT)) == "problem"
 
     def test_no_port_is_a_warning(self) -> None:
@@ -335,7 +335,7 @@ class TestModel:
         ([(Code._TIMED_OUT, "Failed to get metadata: Local: Timed out")], "first answer"),
     ],
 )
-def test_the_step_that_failed_is_told_apart(errors: list[tuple[int, str]], step: str) -> None:
+def test_the_step_that_failed_is_identified(errors: list[tuple[int, str]], step: str) -> None:
     failure = connectivity.classify_failure(errors)
     assert failure.step == step
     assert failure.error in [text for _, text in errors]
@@ -353,8 +353,8 @@ def test_each_broker_must_be_where_it_says_it_is() -> None:
     assert "no answer from boot:1" in one(connectivity.brokers("boot:1", nobody, {}, REPORT)).message
 
 
-def test_a_wrong_announced_address_is_told_even_where_the_client_went_there_at_once() -> None:
-    """Catches a person who looks for a fault at the bootstrap server, which has answered."""
+def test_a_wrong_advertised_address_is_named_if_the_client_used_it_at_once() -> None:
+    """Catches a message that blames the bootstrap server, which has answered."""
     gone = connectivity.ConnectionFailure(
         "connection", "10.0.0.5:9092/3: Connect to ipv4#10.0.0.5:9092 failed", "check it"
     )
@@ -484,13 +484,13 @@ class TestRights:
             in one(rights.rights(config(), made, Group("g", READ), REPORT)).message
         )
 
-    def test_those_on_a_topic_that_is_not_there_are_not_called_fine(self) -> None:
+    def test_those_on_a_missing_topic_are_not_called_ok(self) -> None:
         missing = Topic("detections", error="Unknown topic", missing=True)
         made = three(frames_=topic("frames", rights=READ), output=missing, dead=topic("frames-dead", rights=WRITE))
         found = one(rights.rights(config(), made, Group("g", READ), REPORT))
         assert (found.status, "described: detections" in found.message) == ("skipped", True)
 
-    def test_what_the_brokers_do_not_tell_is_not_called_fine(self) -> None:
+    def test_what_the_brokers_do_not_report_is_not_called_ok(self) -> None:
         found = one(self.judge(output=None, group_=None))
         assert found.status == "skipped"
         assert "topic detections, group sluice" in found.message
@@ -548,8 +548,8 @@ class TestSizes:
         there = three(output=topic("detections", limit=limit))
         assert verdict(sizes.results(made, there, producer_settings(made), MODEL, REPORT)) == status
 
-    def test_of_topics_that_are_not_there_are_skipped_with_a_word(self) -> None:
-        """Catches a check that the examination runs and that says nothing, so that --json lacks its name."""
+    def test_of_missing_topics_are_skipped_with_a_finding(self) -> None:
+        """Catches a check without a finding, so that --json lacks its name."""
         gone = {name: Topic(name, error="Unknown topic", missing=True) for name in ("frames", "detections", "dead")}
         there = three(frames_=gone["frames"], output=gone["detections"], dead=gone["dead"])
         made = config()
@@ -614,8 +614,8 @@ def test_committed_offsets_lie_within_the_log(committed: Any, statuses: list[str
 
 
 @pytest.mark.parametrize("committed", [{P0: 5, P1: 7}, {P0: 50, P1: 101}, {P0: 5, P1: 101}])
-def test_offsets_that_are_not_there_are_no_problem_to_a_program_that_was_told_where_to_go_on(committed: Any) -> None:
-    """Catches an init container that refuses the pod which was set as the doctor itself had advised."""
+def test_missing_offsets_are_a_warning_if_auto_offset_reset_is_set(committed: Any) -> None:
+    """Catches an init container that refuses a pod whose setting the doctor itself has recommended."""
     found = one(group.offsets(Group("g", committed=committed), {P0: (10, 100), P1: (0, 100)}, "earliest", REPORT))
     assert found.status == "warning"
     assert "continues with auto.offset.reset: earliest" in found.message
@@ -664,7 +664,7 @@ class TestPartitioning:
     def home(self, source: str) -> int:
         return frames.murmur2(source.encode()) % 4
 
-    def test_nothing_to_look_at(self) -> None:
+    def test_no_frames_are_skipped(self) -> None:
         assert self.judge().status == "skipped"
 
     def test_where_java_puts_them_is_fine(self) -> None:

@@ -1,4 +1,4 @@
-"""The judgement of `sluice verify`, on streams made by hand: each kind of violation is found, and nothing else is."""
+"""The checker of `sluice verify` on streams made by hand: it finds each kind of violation, and nothing else."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_record_below_the_committed_offset_without_an_outcome_is_missing() -> 
 
 
 def test_a_record_that_is_not_committed_yet_is_pending_and_not_lost() -> None:
-    """Catches: a running group that is accused of what it has not read yet."""
+    """Catches: a violation for records that a running group has not read yet."""
     result = check(checker(span=OffsetRange(0, 10, 6, 10)), Stream().result(0, 1, 2, 3, 4, 5, 7))
     assert result.clean
     assert (result.partitions[0].answered, result.partitions[0].pending) == (7, 3)
@@ -103,7 +103,7 @@ def test_a_group_that_has_committed_nothing_has_lost_nothing() -> None:
 
 
 def test_a_second_outcome_is_a_violation_of_exactly_once_alone() -> None:
-    """Catches: a repeat in the other topic that is not seen, and repeats that at least once is accused of."""
+    """Catches: a repeat in the other topic that is not seen, and a false alarm under at least once."""
     stream = Stream().result(*range(10)).result(4).letter(7)
     assert found(check(checker(once=True), stream)) == {"repeat": ["frames/0/4", "frames/0/7"]}
     result = check(checker(), stream)
@@ -127,7 +127,7 @@ def test_outcomes_of_one_source_that_are_swapped_are_out_of_order() -> None:
     assert result.violations[0].position == "detections[0]@5"
 
 
-def test_a_run_that_is_repeated_from_its_middle_is_in_order_for_a_reader_that_drops_repeats() -> None:
+def test_a_run_repeated_from_its_middle_is_in_order_without_the_repeats() -> None:
     """Catches: a crash under at least once that is taken for disorder."""
     result = check(checker(), Stream().result(0, 1, 2, 3, 4).result(2, 3, 4, 5, 6, 7, 8, 9))
     assert result.clean
@@ -190,7 +190,7 @@ def test_a_compacted_input_makes_no_outcome_an_invention() -> None:
 
 
 def test_an_outcome_that_came_after_the_commit_is_a_commit_ahead_and_not_a_loss() -> None:
-    """Catches: a commit before its outcome, which a look at the end alone cannot see."""
+    """Catches: a commit before its outcome, which a check of the final state alone cannot find."""
     stream = Stream().result(*range(8))
     result = check(checker(), stream, Stream().result(8, 9, 12))
     assert found(result) == {"commit_ahead": ["frames/0/8"]}
@@ -241,7 +241,7 @@ offsets = st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["result", "dea
 def test_the_counts_are_those_of_a_checker_that_keeps_everything(
     records: set[int], outcomes: list[tuple[int, Role]], committed: int, once: bool
 ) -> None:
-    """Catches: the byte of an offset that says something else than sets and lists do."""
+    """Catches: counts from the byte of an offset that differ from those of sets and lists."""
     source = {offset: f"cam-{offset % 2}" for offset in range(13)}
     stream = Stream()
     for offset, role in outcomes:
@@ -276,7 +276,7 @@ def test_the_counts_are_those_of_a_checker_that_keeps_everything(
 REQUEST = Request(("frames",), "detections", "dead", "g", exactly_once=False, isolation="read_committed")
 
 
-def test_the_report_says_what_a_person_must_know() -> None:
+def test_the_report_has_the_conclusion_and_the_violations() -> None:
     """Catches: a conclusion that claims more than was judged, and text of a producer that steers a terminal."""
     clean = Report(check(checker(), Stream().result(*range(10))), 10, [])
     assert conclusion(clean) == "clean: 10 records were judged, and every promise was kept"

@@ -109,15 +109,15 @@ class Checklist:
 
     def _brokers(self, report: Reporter) -> Iterator[Finding]:
         """Check consumer and producer separately if they connect differently."""
-        of_consumer = (
+        consumer_report = (
             replace(report, about="the consumer (kafka.consumer): ") if self._connection.clients_differ else report
         )
-        self._connectivity, reached = yield from self._connect(self._connection.consumer, of_consumer)
+        self._connectivity, reached = yield from self._connect(self._connection.consumer, consumer_report)
         if reached:
             self._consumer_view = Cluster(self._connection.bootstrap_servers, self._connection.consumer)
         if self._connection.clients_differ:
-            of_producer = replace(report, about="the producer (kafka.producer): ")
-            _, reached = yield from self._connect(self._connection.producer, of_producer)
+            producer_report = replace(report, about="the producer (kafka.producer): ")
+            _, reached = yield from self._connect(self._connection.producer, producer_report)
         if reached:
             self._producer_view = Cluster(self._connection.bootstrap_servers, self._connection.producer)
 

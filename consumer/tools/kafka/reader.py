@@ -110,13 +110,11 @@ class TopicReader:
         client: Consumer,
         stop: threading.Event,
         *,
-        silence_s: float = SILENCE_S,
         open_transaction_s: float = OPEN_TRANSACTION_S,
     ) -> None:
         self.client = client
         self.observed_ends: dict[TopicPartition, int] = {}
         self._stop = stop
-        self._silence_s = silence_s
         self._open_transaction_s = open_transaction_s
         self._largest = _FETCH_BYTES // 20  # bytes of the largest record of the latest fetch
 
@@ -129,6 +127,7 @@ class TopicReader:
         topic: str,
         ranges: Mapping[int, tuple[int, int | None]],
         on_progress: Callable[[int], None] = lambda _: None,
+        silence_s: float = SILENCE_S,
     ) -> Iterator[TopicRecord]:
         """Yield the records of some partitions, each partition in offset order.
 
@@ -140,6 +139,7 @@ class TopicReader:
                 the partition is read up to its end at the time of the first fetch, so a busy topic does not keep the
                 scan running. A range with an end waits there for open transactions.
             on_progress: receives the number of offsets passed, once per fetch.
+            silence_s: raise KafkaError if the brokers deliver nothing for so long.
 
         Raises:
             KafkaError: the topic cannot be read, the brokers deliver nothing for too long, or a transaction before the
@@ -169,7 +169,7 @@ class TopicReader:
                     del remaining[number]
                     self.client.pause([KafkaPartition(topic, number)])
             on_progress(passed)
-            self._check_progress(topic, remaining, time.monotonic() - progressed_at)
+            self._check_progress(topic, remaining, time.monotonic() - progressed_at, silence_s)
         for place in places:
             if (end := self._observed_end(topic, place.partition)) is not None:
                 self.observed_ends[TopicPartition(topic, place.partition)] = end
@@ -180,7 +180,7 @@ class TopicReader:
 
     def record_at(self, topic: str, partition: int, offset: int) -> Record | None:
         """The record at one position of an existing partition; None if there is no record at this offset."""
-        found = next(self.scan(topic, {partition: (offset, None)}), None)
+        found = next(self.scan(topic, {partition: (offset, None)}, silence_s=clients.METADATA_TIMEOUT_S), None)
         return found.record if found is not None and found.offset == offset else None
 
     def follow(self, topic: str, *, from_beginning: bool) -> Iterator[TopicRecord]:
@@ -236,8 +236,8 @@ class TopicReader:
         known = self.client.get_watermark_offsets(KafkaPartition(topic, partition), cached=True)
         return known[1] if known is not None and known[1] > 0 else None
 
-    def _check_progress(self, topic: str, remaining: Mapping[int, _Range], quiet_s: float) -> None:
-        if quiet_s > self._silence_s and not all(each.at_log_end for each in remaining.values()):
+    def _check_progress(self, topic: str, remaining: Mapping[int, _Range], quiet_s: float, silence_s: float) -> None:
+        if quiet_s > silence_s and not all(each.at_log_end for each in remaining.values()):
             raise KafkaError(f"topic {printable(topic)}: the brokers have delivered nothing for {quiet_s:.0f} s")
         if quiet_s > self._open_transaction_s and remaining:
             number, blocked = next(iter(remaining.items()))

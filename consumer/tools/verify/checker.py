@@ -65,10 +65,10 @@ class Checker:
 
     def add_input(self, partition: TopicPartition, offset: int) -> None:
         """Note that the input topic has a record at this offset."""
-        mine = self._partitions[partition]
-        index = offset - mine.offsets.start
-        if 0 <= index < len(mine.state):
-            mine.state[index] |= bits.RECORD
+        tracked = self._partitions[partition]
+        index = offset - tracked.offsets.start
+        if 0 <= index < len(tracked.state):
+            tracked.state[index] |= bits.RECORD
 
     def deleted_below(self, partition: TopicPartition, offset: int) -> None:
         """Note that retention has deleted the records below this offset, perhaps before they were read."""
@@ -80,27 +80,27 @@ class Checker:
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Add an outcome. Those of one output partition come in its order; partitions and topics may be mixed."""
-        mine = self._partitions.get(outcome.input)
-        if mine is None:
+        tracked = self._partitions.get(outcome.input)
+        if tracked is None:
             self._without_partition(outcome)
             return
-        offsets, offset = mine.offsets, outcome.offset
+        offsets, offset = tracked.offsets, outcome.offset
         if not offsets.start <= offset < offsets.end:
             self._outside(outcome, offsets)
             return
         index = offset - offsets.start
-        state = mine.state[index]
+        state = tracked.state[index]
         if not state & bits.RECORD:
-            self._without_record(outcome, mine)
+            self._without_record(outcome, tracked)
             return
         if state & bits.ANSWERED:
             self._repeat(outcome)
         unit, counted = bits.UNIT[outcome.role]
         if not state & counted:
-            state |= self._check_order(outcome, mine)
+            state |= self._check_order(outcome, tracked)
         if state & counted != counted:
             state += unit
-        mine.state[index] = state
+        tracked.state[index] = state
 
     def settle(self, judged_from: Mapping[TopicPartition, int]) -> bool:
         """Find the commits that were ahead of an outcome.
@@ -115,15 +115,15 @@ class Checker:
         Returns:
             Whether a record that must have an outcome has none.
         """
-        for partition, mine in self._partitions.items():
-            mine.judged_from = judged_from.get(partition, 0)
-            offsets = mine.offsets
+        for partition, tracked in self._partitions.items():
+            tracked.judged_from = judged_from.get(partition, 0)
+            offsets = tracked.offsets
             if offsets.committed > offsets.log_end:
                 beyond = (
                     f"the topic ended at {offsets.log_end}: the records before {offsets.committed} will never be read"
                 )
                 self._commit_ahead(partition, offsets.committed, beyond)
-            count, first = count_and_first(mine.open(mine.judged_from))
+            count, first = count_and_first(tracked.open(tracked.judged_from))
             if first is not None:
                 records = "1 record" if count == 1 else f"{count:,} records"
                 self._commit_ahead(partition, first, f"{records} before it had no outcome then, the first at {first}")
@@ -132,20 +132,20 @@ class Checker:
 
     def has_open(self) -> bool:
         """Whether a record below the committed offset has no outcome so far."""
-        return any(count_and_first(mine.open(mine.judged_from))[0] for mine in self._partitions.values())
+        return any(count_and_first(tracked.open(tracked.judged_from))[0] for tracked in self._partitions.values())
 
     def result(self) -> CheckResult:
         """The result of the check."""
         totals = self._totals.copy()
         listed = {kind: list(found) for kind, found in self._listed.items()}
-        counts = [self._count(partition, mine) for partition, mine in self._partitions.items()]
+        counts = [self._count(partition, tracked) for partition, tracked in self._partitions.items()]
         totals["missing"] = sum(each.missing for each in counts)
         totals["order"] = sum(each.out_of_order for each in counts)
         listed["missing"] = list(self._missing())
         listed["order"] = [
             violation
-            for mine, offset, violation in self._broken
-            if answered_in_one_topic(mine.state[offset - mine.offsets.start])
+            for tracked, offset, violation in self._broken
+            if answered_in_one_topic(tracked.state[offset - tracked.offsets.start])
         ][: self.keep]
         return CheckResult(
             counts,
@@ -158,36 +158,36 @@ class Checker:
 
     def _missing(self) -> Iterator[Violation]:
         left = self.keep
-        for partition, mine in self._partitions.items():
-            for first, mask in mine.open(mine.judged_from):
+        for partition, tracked in self._partitions.items():
+            for first, mask in tracked.open(tracked.judged_from):
                 for index in np.flatnonzero(mask)[:left].tolist():
                     left -= 1
-                    text = f"has no outcome, and the group has committed {mine.offsets.committed}"
+                    text = f"has no outcome, and the group has committed {tracked.offsets.committed}"
                     yield Violation("missing", record_id(partition, first + index), None, None, text)
                 if not left:
                     return
 
-    def _count(self, partition: TopicPartition, mine: PartitionState) -> PartitionCount:
-        offsets = mine.offsets
+    def _count(self, partition: TopicPartition, tracked: PartitionState) -> PartitionCount:
+        offsets = tracked.offsets
         count = PartitionCount(partition, offsets)
-        for _, states in mine.chunks(offsets.start, offsets.end):
+        for _, states in tracked.chunks(offsets.start, offsets.end):
             records = states[(states & bits.RECORD) != 0]
             answered = records[(records & bits.ANSWERED) != 0]
             count.records += len(records)
             count.answered += len(answered)
             one_topic = ((answered & bits.RESULTS) == 0) | ((answered & bits.LETTERS) == 0)
             count.out_of_order += int(np.count_nonzero(one_topic & ((answered & bits.BROKEN) != 0)))
-        count.missing = count_and_first(mine.open(mine.judged_from))[0]
-        count.unjudged = count_and_first(mine.open(offsets.start))[0] - count.missing
+        count.missing = count_and_first(tracked.open(tracked.judged_from))[0]
+        count.unjudged = count_and_first(tracked.open(offsets.start))[0] - count.missing
         count.pending = count.records - count.answered - count.missing - count.unjudged
         return count
 
-    def _check_order(self, outcome: Outcome, mine: PartitionState) -> int:
+    def _check_order(self, outcome: Outcome, tracked: PartitionState) -> int:
         """Check the order that a reader sees which drops repeats by ID. Returns the bit to set."""
         if not outcome.source:
             return 0
         position, offset = outcome.position, outcome.offset
-        key = (outcome.role, position.partition, mine.number, outcome.source)
+        key = (outcome.role, position.partition, tracked.number, outcome.source)
         last = self._last.get(key)
         if last is None:
             self._sources.add(outcome.source)
@@ -201,7 +201,7 @@ class Checker:
         if len(self._broken) < 10 * self.keep:
             text = f"came after the outcome of offset {last} of the same source"
             found = Violation("order", outcome.id, outcome.source, str(position), text)
-            self._broken.append((mine, offset, found))
+            self._broken.append((tracked, offset, found))
         return bits.BROKEN
 
     def _repeat(self, outcome: Outcome) -> None:
@@ -216,10 +216,10 @@ class Checker:
         else:
             self._ignored["outside_range"] += 1
 
-    def _without_record(self, outcome: Outcome, mine: PartitionState) -> None:
-        if outcome.offset < mine.deleted_below:
+    def _without_record(self, outcome: Outcome, tracked: PartitionState) -> None:
+        if outcome.offset < tracked.deleted_below:
             self._ignored["deleted_input"] += 1
-        elif not mine.offsets.gaps_are_none:
+        elif not tracked.offsets.gaps_are_none:
             self._ignored["compacted_input"] += 1
         else:
             self._add("invented", outcome, "is an outcome of an offset at which the topic has no record")
