@@ -280,10 +280,11 @@ def send_frames(
         rate = (0.0 if source.live else source.fps) if fps is None else fps
         pace = Pace(rate, clock=time.monotonic, wait=stop.wait)
         threads.start(source, counts, pace=pace, frames=frames, envelope=envelope)
+    on_progress = on_progress or (lambda _: None)
     reported_at = started
     while threads.alive() and not stop.is_set():
         producer.poll(0.1)
-        if on_progress is not None and time.monotonic() - reported_at > 0.2:
+        if time.monotonic() - reported_at > 0.2:
             reported_at = time.monotonic()
             on_progress(Summary(counts_by_source, reported_at - started))
     sent_in = time.monotonic() - started
@@ -291,8 +292,7 @@ def send_frames(
         thread.join(2)  # do not wait for a camera that hangs
     producer.flush(_FLUSH_S)
     summary = Summary(counts_by_source, sent_in)
-    if on_progress is not None:
-        on_progress(summary)
+    on_progress(summary)
     if threads.error is not None:
         raise threads.error
     return summary

@@ -43,6 +43,21 @@ Since = Annotated[
     typer.Option("--since", metavar="WHEN", help="Only rejected since: 30m, 2h, 7d, or 2026-01-31T22:00."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+To = Annotated[
+    str | None, typer.Option("--to", metavar="TOPIC", help="Destination. Default: the input topic of each record.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent. Writes nothing.")]
+ReplayLimit = Annotated[int | None, typer.Option(min=1, help="End after so many. The next run continues there.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+Group = Annotated[str, typer.Option(help="Consumer group that records what was replayed.")]
+MaxReplays = Annotated[int, typer.Option(min=1, help="Skip records that were replayed so often.")]
+IncludeTruncated = Annotated[
+    bool, typer.Option("--include-truncated", help="Also send truncated records, which differ from the originals.")
+]
+AtLeastOnce = Annotated[
+    bool, typer.Option("--at-least-once", help="Write without transactions. A crash repeats up to one batch.")
+]
+Batch = Annotated[int, typer.Option(min=1, max=10_000, help="Records per transaction.")]
 
 
 @app.command("list")
@@ -88,14 +103,7 @@ def list_(
                 newest.add(letter.rejected_at_ms, found[:2], formatting.row_of(letter))
             else:
                 others += 1
-    rows = newest.rows()
-    with tolerate_closed_pipe():
-        lines = map(formatting.as_json, rows) if as_json else formatting.table(rows, terminal_width()) if rows else ()
-        for line in lines:
-            print(line)
-        shown = sum(row["dead_letter"] for row in rows)
-        for line in formatting.summary(reasons, foreign, others, shown):
-            print(line, file=sys.stderr if as_json else sys.stdout)
+    _print_rows(newest.rows(), reasons, foreign, others, as_json=as_json)
     warn_unknown_reasons(chosen, seen)
     if stop.is_set():
         print_status("stopped before the end")
@@ -150,21 +158,15 @@ def replay(
     source: Sources = None,
     input_topic: InputTopics = None,
     since: Since = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="TOPIC", help="Destination. Default: the input topic of each record.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent. Writes nothing.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many. The next run continues there.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-    group: Annotated[str, typer.Option(help="Consumer group that records what was replayed.")] = "sluice-dlq-replay",
-    max_replays: Annotated[int, typer.Option(min=1, help="Skip records that were replayed so often.")] = 3,
-    include_truncated: Annotated[
-        bool, typer.Option("--include-truncated", help="Also send truncated records, which differ from the originals.")
-    ] = False,
-    at_least_once: Annotated[
-        bool, typer.Option("--at-least-once", help="Write without transactions. A crash repeats up to one batch.")
-    ] = False,
-    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Records per transaction.")] = 100,
+    to: To = None,
+    dry_run: DryRun = False,
+    limit: ReplayLimit = None,
+    yes: Yes = False,
+    group: Group = "sluice-dlq-replay",
+    max_replays: MaxReplays = 3,
+    include_truncated: IncludeTruncated = False,
+    at_least_once: AtLeastOnce = False,
+    batch: Batch = 100,
     as_json: Json = False,
     setting: clients.Settings = None,
 ) -> None:
@@ -198,6 +200,16 @@ def replay(
         job.send()
     else:
         print_status("nothing was sent")
+
+
+def _print_rows(rows: list[formatting.Row], reasons: Counter[str], foreign: int, others: int, *, as_json: bool) -> None:
+    with tolerate_closed_pipe():
+        lines = map(formatting.as_json, rows) if as_json else formatting.table(rows, terminal_width()) if rows else ()
+        for line in lines:
+            print(line)
+        shown = sum(row["dead_letter"] for row in rows)
+        for line in formatting.summary(reasons, foreign, others, shown):
+            print(line, file=sys.stderr if as_json else sys.stdout)
 
 
 def _filter(

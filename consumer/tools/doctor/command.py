@@ -15,6 +15,16 @@ from consumer.tools.doctor.findings import Finding
 
 _LOAD = "Load the model and run the largest batch. Default: unless a sluice answers at http.port."
 
+GracePeriod = Annotated[
+    float | None,
+    typer.Option(
+        min=0, metavar="SECONDS", help="Time from SIGTERM to SIGKILL: terminationGracePeriodSeconds of the pod."
+    ),
+]
+Pods = Annotated[
+    int | None, typer.Option(min=1, help="Planned number of pods. Default: the current members of the group.")
+]
+
 
 def doctor(
     *,
@@ -24,15 +34,8 @@ def doctor(
         bool, typer.Option("--offline", help="Check only configuration and model, without brokers.")
     ] = False,
     load_model: Annotated[bool | None, typer.Option("--load-model/--no-load-model", help=_LOAD)] = None,
-    grace_period: Annotated[
-        float | None,
-        typer.Option(
-            min=0, metavar="SECONDS", help="Time from SIGTERM to SIGKILL: terminationGracePeriodSeconds of the pod."
-        ),
-    ] = None,
-    pods: Annotated[
-        int | None, typer.Option(min=1, help="Planned number of pods. Default: the current members of the group.")
-    ] = None,
+    grace_period: GracePeriod = None,
+    pods: Pods = None,
     sample: Annotated[
         int, typer.Option(min=1, max=10_000, help="Number of newest frames to read per partition.")
     ] = 100,

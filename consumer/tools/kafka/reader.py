@@ -135,9 +135,8 @@ class TopicReader:
 
         Args:
             topic: the topic to read.
-            ranges: for each partition, the first offset to read and the offset after the last one. If that end is None,
-                the partition is read up to its end at the time of the first fetch, so a busy topic does not keep the
-                scan running. A range with an end waits there for open transactions.
+            ranges: for each partition, the first offset to read and the offset after the last one. If that is None, the
+                partition is read up to its end at the first fetch. A range with an end waits for open transactions.
             on_progress: receives the number of offsets passed, once per fetch.
             silence_s: raise KafkaError if the brokers deliver nothing for so long.
 
