@@ -141,8 +141,8 @@ class TopicReader:
             silence_s: raise KafkaError if the brokers deliver nothing for so long.
 
         Raises:
-            KafkaError: the topic cannot be read, the brokers deliver nothing for too long, or a transaction before the
-                end of a range stays open for too long.
+            KafkaError: the topic cannot be read, the brokers deliver nothing for too long, or a transaction in a range
+                stays open for too long.
         """
         remaining = {number: _Range(*each) for number, each in ranges.items() if each[1] is None or each[0] < each[1]}
         places = [KafkaPartition(topic, number, each.position) for number, each in remaining.items()]

@@ -11,7 +11,7 @@ Why this is sound while the group runs: Sluice commits an offset only after the 
 below it. So the outcomes below an offset of step 1 lie before the ends of step 2, and step 5 reads them. These ends
 include records that are not committed: the offsets of a transaction can become visible before its last marker is
 written, and a reader of committed records waits there. An outcome before an end of step 2 belongs to a record that
-existed before step 3, so an outcome beyond the end of the input is invented.
+existed before step 3. So an outcome of an offset beyond the end of the input is invented.
 """
 
 from __future__ import annotations
