@@ -1,4 +1,4 @@
-"""What the tools need of a Kafka client: where and how to connect, a first contact with clear errors, safe text."""
+"""Kafka clients for the tools: connection options and settings, the first metadata request, and error texts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from consumer.errors import ConfigError, KafkaError
 from consumer.observability.log_filter import Repeats
 from consumer.observability.logging import printable
 
-# A broker that is there answers within milliseconds; one that is not should be said soon.
-CONTACT_TIMEOUT_S: Final = 10.0
+# A reachable broker answers within milliseconds. An unreachable one should be reported soon.
+METADATA_TIMEOUT_S: Final = 10.0
 
 ConfigFile = Annotated[
     Path | None,
@@ -29,7 +29,7 @@ ConfigFile = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="Sluice's own configuration: brokers, TLS and SASL, topics. Default: $SLUICE_CONFIG, else none.",
+        help="Configuration file of Sluice: brokers, TLS and SASL, topics. Default: $SLUICE_CONFIG, else none.",
     ),
 ]
 BootstrapServers = Annotated[
@@ -37,60 +37,73 @@ BootstrapServers = Annotated[
     typer.Option(
         "--bootstrap-servers",
         metavar="HOST:PORT",
-        help="Brokers to ask first, comma-separated. Default: those of the configuration.",
+        help="Brokers to connect to first, comma-separated. Default: those of the configuration.",
     ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("-X", metavar="NAME=VALUE", help="Any librdkafka setting. Can be repeated.")
 ]
-# Settings on which it depends whether a client gets to the brokers, and as whom.
-_CONNECTS: Final = re.compile(r"(security|ssl|sasl|enable\.ssl|enable\.sasl|https|broker|client\.dns)\.")
+# Settings that decide whether a client reaches the brokers, and as which user.
+_CONNECTION_SETTINGS: Final = re.compile(r"(security|ssl|sasl|enable\.ssl|enable\.sasl|https|broker|client\.dns)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where to connect to and how: as the program itself would, where the command line (`own`) says nothing else.
+    """Where and how to connect: as `sluice run` does, unless the command line overrides a setting.
 
-    So a secured cluster needs no password on the command line, where everyone on the machine can read it.
+    A secured cluster therefore needs no password on the command line, where all users of the machine can read it.
+
+    Attributes:
+        config: the configuration of the program.
+        bootstrap_servers: brokers to connect to first, comma-separated.
+        overrides: librdkafka settings from the command line.
     """
 
     config: Config
     bootstrap_servers: str
-    own: Mapping[str, Any]
+    overrides: Mapping[str, Any]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """For a client that is neither of the program's: `kafka.client` and `kafka.secrets`."""
-        return {**self.config.kafka.shared, **self.own}
+        """Settings shared by both clients of the program: `kafka.client` and `kafka.secrets`."""
+        return {**self.config.kafka.shared, **self.overrides}
 
     @property
     def consumer(self) -> dict[str, Any]:
-        """As the program's consumer connects."""
-        return {**self.config.kafka.shared, **self.config.kafka.consumer, **self.own}
+        """Settings of the program's consumer."""
+        return {**self.config.kafka.shared, **self.config.kafka.consumer, **self.overrides}
 
     @property
     def producer(self) -> dict[str, Any]:
-        """As the program's producer connects."""
-        return {**self.config.kafka.shared, **self.config.kafka.producer, **self.own}
+        """Settings of the program's producer."""
+        return {**self.config.kafka.shared, **self.config.kafka.producer, **self.overrides}
 
     @property
-    def apart(self) -> bool:
-        """Whether consumer and producer reach the brokers differently, or as different users."""
+    def clients_differ(self) -> bool:
+        """Whether consumer and producer connect to the brokers differently, or as different users."""
         first, second = (
-            {n: v for n, v in each.items() if _CONNECTS.match(n)} for each in (self.consumer, self.producer)
+            {n: v for n, v in each.items() if _CONNECTION_SETTINGS.match(n)} for each in (self.consumer, self.producer)
         )
         return first != second
 
 
 def connection(config: Path | None, bootstrap_servers: str | None, pairs: Iterable[str] | None) -> Connection:
-    """What the program's configuration says, and over it the options of a tool."""
-    own = settings_from(pairs or ())
+    """Merge the configuration of the program with the options of a tool.
+
+    Raises:
+        ConfigError: the configuration or an option is wrong.
+    """
+    overrides = settings_from(pairs or ())
     program = load_config(config)
-    return Connection(program, bootstrap_servers or program.kafka.bootstrap_servers, own)
+    return Connection(program, bootstrap_servers or program.kafka.bootstrap_servers, overrides)
 
 
 def settings_from(pairs: Iterable[str]) -> dict[str, str]:
-    """`["a=b"]` as a mapping. Raises ConfigError for what is no such pair, or has an option of its own."""
+    """Parse `["a=b"]` into a mapping.
+
+    Raises:
+        ConfigError: a text is not such a pair, or its setting has its own option.
+    """
     settings: dict[str, str] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
@@ -103,41 +116,42 @@ def settings_from(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def producer(bootstrap_servers: str, settings: Mapping[str, Any]) -> Producer:
-    """A producer. Raises ConfigError where librdkafka refuses a setting."""
+    """A producer. Raises ConfigError if librdkafka refuses a setting."""
     client: Producer = _client(Producer, bootstrap_servers, settings)
     return client
 
 
 def consumer(bootstrap_servers: str, settings: Mapping[str, Any]) -> Consumer:
-    """A consumer. Raises ConfigError where librdkafka refuses a setting."""
+    """A consumer. Raises ConfigError if librdkafka refuses a setting."""
     client: Consumer = _client(Consumer, bootstrap_servers, settings)
     return client
 
 
 def admin(bootstrap_servers: str, settings: Mapping[str, Any]) -> AdminClient:
-    """An administrator's client. Raises ConfigError where librdkafka refuses a setting."""
+    """An admin client. Raises ConfigError if librdkafka refuses a setting."""
     client: AdminClient = _client(AdminClient, bootstrap_servers, settings)
     return client
 
 
 def _client(kind: Any, bootstrap_servers: str, settings: Mapping[str, Any]) -> Any:
     try:
-        return kind({"bootstrap.servers": bootstrap_servers, **settings}, logger=_log_of_a_client())
+        return kind({"bootstrap.servers": bootstrap_servers, **settings}, logger=_new_logger())
     except (KafkaException, ValueError, TypeError) as error:
         raise ConfigError(f"the Kafka client refuses its settings: {text_of(error)}") from None
 
 
-def _log_of_a_client() -> logging.Logger:
-    log = logging.Logger("librdkafka", logging.WARNING)  # noqa: LOG001 - of this client alone
+def _new_logger() -> logging.Logger:
+    log = logging.Logger("librdkafka", logging.WARNING)  # noqa: LOG001 - one logger per client
     log.parent = logging.getLogger()
     log.addFilter(Repeats())
     return log
 
 
-def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = CONTACT_TIMEOUT_S) -> list[int]:
-    """The partitions of a topic; waits a while for one that the broker is just creating.
+def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = METADATA_TIMEOUT_S) -> list[int]:
+    """The partitions of a topic. Waits for a topic that the broker is creating.
 
-    Raises KafkaError where no broker answers, or none knows the topic.
+    Raises:
+        KafkaError: no broker answers, or the topic does not exist.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -154,15 +168,15 @@ def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = CO
         time.sleep(0.1)
 
 
-def is_hopeless(error: Code) -> bool:
-    """Whether no retry mends what a reader was told.
+def is_permanent(error: Code) -> bool:
+    """Whether a retry cannot fix an error of a consumer that joins no group.
 
-    That its group is refused does not matter to one that joins none; the client looks for its coordinator all the same.
+    The brokers may refuse the group of such a consumer: the client looks up its coordinator, but does not need it.
     """
     return error.code() != Code.GROUP_AUTHORIZATION_FAILED and (error.fatal() or not error.retriable())
 
 
 def text_of(error: BaseException) -> str:
-    """The message of an error, without the wrapping of the client."""
+    """The message of an error, without the wrapper of the client library, and safe to print."""
     inner = error.args[0] if error.args else error
     return printable(inner.str() if hasattr(inner, "str") else str(inner))

@@ -13,9 +13,9 @@ import typer
 from consumer.errors import ConfigError, KafkaError
 from consumer.observability.logging import printable
 from consumer.tools import clients
+from consumer.tools.frame_sender import Summary, send_frames
 from consumer.tools.images import Encoding, ImageSource, parse_source
 from consumer.tools.signals import stop_on_signals
-from consumer.tools.stream import Summary, stream
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -56,7 +56,7 @@ def produce(
     sources = [parse_source(text, encoding) for text in source]
     stop = stop_on_signals()
     with _progress(sources, frames) as show:
-        summary = stream(
+        summary = send_frames(
             [each.looped() for each in sources] if loop else sources,
             bootstrap_servers=there.bootstrap_servers,
             topic=topic or there.config.input.topics[0],
@@ -69,7 +69,7 @@ def produce(
         )
     typer.echo(str(summary))
     if summary.missing:
-        reason = next((tally.error for tally in summary.tallies if tally.error), "no answer in time")
+        reason = next((tally.error for tally in summary.counts_by_source if tally.error), "no answer in time")
         raise KafkaError(f"{summary.missing} of {summary.total('sent')} frames were not acknowledged: {reason}")
 
 
@@ -113,6 +113,6 @@ class _Bars:
         self._progress.stop()
 
     def _show(self, summary: Summary) -> None:
-        for task, tally in zip(self._tasks, summary.tallies, strict=True):
+        for task, tally in zip(self._tasks, summary.counts_by_source, strict=True):
             rate = f"{tally.acknowledged / max(summary.seconds, 1e-9):.1f}/s"
             self._progress.update(task, completed=tally.acknowledged, rate=rate)

@@ -1,8 +1,8 @@
-"""Writes `docs/reference.md` from the declarations of the options, the metrics and the exit codes.
+"""Generates `docs/reference.md` from the declarations of options, metrics and exit codes.
 
     python -m consumer.tools.reference > docs/reference.md
 
-A test compares the file with this output, so the docs cannot drift from the code.
+A test compares the file with this output, so that the page stays up to date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from consumer.observability.metrics import Metrics
 
 
 def reference() -> str:
-    """The whole page, as Markdown."""
+    """The whole page in Markdown."""
     return "\n".join([*_options(), *_own_settings(), *_metrics(), *_exit_codes()]) + "\n"
 
 
@@ -67,7 +67,7 @@ def _metrics() -> Iterator[str]:
 
 
 def _unit(name: str) -> str:
-    """Names end in their unit, as Prometheus has it; what counts or says yes has none."""
+    """The unit at the end of a metric name, as is the convention of Prometheus. Counts and flags have none."""
     last = name.removesuffix("_total").rpartition("_")[2]
     return last if last in {"seconds", "bytes", "frames", "records", "partitions", "threads"} else ""
 

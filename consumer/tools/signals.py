@@ -1,4 +1,4 @@
-"""How the tools hear that they are to end."""
+"""Stops a tool at SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 
 def stop_on_signals(stop: threading.Event | None = None) -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
+    """Return an event that the first SIGINT or SIGTERM sets. A second signal ends the process at once."""
     stop = stop or threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:

@@ -1,4 +1,4 @@
-"""`sluice tail`: what the detector says, a line per frame. Joins no group and commits nothing."""
+"""`sluice tail`: prints the results, one line per frame. Joins no group and commits nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import base64
 import json
 import math
 import os
-import signal
 import sys
-import threading
-import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, Any, Final
@@ -18,16 +15,15 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
-from consumer.errors import KafkaError
-from consumer.messages import decode_result, read_dead_letter, read_record
+from consumer.messages import decode_result, read_dead_letter
 from consumer.observability.logging import printable
 from consumer.tools import clients
-from consumer.types import Record
+from consumer.tools.kafka.reader import TopicRecord, open_reader
+from consumer.tools.signals import stop_on_signals
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _SCORES_SHOWN: Final = 5  # of one class in one frame
-Place = tuple[str, int | None, int | None]  # topic, partition, offset
 
 
 def tail(
@@ -36,78 +32,43 @@ def tail(
     bootstrap_servers: clients.BootstrapServers = None,
     topic: Annotated[str | None, typer.Option(help="Topic to read from. Default: output.topic.")] = None,
     from_beginning: Annotated[
-        bool, typer.Option("--from-beginning", help="Begin with the oldest message instead of the next one.")
+        bool, typer.Option("--from-beginning", help="Start with the oldest message instead of the next one.")
     ] = False,
-    frames: Annotated[int | None, typer.Option(min=1, help="End after so many messages. Default: never.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="End after so many messages. Default: run until Ctrl-C.")
+    ] = None,
     source: Annotated[
         list[str] | None, typer.Option("--source", metavar="NAME", help="Only this source. Can be repeated.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each message whole, as JSON, one per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each whole message as one line of JSON.")] = False,
     setting: clients.Settings = None,
 ) -> None:
-    """Print detection messages as they come: time, source, frame, batch size, latency, and what was seen.
+    """Print detection messages as they arrive: time, source, frame, batch size, latency and detections.
 
-    Latency is from capture to publishing. What is no such message is reported on stderr. Ctrl-C ends it.
+    Latency is the time from capture to publishing. Other messages are reported on stderr. Ctrl-C ends it.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    there = clients.connection(config, bootstrap_servers, setting)
-    records = read(
-        there.bootstrap_servers,
-        topic or there.config.output.topic,
-        from_beginning=from_beginning,
-        settings=there.settings,
-        stop=stop,
-    )
-    show = Printer(frozenset(source or ()), as_json=as_json)
-    try:
-        for place, record in records:
-            show(place, record)
-            if show.printed == frames:
-                break
-    except BrokenPipeError:  # `sluice tail | head` is done with us; Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        records.close()
-
-
-def read(
-    bootstrap_servers: str, topic: str, *, from_beginning: bool, settings: Mapping[str, Any], stop: threading.Event
-) -> Generator[tuple[Place, Record]]:
-    """Records of all partitions, until `stop` is set. Partitions that are added later are not seen.
-
-    Raises KafkaError where the topic cannot be read.
-    """
-    from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, TopicPartition
-
-    defaults = {
-        "group.id": f"sluice-tail-{uuid.uuid4()}",  # the client asks for one; no broker hears of it
-        "enable.auto.commit": "false",
-        "auto.offset.reset": "earliest" if from_beginning else "latest",
-        "fetch.wait.max.ms": "100",
-    }
-    client = clients.consumer(bootstrap_servers, {**defaults, **settings})
-    try:
-        offset = OFFSET_BEGINNING if from_beginning else OFFSET_END
-        client.assign([TopicPartition(topic, number, offset) for number in clients.partitions_of(client, topic)])
-        while not stop.is_set():
-            message = client.poll(0.2)
-            if message is None:
-                continue
-            if (error := message.error()) is not None:
-                if clients.is_hopeless(error):
-                    raise KafkaError(f"topic {printable(topic)}: {printable(error.str())}")
-                continue
-            yield (topic, message.partition(), message.offset()), read_record(message)
-    finally:
-        client.close()
+    connection = clients.connection(config, bootstrap_servers, setting)
+    topic = topic or connection.config.output.topic
+    printer = Printer(topic, frozenset(source or ()), as_json=as_json)
+    defaults = {"auto.offset.reset": "earliest" if from_beginning else "latest"}
+    settings = defaults | connection.settings
+    with open_reader(
+        connection.bootstrap_servers, settings, stop_on_signals(), group=settings.get("group.id")
+    ) as reader:
+        try:
+            for found in reader.follow(topic, from_beginning=from_beginning):
+                printer(found)
+                if printer.printed == frames:
+                    break
+        except BrokenPipeError:  # `sluice tail | head` has ended; Python would report the closed pipe again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(slots=True)
 class Printer:
-    """Prints records: results on stdout, what is none on stderr. Counts what it printed on stdout."""
+    """Prints results on stdout and other records on stderr. `printed` counts the results."""
 
+    topic: str
     sources: frozenset[str]
     as_json: bool
     printed: int = 0
@@ -115,22 +76,21 @@ class Printer:
     out: Callable[[str], None] = lambda line: print(line, flush=True)
     complain: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
-    def __call__(self, place: Place, record: Record) -> None:
+    def __call__(self, found: TopicRecord) -> None:
         try:
-            body = decode_result(record.value or b"")
+            body = decode_result(found.record.value or b"")
             if self.sources and body.get("source_id") not in self.sources:
                 return
             line = json_line(body) if self.as_json else result_line(body, self.zone)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            self._no_result(place, record, error)
+            self._report_other(found, error)
             return
         self.out(line)
         self.printed += 1
 
-    def _no_result(self, place: Place, record: Record, error: Exception) -> None:
-        topic, partition, offset = place
-        where = printable(f"{topic}[{partition}]@{offset}")
-        if (letter := read_dead_letter(record)) is None:
+    def _report_other(self, found: TopicRecord, error: Exception) -> None:
+        where = printable(f"{self.topic}[{found.partition}]@{found.offset}")
+        if (letter := read_dead_letter(found.record)) is None:
             what = str(error) if type(error) is ValueError else f"malformed: {type(error).__name__} {error}"
         else:
             what = f"dead letter of {letter.id}: {letter.stage}, {letter.reason}: {letter.detail}"
@@ -138,7 +98,7 @@ class Printer:
 
 
 def result_line(body: dict[str, Any], zone: tzinfo | None = None) -> str:
-    """One readable line, safe to print. Raises ValueError, TypeError or KeyError where the message is malformed."""
+    """One line of text that is safe to print. Raises ValueError, TypeError or KeyError for a malformed message."""
     published, captured = body["published_at_ms"], body["captured_at_ms"]
     time = (_EPOCH + timedelta(milliseconds=published)).astimezone(zone)
     latency = "-" if captured is None else f"{published - captured:d} ms"
@@ -146,7 +106,7 @@ def result_line(body: dict[str, Any], zone: tzinfo | None = None) -> str:
         skipped = body["skipped"]
         batch, what = "-", f"skipped: {skipped['reason']}, {skipped['age_ms']:.0f} ms old"
     else:
-        batch, what = f"{body['batch_size']:d}", _seen(body["detections"])
+        batch, what = f"{body['batch_size']:d}", _detection_text(body["detections"])
     columns = (
         time.strftime("%H:%M:%S.") + f"{time.microsecond // 1000:03d}",
         f"{body['source_id']:<12}",
@@ -158,8 +118,8 @@ def result_line(body: dict[str, Any], zone: tzinfo | None = None) -> str:
     return printable("  ".join(columns))
 
 
-def _seen(detections: list[dict[str, Any]]) -> str:
-    """`2 car 0.91 0.88, 1 person 0.77`: classes in the order of their best score."""
+def _detection_text(detections: list[dict[str, Any]]) -> str:
+    """`2 car 0.91 0.88, 1 person 0.77`: classes in the order of their best scores."""
     scores: dict[str, list[float]] = {}
     for found in detections:
         scores.setdefault(found["label"], []).append(found["score"])
@@ -171,10 +131,13 @@ def _seen(detections: list[dict[str, Any]]) -> str:
 
 
 def json_line(body: dict[str, Any]) -> str:
-    """The message as one line of ASCII JSON: what is unprintable is escaped by JSON's own rules.
+    """The message as one line of ASCII JSON, with unprintable characters escaped as JSON does it.
 
-    A float32 is written with the digits that name it, 0.91 rather than 0.9100000262260437; binary as base64 text.
-    Raises ValueError where a number is NaN or infinite.
+    A float32 is written with the fewest digits that identify it: 0.91 instead of 0.9100000262260437. Binary data is
+    written as base64 text.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
     """
     return json.dumps(_plain(body))
 
@@ -193,7 +156,7 @@ def _plain(value: Any) -> Any:
 
 def _shortest(number: float) -> float:
     if not math.isfinite(number):
-        raise ValueError("not a Sluice message: a number of it is not finite")
+        raise ValueError("not a Sluice message: it contains a number that is not finite")
     if abs(number) > _FLOAT32_MAX or float(np.float32(number)) != number:
         return number
     return float(str(np.float32(number)))

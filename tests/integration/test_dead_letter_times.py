@@ -10,7 +10,7 @@ import pytest
 import images
 from brokers import Broker, unique_name
 from consumer.messages import read_dead_letter, read_record
-from consumer.tools.dlq.letters import message_for, read_letter
+from consumer.tools.dlq.dead_letters import message_for, read_letter
 from consumer.types import Record
 from kafka_clients import admin, alter_topic
 from sluice_process import Topics, produce, reading, running

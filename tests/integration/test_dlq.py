@@ -22,11 +22,11 @@ import images
 from brokers import EMBEDDED, Broker, unique_name
 from consumer.errors import KafkaError
 from consumer.messages import encode_dead_letter
-from consumer.tools.dlq.letters import Letter, Selection
-from consumer.tools.dlq.outbox import Transactions
-from consumer.tools.dlq.reading import reader
-from consumer.tools.dlq.replay import Replay
+from consumer.tools.dlq.dead_letters import DeadLetterRecord, Selection
+from consumer.tools.dlq.replay import Replayer
+from consumer.tools.dlq.replay_writer import TransactionalWriter
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
+from consumer.tools.kafka.reader import open_reader
 from consumer.types import Frame, Receipt, Record, Rejected
 from consumer.types import TopicPartition as Input
 from kafka_clients import new_producer
@@ -49,7 +49,7 @@ class Dlq:
         return [sys.executable, "-m", "consumer", "dlq", name, *common, *group, *more]
 
     def __call__(self, name: str, *more: str, code: int = 0) -> str:
-        """What it printed; what it said on stderr is in `said`."""
+        """What it printed; its stderr is in `said`."""
         done = subprocess.run(self.command(name, *more), capture_output=True, text=True, timeout=120, check=False)
         self.said = done.stderr
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
@@ -64,7 +64,9 @@ class Dlq:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def bury(broker: Broker, topics: Topics, letters: Sequence[tuple[str, bytes, str]], **more: Any) -> list[Record]:
+def write_dead_letters(
+    broker: Broker, topics: Topics, letters: Sequence[tuple[str, bytes, str]], **more: Any
+) -> list[Record]:
     """Write dead letters (source, value, reason) of frames 0, 1, ... in order; returns the original records."""
     producer = new_producer(broker, partitioner="murmur2_random")
     records = []
@@ -110,9 +112,9 @@ def mode(broker: Broker) -> list[str]:
 
 
 def test_what_is_replayed_is_the_original_byte_for_byte_and_counted(broker: Broker, topics: Topics, dlq: Dlq) -> None:
-    """Catches: our headers left on the record, a producer's ce_id lost, a key rewritten, a time long ago."""
+    """Catches: headers of the dead letter left on the record, a lost ce_id, a rewritten key, an old timestamp."""
     before_ms = time.time_ns() // 1_000_000
-    sent = bury(broker, topics, [(f"cam-{n % 3}", bytes([n]) * 100, "damaged") for n in range(9)])
+    sent = write_dead_letters(broker, topics, [(f"cam-{n % 3}", bytes([n]) * 100, "damaged") for n in range(9)])
     said = dlq.replay(*mode(broker))
     assert (said["replayed"], said["to"], said["ended"]) == (9, {topics.frames: 9}, "end")
     for message in read_frames(broker, topics.frames, 9):
@@ -123,15 +125,15 @@ def test_what_is_replayed_is_the_original_byte_for_byte_and_counted(broker: Brok
         assert message.headers() == [*record.headers, first, ("sluice-replays", b"1")]
 
 
-def test_a_frame_replayed_after_its_cause_is_mended_becomes_a_detection(
+def test_a_frame_replayed_after_its_cause_is_fixed_becomes_a_detection(
     broker: Broker, topics: Topics, dlq: Dlq
 ) -> None:
     """The real program at both ends. Catches a replay that looks right and that the program cannot read."""
     frame = images.jpeg(320, 240)
     with running(broker, topics, "simulated://0ms@1,0ms@32", decode__max_bytes=1024) as sluice:
         produce(broker, topics.frames, [("cam-1", frame)], headers={"frame-id": "7"}, timestamp=AT)
-        with reading(broker, topics.dead) as morgue:
-            morgue.read(1, 60, alive=lambda: sluice.running)
+        with reading(broker, topics.dead) as dead_letters:
+            dead_letters.read(1, 60, alive=lambda: sluice.running)
         sluice.terminate()
         (row,) = map(json.loads, dlq("list", "--json").splitlines())
         assert (row["reason"], row["source_id"], row["bytes"]) == ("too_large", "cam-1", len(frame))
@@ -146,27 +148,25 @@ def test_a_frame_replayed_after_its_cause_is_mended_becomes_a_detection(
     assert (result["width"], result["height"]) == (320, 240)
 
 
-def test_what_fails_again_is_a_letter_that_is_replayed_again_until_it_came_back_too_often(
-    broker: Broker, topics: Topics, dlq: Dlq
-) -> None:
+def test_a_frame_that_fails_again_is_replayed_until_max_replays(broker: Broker, topics: Topics, dlq: Dlq) -> None:
     """The real program. Catches: a loop without an end, and letters that grow with each turn."""
-    with running(broker, topics, "simulated://0ms@1,0ms@32") as sluice, reading(broker, topics.dead) as morgue:
+    with running(broker, topics, "simulated://0ms@1,0ms@32") as sluice, reading(broker, topics.dead) as dead_letters:
         produce(broker, topics.frames, [("cam-1", b"no image")])
         for turn in range(1, 4):
-            morgue.read(turn, 60, alive=lambda: sluice.running)
+            dead_letters.read(turn, 60, alive=lambda: sluice.running)
             expected = 1 if turn <= 2 else 0
             assert dlq.replay(*mode(broker), "--max-replays", "2")["replayed"] == expected
         assert sluice.terminate() == 0, sluice.log
     rows = [json.loads(line) for line in dlq("list", "--json").splitlines()]
     assert [row["replays"] for row in rows] == [0, 1, 2]
-    assert [len(message.headers()) for message in morgue.messages] == [11, 12, 12]
+    assert [len(message.headers()) for message in dead_letters.messages] == [11, 12, 12]
     said = dlq("replay", "--yes", *mode(broker), "--max-replays", "2")
     assert "replayed 0" in said
 
 
 def test_a_dry_run_says_what_would_go_and_writes_nothing(broker: Broker, topics: Topics, dlq: Dlq) -> None:
     """Catches: a dry run that commits, so that the real one finds nothing left."""
-    bury(broker, topics, [("cam-1", b"x", "damaged")] * 5 + [("cam-2", b"y", "too_large")] * 2)
+    write_dead_letters(broker, topics, [("cam-1", b"x", "damaged")] * 5 + [("cam-2", b"y", "too_large")] * 2)
     said = dlq.replay("--dry-run")
     assert (said["replayed"], said["reasons"]) == (7, {"damaged": 5, "too_large": 2})
     assert "would replay 5" in dlq("replay", "--dry-run", "--reason", "damaged")
@@ -177,15 +177,15 @@ def test_a_dry_run_says_what_would_go_and_writes_nothing(broker: Broker, topics:
 
 def test_limit_ends_it_and_the_next_run_goes_on_there(broker: Broker, topics: Topics, dlq: Dlq) -> None:
     """Catches: progress that counts what was read instead of what was sent."""
-    bury(broker, topics, [(f"cam-{n % 4}", b"x", "damaged") for n in range(20)])
+    write_dead_letters(broker, topics, [(f"cam-{n % 4}", b"x", "damaged") for n in range(20)])
     said = [dlq.replay(*mode(broker), "--limit", "8", "--batch", "3") for _ in range(4)]
     assert [(each["replayed"], each["ended"]) for each in said] == [(8, "limit"), (8, "limit"), (4, "end"), (0, "end")]
     assert Counter(map(number, read_frames(broker, topics.frames, 20))) == Counter(range(20))
 
 
-def test_replayed_to_another_topic_it_can_still_go_home(broker: Broker, topics: Topics, dlq: Dlq) -> None:
+def test_a_letter_replayed_to_another_topic_can_still_go_to_its_own(broker: Broker, topics: Topics, dlq: Dlq) -> None:
     """Catches: a trial run on a topic of one's own that uses up the letters."""
-    bury(broker, topics, [("cam-1", b"x", "damaged")] * 3)
+    write_dead_letters(broker, topics, [("cam-1", b"x", "damaged")] * 3)
     trial = broker.new_topic(1)
     assert dlq.replay(*mode(broker), "--to", trial)["to"] == {trial: 3}
     assert dlq.replay(*mode(broker), "--to", trial)["replayed"] == 0
@@ -197,7 +197,7 @@ def test_a_truncated_letter_is_left_unless_asked_for_and_stays_known_as_one(
     broker: Broker, topics: Topics, dlq: Dlq
 ) -> None:
     """Catches: half an image sent to the detector as if it were whole."""
-    bury(broker, topics, [("cam-1", b"x" * 9000, "damaged")], max_bytes=4096)
+    write_dead_letters(broker, topics, [("cam-1", b"x" * 9000, "damaged")], max_bytes=4096)
     said = dlq.replay(*mode(broker))
     assert (said["replayed"], said["left"]["truncated"]) == (0, 1)
     assert "--include-truncated" in dlq("replay", "--yes", *mode(broker))
@@ -213,13 +213,15 @@ def test_list_and_show_find_what_is_there_and_show_saves_it_whole(
 ) -> None:
     """Catches: the last batch of a partition missed, junk hidden, control characters on the terminal."""
     good = images.jpeg(64, 48)
-    records = bury(broker, topics, [("cam-\x1b[31m", b"\x1b]0;owned\x07", "bad_source_id"), ("cam-2", good, "damaged")])
+    records = write_dead_letters(
+        broker, topics, [("cam-\x1b[31m", b"\x1b]0;owned\x07", "bad_source_id"), ("cam-2", good, "damaged")]
+    )
     produce(broker, topics.dead, [("who", b"junk\x1b[2J")])
     said = dlq("list")
     assert "\x1b" not in said
     assert "2 dead letters: " in said
-    assert "1 record is no dead letter" in said
-    assert said.count("not a dead letter") == 1
+    assert "1 record is not a dead letter of Sluice" in said
+    assert said.count("not a dead letter:") == 1
     assert "bad_source_id" not in dlq("list", "--reason", "damaged").splitlines()[1]
     (row,) = [json.loads(line) for line in dlq("list", "--json", "--source", "cam-2").splitlines() if "damaged" in line]
     shown = dlq("show", row["place"], "--save", str(tmp_path / "frame.jpg"))
@@ -237,7 +239,7 @@ def test_list_and_show_find_what_is_there_and_show_saves_it_whole(
 
 def test_without_a_person_to_ask_it_writes_nothing(broker: Broker, topics: Topics, dlq: Dlq) -> None:
     """Catches: a script that replays because nobody said no."""
-    bury(broker, topics, [("cam-1", b"x", "damaged")])
+    write_dead_letters(broker, topics, [("cam-1", b"x", "damaged")])
     done = subprocess.run(dlq.command("replay"), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--yes" in done.stderr
@@ -247,7 +249,7 @@ def test_without_a_person_to_ask_it_writes_nothing(broker: Broker, topics: Topic
 @pytest.mark.parametrize("to", ["--to-dead", "__consumer_offsets"])
 def test_it_never_writes_where_no_frames_belong(broker: Broker, topics: Topics, dlq: Dlq, to: str) -> None:
     """Catches: a replay that feeds itself, and a forged header that names a topic of the broker's own."""
-    bury(broker, topics, [("cam-1", b"x", "damaged")])
+    write_dead_letters(broker, topics, [("cam-1", b"x", "damaged")])
     dlq("replay", "--yes", "--to", topics.dead if to == "--to-dead" else to, code=2)
     assert "Traceback" not in dlq.said
 
@@ -264,7 +266,9 @@ def apache_topics(apache_broker: Broker) -> Topics:
 def test_no_letter_goes_twice_whatever_filters_it_is_asked_with(apache_broker: Broker, apache_topics: Topics) -> None:
     """Catches: progress for each filter alone, so that overlapping ones repeat; and one for all, which skips."""
     dlq = Dlq(apache_broker, apache_topics.dead)
-    bury(apache_broker, apache_topics, [(f"cam-{n % 4}", b"x", ("damaged", "too_large")[n % 2]) for n in range(24)])
+    write_dead_letters(
+        apache_broker, apache_topics, [(f"cam-{n % 4}", b"x", ("damaged", "too_large")[n % 2]) for n in range(24)]
+    )
     counts = [
         dlq.replay(*options)["replayed"]
         for options in (
@@ -292,7 +296,7 @@ def test_sigkill_in_mid_replay_repeats_nothing_and_loses_nothing(apache_broker: 
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    bury(apache_broker, apache_topics, [(f"cam-{n % 9}", b"x" * 500, "damaged") for n in range(500)])
+    write_dead_letters(apache_broker, apache_topics, [(f"cam-{n % 9}", b"x" * 500, "damaged") for n in range(500)])
     dlq = Dlq(apache_broker, apache_topics.dead)
     kills = 0
     with reading(apache_broker, apache_topics.frames) as reader:
@@ -368,7 +372,7 @@ def test_killed_at_any_step_of_a_chunk_a_replay_repeats_nothing(
     apache_broker: Broker, apache_topics: Topics, point: str, more: list[str], repeats: int
 ) -> None:
     """At the worst moments, which chance seldom finds: --at-least-once, the wrong design, repeats a chunk there."""
-    bury(apache_broker, apache_topics, [("cam-1", b"x" * 500, "damaged")] * 100)
+    write_dead_letters(apache_broker, apache_topics, [("cam-1", b"x" * 500, "damaged")] * 100)
     dlq = Dlq(apache_broker, apache_topics.dead)
     arguments = dlq.command("replay", "--yes", "--batch", "10", *more)[3:]
     killed = subprocess.run([sys.executable, "-c", DOOMED, point, *arguments], capture_output=True, check=False)
@@ -383,7 +387,7 @@ def test_of_two_replays_at_once_the_older_one_stops_and_nothing_goes_twice(
     apache_broker: Broker, apache_topics: Topics
 ) -> None:
     """Even with different filters. Catches: two persons on call who replay the same letters."""
-    bury(apache_broker, apache_topics, [(f"cam-{n % 9}", b"x" * 500, "damaged") for n in range(2000)])
+    write_dead_letters(apache_broker, apache_topics, [(f"cam-{n % 9}", b"x" * 500, "damaged") for n in range(2000)])
     dlq = Dlq(apache_broker, apache_topics.dead)
     with reading(apache_broker, apache_topics.frames) as reader:
         older = dlq.start("--batch", "1")
@@ -399,26 +403,26 @@ def test_of_two_replays_at_once_the_older_one_stops_and_nothing_goes_twice(
 
 
 @pytest.mark.kafka
-def test_a_replay_that_reconnects_does_not_repeat_what_another_one_sent_meanwhile(
+def test_a_replay_that_reconnects_repeats_nothing_that_another_one_sent(
     apache_broker: Broker, apache_topic: Callable[..., str]
 ) -> None:
     """Catches: a new connection that fences the newer replay and goes on from a stale memory."""
     topics = Topics(apache_topic(), apache_topic(), apache_topic())
-    bury(apache_broker, topics, [("cam-1", b"x", "damaged")] * 10)
+    write_dead_letters(apache_broker, topics, [("cam-1", b"x", "damaged")] * 10)
     servers, group = apache_broker.bootstrap_servers, unique_name("replay")
-    made: list[Transactions] = []
+    made: list[TransactionalWriter] = []
 
-    def run(limit: int, on_letter: Callable[[Letter], object]) -> None:
-        with reader(servers, {}, group) as client:
+    def run(limit: int, on_letter: Callable[[DeadLetterRecord], object]) -> None:
+        with open_reader(servers, {"isolation.level": "read_committed"}, threading.Event(), group) as reader:
 
-            def connect() -> Transactions:
-                made.append(Transactions(servers, {}, group, client))
+            def connect() -> TransactionalWriter:
+                made.append(TransactionalWriter(servers, {}, group, reader.client))
                 return made[-1]
 
-            options: dict[str, Any] = {"make_outbox": connect, "limit": limit, "batch": 1, "stop": threading.Event()}
-            Replay(client, topics.dead, Selection(), **options, on_letter=on_letter).run()
+            options: dict[str, Any] = {"make_writer": connect, "limit": limit, "batch": 1, "stop": threading.Event()}
+            Replayer(reader, topics.dead, Selection(), **options, on_letter=on_letter).run()
 
-    def another_one(letter: Letter) -> None:
+    def another_one(letter: DeadLetterRecord) -> None:
         if letter.offset == 2:
             run(4, lambda _: None)
             made[0]._suspect = True  # as after an answer that came late
@@ -430,13 +434,13 @@ def test_a_replay_that_reconnects_does_not_repeat_what_another_one_sent_meanwhil
 
 
 @pytest.mark.kafka
-def test_a_letter_that_the_topic_refuses_does_not_hold_up_those_before_it_and_is_named(
+def test_a_letter_that_the_topic_refuses_is_named_and_does_not_block_others(
     apache_broker: Broker, apache_topic: Callable[..., str]
 ) -> None:
-    """Catches: one refused record that rolls its whole chunk back, for ever, without a name."""
+    """Catches: one refused record that rolls its whole chunk back forever, and is not named."""
     topics = Topics(apache_topic(max_message_bytes=2000), apache_topic(), apache_topic())
     values = [b"x", b"x", random.Random(1).randbytes(5000), b"x"]
-    bury(apache_broker, topics, [("cam-1", value, "damaged") for value in values])
+    write_dead_letters(apache_broker, topics, [("cam-1", value, "damaged") for value in values])
     dlq = Dlq(apache_broker, topics.dead)
     for _ in range(2):
         dlq("replay", "--yes", code=5)
@@ -452,7 +456,7 @@ def test_a_broker_that_forgets_metadata_is_found_out_before_anything_is_sent(
     topics = Topics(*(unique_name("topic") for _ in range(3)))
     embedded_broker.create_topics({topics.frames: 1, topics.detections: 1, topics.dead: 1})
     dlq = Dlq(broker, topics.dead)
-    bury(broker, topics, [("cam-1", b"x", ("damaged", "too_large")[n % 2]) for n in range(10)])
+    write_dead_letters(broker, topics, [("cam-1", b"x", ("damaged", "too_large")[n % 2]) for n in range(10)])
     dlq("replay", "--yes", code=4)
     assert "--at-least-once" in dlq.said
     with reading(broker, topics.frames) as reader:
@@ -465,7 +469,7 @@ def test_a_broker_that_forgets_metadata_is_found_out_before_anything_is_sent(
 @pytest.mark.kafka
 def test_a_missing_topic_is_named_and_nothing_is_made(apache_broker: Broker, apache_topics: Topics) -> None:
     gone = unique_name("gone")
-    bury(apache_broker, Topics(gone, "", apache_topics.dead), [("cam-1", b"x", "damaged")])
+    write_dead_letters(apache_broker, Topics(gone, "", apache_topics.dead), [("cam-1", b"x", "damaged")])
     dlq = Dlq(apache_broker, apache_topics.dead)
     dlq("replay", "--yes", code=4)
     assert gone in dlq.said
@@ -478,7 +482,7 @@ def test_an_offset_that_an_operator_sets_counts_as_replayed(
 ) -> None:
     """`kafka-consumer-groups --reset-offsets` knows no metadata. Catches: progress that ignores the operator."""
     topics = Topics(apache_topic(), apache_topic(), apache_topic())
-    bury(apache_broker, topics, [("cam-1", b"x", "damaged")] * 10)
+    write_dead_letters(apache_broker, topics, [("cam-1", b"x", "damaged")] * 10)
     dlq = Dlq(apache_broker, topics.dead)
     admin = AdminClient({"bootstrap.servers": apache_broker.bootstrap_servers})
     offsets = ConsumerGroupTopicPartitions(dlq.group, [TopicPartition(topics.dead, 0, 6)])

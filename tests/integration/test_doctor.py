@@ -22,10 +22,10 @@ from apache_kafka import KafkaCluster
 from brokers import Broker, unique_name
 from consumer.config import Config
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import contact, sample
-from consumer.tools.doctor.examination import examine
+from consumer.tools.doctor import connectivity, sample
+from consumer.tools.doctor.checks import Checklist, Options
 from consumer.tools.doctor.findings import Finding
-from consumer.tools.doctor.plan import Options, Plan
+from consumer.tools.doctor.runner import run_checks
 from consumer.tools.embedded import free_port
 from secured_kafka import SecuredKafka
 from sluice_process import Topics, produce, running
@@ -58,12 +58,12 @@ class Case:
         }
         return Config(**{name: {**made.get(name, {}), **sections.get(name, {})} for name in {*made, *sections}})
 
-    def examine(self, config: Config | None = None, *, timeout_s: float = 60, **options: Any) -> Found:
+    def run_checks(self, config: Config | None = None, *, timeout_s: float = 60, **options: Any) -> Found:
         """Findings by check."""
         config = config or self.config()
         there = Connection(config, config.kafka.bootstrap_servers, {})
         found: Found = {}
-        for finding in examine(Plan(there, Options(**options)).checks(), timeout_s):
+        for finding in run_checks(Checklist(there, Options(**options)).checks(), timeout_s):
             found.setdefault(finding.check, []).append(finding)
         return found
 
@@ -127,13 +127,13 @@ def test_where_all_is_well_it_finds_nothing_and_changes_nothing(make: Callable[.
     for number in range(6):
         send(case, f"cam-{number}")
     before = ends(case)
-    found = case.examine(grace_s=45, pods=4)
+    found = case.run_checks(grace_s=45, pods=4)
     assert bad(found) == [], found
     assert {name for name, each in found.items() if each[0].status == "skipped"} == set()
     assert ends(case) == before
     admin = AdminClient({"bootstrap.servers": case.servers})
     groups = {each.group_id for each in admin.list_consumer_groups().result(10).valid}
-    assert not {name for name in groups if name == case.group or name.startswith("sluice-doctor")}
+    assert not {name for name in groups if name == case.group or name.startswith("sluice-tools")}
 
 
 SMALL_ANSWERS = {"consumer": {"receive.message.max.bytes": 2 * MIB, "fetch.max.bytes": MIB}}
@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {"dead": {"max_message_bytes": 50_000}}, {}, "dead-letter-size problem", "fit ends the program",
     ),
     "dead letters that replace each other": (
-        {"dead": {"cleanup_policy": "compact"}}, {}, "dead-letter-size warning", "keeps the newest only",
+        {"dead": {"cleanup_policy": "compact"}}, {}, "dead-letter-size warning", "keeps only the newest",
     ),
     "dead letters that are cut": (
         {"dead": {"max_message_bytes": MIB}}, {}, "dead-letter-size warning", "cannot be replayed",
@@ -160,7 +160,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "frames over the limit of the consumer": (
         {"frames": {"max_message_bytes": 18 * MIB}, "dead": {"max_message_bytes": 19 * MIB}},
         {"kafka": SMALL_ANSWERS, "decode": {"max_bytes": 20 * MIB}},
-        "frame-size problem", "stops its partition for ever",
+        "frame-size problem", "blocks its partition forever",
     ),
     "an output of another width": ({"detections": {"partitions": 2}}, {}, "partitions warning", "by partition"),
     "an interval that is too short": (
@@ -179,7 +179,7 @@ def test_each_fault_is_found_by_its_check_and_by_no_other(make: Callable[..., Ca
     topics, sections, expected, words = WRONG[fault]
     check, status = expected.split()
     case = make(**topics)
-    found = case.examine(case.config(**sections), grace_s=45)
+    found = case.run_checks(case.config(**sections), grace_s=45)
     assert words in problem(found, check, status).message
     assert problem(found, check, status).fix or check == "model"
     assert [name for name in bad(found) if name != check] == []
@@ -190,7 +190,7 @@ def test_a_source_in_two_partitions_is_found(make: Callable[..., Case]) -> None:
     case = make()
     send(case, "cam-1", partition=0)
     send(case, "cam-1", partition=3)
-    found = case.examine()
+    found = case.run_checks()
     assert "cam-1 in partitions 0, 3" in problem(found, "partitioner").message
 
 
@@ -199,7 +199,7 @@ def test_a_producer_with_another_partitioner_is_found(make: Callable[..., Case])
     case = make()
     for number in range(12):
         send(case, f"cam-{number}", 2, partitioner="consistent_random")
-    found = case.examine()
+    found = case.run_checks()
     assert "consistent_random" in problem(found, "partitioner", "warning").message
 
 
@@ -212,7 +212,7 @@ def test_offsets_out_of_the_log_are_found(make: Callable[..., Case], apache_kafk
     admin = apache_kafka.admin()
     (deleted,) = admin.delete_records([TopicPartition(case.topics.frames, 0, 5)]).values()
     deleted.result(10)
-    expired, beyond = case.examine()["offsets"]
+    expired, beyond = case.run_checks()["offsets"]
     assert "2 is committed, 5 is the oldest" in expired.message
     assert "77 is committed, it ends at 10" in beyond.message
 
@@ -222,13 +222,13 @@ def test_a_clock_that_is_ahead_is_found(make: Callable[..., Case], by_broker: bo
     """A producer's, by the time that it gives its frames. The broker's is right here, and called so."""
     case = make(frames={"message_timestamp_type": "LogAppendTime" if by_broker else "CreateTime"})
     send(case, "cam-1", timestamp=int(time.time() * 1000) + 90_000)
-    (finding,) = case.examine()["clocks"]
+    (finding,) = case.run_checks()["clocks"]
     if by_broker:
         assert finding.status == "ok"
         assert finding.message.startswith("the brokers' clock")
     else:
         assert finding.status == "warning"
-        assert "ahead of ours" in finding.message
+        assert "ahead of the local clock" in finding.message
 
 
 def test_old_brokers_and_new_groups_are_found(embedded_broker: Any) -> None:
@@ -237,10 +237,10 @@ def test_old_brokers_and_new_groups_are_found(embedded_broker: Any) -> None:
     embedded_broker.create_topics(dict.fromkeys(names.values(), 4))
     case = Case(embedded_broker.bootstrap_servers, Topics(**names), {}, unique_name("group"))
     wanted = case.config(kafka={"consumer": {"group.protocol": "consumer"}})
-    assert "KIP-848" in problem(case.examine(wanted), "features").message
+    assert "KIP-848" in problem(case.run_checks(wanted), "features").message
 
 
-# Contact
+# Connectivity
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def grants(case: Case) -> dict[str, tuple[str, str, str]]:
 def test_with_the_four_grants_and_no_more_nothing_is_wrong(guarded: Case, secured_broker: Broker) -> None:
     """Catches a doctor that needs more rights than the program. What it may not see, it says."""
     produce(secured_broker, guarded.topics.frames, [("cam-1", GOOD)] * 5)
-    found = guarded.examine(grace_s=45)
+    found = guarded.run_checks(grace_s=45)
     assert bad(found) == [], found
     assert [each.status for each in found["rights"]] == ["ok"]
     assert "DESCRIBE_CONFIGS" in found["frame-size"][0].message
@@ -281,9 +281,9 @@ def test_the_right_to_make_transactions_is_tried_with_a_name_that_is_nobodys(
     """Catches a doctor that fences the program that it examines, and one that says nothing of a missing right."""
     config = guarded.config()
     config = Config(**{**config.model_dump(exclude={"kafka"}), "kafka": config.kafka, "delivery": "exactly_once"})
-    assert "WRITE on the transactional IDs" in problem(guarded.examine(config), "transactions").message
+    assert "WRITE on the transactional IDs" in problem(guarded.run_checks(config), "transactions").message
     secured_kafka.grant("sluice", "transactional-id", f"sluice-{guarded.group}-*", "WRITE")
-    (finding,) = guarded.examine(config)["transactions"]
+    (finding,) = guarded.run_checks(config)["transactions"]
     assert (finding.status, "-doctor" in finding.message) == ("ok", True)
     assert config.transactional_id not in finding.message
 
@@ -303,7 +303,7 @@ def two_users(guarded: Case, secured_kafka: SecuredKafka) -> Case:
 def test_each_client_is_examined_with_its_own_settings(two_users: Case, secured_broker: Broker) -> None:
     """Catches a doctor that cannot connect, or asks as a user that the program is not, where the program is fine."""
     produce(secured_broker, two_users.topics.frames, [("cam-1", GOOD)] * 5)
-    found = two_users.examine(grace_s=45)
+    found = two_users.run_checks(grace_s=45)
     assert bad(found) == [], found
     assert [each.message.partition(":")[0] for each in found["brokers"]] == [
         "the consumer (kafka.consumer)",
@@ -315,7 +315,9 @@ def test_each_client_is_examined_with_its_own_settings(two_users: Case, secured_
 
 @pytest.mark.parametrize("client", ["consumer", "producer"])
 def test_the_client_that_cannot_log_in_is_named(two_users: Case, client: str) -> None:
-    found = two_users.examine(two_users.config(kafka={client: {**two_users.options[client], "sasl.password": "wrong"}}))
+    found = two_users.run_checks(
+        two_users.config(kafka={client: {**two_users.options[client], "sasl.password": "wrong"}})
+    )
     finding = problem(found, "brokers")
     assert finding.message.startswith(f"the {client} (kafka.{client}): no answer from ")
     assert "it failed at the login" in finding.message
@@ -327,11 +329,11 @@ def test_the_user_that_lacks_a_right_is_named(two_users: Case, secured_kafka: Se
     secured_kafka.grant("writer", "transactional-id", f"sluice-{two_users.group}-*", "WRITE")
     config = two_users.config()
     config = Config(**{**config.model_dump(exclude={"kafka"}), "kafka": config.kafka, "delivery": "exactly_once"})
-    finding = problem(two_users.examine(config), "rights")
+    finding = problem(two_users.run_checks(config), "rights")
     assert finding.message == f"READ on group {two_users.group} is missing"
     assert finding.fix.startswith("grant it to writer: ")
     secured_kafka.grant("writer", "group", two_users.group, "READ")
-    assert [each.status for each in two_users.examine(config)["rights"]] == ["ok"]
+    assert [each.status for each in two_users.run_checks(config)["rights"]] == ["ok"]
 
 
 @pytest.mark.parametrize("missing", ["frames", "group", "detections", "dead"])
@@ -341,7 +343,7 @@ def test_each_missing_grant_is_found(guarded: Case, secured_kafka: SecuredKafka,
         if name != missing:
             secured_kafka.grant("sluice", *grant)
     kind, name, right = grants(guarded)[missing]
-    found = guarded.examine()
+    found = guarded.run_checks()
     assert problem(found, "rights").message == f"{right} on {kind} {name} is missing"
     assert bad(found) == ["rights"], found
 
@@ -358,24 +360,24 @@ def test_each_missing_grant_is_found(guarded: Case, secured_kafka: SecuredKafka,
         ("no-such-host.invalid:9092", "name"),
     ],
 )
-def test_the_step_at_which_the_contact_failed_is_named(guarded: Case, change: Any, step: str) -> None:
+def test_the_step_at_which_the_connection_failed_is_named(guarded: Case, change: Any, step: str) -> None:
     """Catches "broker transport failure" for everything. The checks that need brokers are skipped, not failed."""
     if isinstance(change, str):
         config = guarded.config(kafka={"bootstrap_servers": change})
     else:
         client = {**guarded.options["client"], **change}
         config = guarded.config(kafka={"client": {name: value for name, value in client.items() if value}})
-    found = guarded.examine(config)
+    found = guarded.run_checks(config)
     (finding,) = found["brokers"]
     assert (finding.status, f"it failed at the {step}:" in finding.message) == ("problem", True), finding
     assert {found[name][0].status for name in ("topics", "rights", "offsets", "partitioner")} == {"skipped"}
 
 
 def test_a_broker_whose_announced_address_is_wrong_is_found(apache_cluster: Callable[..., Any]) -> None:
-    """The commonest fault of all: the bootstrap server answers, and sends its clients to where nobody is."""
+    """The most common fault: the bootstrap server answers, and the brokers advertise an unreachable address."""
     ((announced, behind),) = apache_cluster(1, proxied=True).routes.items()  # and no proxy runs
     case = Case(f"127.0.0.1:{behind}", Topics("a", "b", "c"), {}, "g")
-    (finding,) = case.examine()["brokers"]
+    (finding,) = case.run_checks()["brokers"]
     assert finding.status == "problem"
     assert f"broker 1 announces itself as 127.0.0.1:{announced}" in finding.message
 
@@ -425,16 +427,16 @@ def test_it_ends_in_time_when_a_broker_hangs(apache_cluster: Callable[..., Any],
     finally:
         broker.resume(1)
     assert ended.returncode == 1
-    assert "no answer within the 3 s of the examination" in ended.stdout
+    assert "did not end within the 3 s of --timeout" in ended.stdout
 
 
 def test_beside_a_program_that_runs_it_loads_no_second_model(apache_broker: Broker) -> None:
-    """As by `kubectl exec`. It knows the members of the group, and that the port is used by whom it should be."""
+    """As by `kubectl exec`. It finds the members of the group, and recognises the program that uses the port."""
     topics = Topics.on(apache_broker, partitions=2)
     with running(apache_broker, topics, FREE) as sluice:
         sluice.wait_ready()
         case = Case(apache_broker.bootstrap_servers, topics, {}, sluice.group)
-        found = case.examine(case.config(http={"port": sluice.port}))
+        found = case.run_checks(case.config(http={"port": sluice.port}))
     assert "a running sluice answers" in found["http"][0].message
     assert found["model"][0].status == "skipped"
     assert f"for 1 pods (members of {sluice.group} now)" in found["partitions"][0].message
@@ -442,7 +444,7 @@ def test_beside_a_program_that_runs_it_loads_no_second_model(apache_broker: Brok
 
 @pytest.fixture(autouse=True)
 def _no_variables_and_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contact, "SETTLED_S", 1.0)
+    monkeypatch.setattr(connectivity, "FIRST_TRY_S", 1.0)
     monkeypatch.setattr(sample, "LIVE_S", 0.2)
     for name in [name for name in os.environ if name.startswith("SLUICE_") and not name.startswith("SLUICE_TEST_")]:
         monkeypatch.delenv(name)

@@ -55,7 +55,7 @@ def test_a_header_name_that_is_no_text_costs_its_record_alone(broker: Broker) ->
     produce_raw(broker, topics.dead, b"cam-1", b"value", [(b"\xff", b"y")])
     listed = _sluice("dlq", "list", "--topic", topics.dead, broker=broker)
     assert "unreadable_headers" in listed
-    assert "1 record is no dead letter of Sluice" in listed
+    assert "1 record is not a dead letter of Sluice" in listed
 
 
 @pytest.mark.kafka

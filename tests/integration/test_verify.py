@@ -21,7 +21,7 @@ from apache_kafka import KafkaCluster
 from brokers import EMBEDDED, Broker, unique_name
 from consumer.errors import KafkaError
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker, dies_with_parent
-from consumer.tools.verify.reading import Brokers
+from consumer.tools.verify.brokers import Brokers
 from exactly_once import EXACTLY_ONCE, frames
 from fleet import ENTRY, PATHS
 from kafka_clients import consumer_settings, group_offset, new_producer
@@ -42,9 +42,7 @@ def by_hand(apache_broker: Broker) -> ByHand:
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-def test_the_real_program_is_found_to_keep_its_promises_while_it_runs_and_when_it_has_ended(
-    apache_broker: Broker, delivery: str
-) -> None:
+def test_the_real_program_keeps_its_promises_while_it_runs_and_after_it(apache_broker: Broker, delivery: str) -> None:
     """Also across a SIGKILL. Catches: a false alarm at markers, aborted transactions, open ones, or a commit that is
     newer than the outcomes that were read."""
     sent, topics = frames(1500), Topics.on(apache_broker)
@@ -117,7 +115,7 @@ def test_a_missing_outcome_is_found_with_its_source(by_hand: ByHand) -> None:
     assert (missing["input"], missing["source"]) == (f"{by_hand.topics.frames}/0/4", "cam-1")
 
 
-def test_a_repeated_outcome_is_found_under_exactly_once_and_counted_under_at_least_once(by_hand: ByHand) -> None:
+def test_a_repeat_breaks_exactly_once_and_is_only_counted_at_least_once(by_hand: ByHand) -> None:
     """Catches: a repeat that hides in the dead-letter topic."""
     by_hand.send(4).result(0, 1, 2, 3).result(1).letter(3).commit(4)
     found = by_hand.verify("--delivery", "exactly-once", code=1)
@@ -139,7 +137,7 @@ def test_two_swapped_outcomes_of_one_source_are_found(by_hand: ByHand) -> None:
 
 
 def test_a_committed_offset_that_was_set_ahead_is_found(by_hand: ByHand) -> None:
-    """Catches: a group that skips records without a word."""
+    """Catches: a group that skips records without an error."""
     by_hand.send(10).result(0, 1, 2).commit(3)
     assert by_hand.verify(code=0)["counts"]["pending"] == 7
     by_hand.commit(8)
@@ -201,9 +199,9 @@ def test_a_transaction_that_is_not_marked_yet_is_waited_for(by_hand: ByHand) -> 
         if waited.count("reading the outcomes") == 10:
             by_hand.producer.commit_transaction(30)
 
-    answer = run_in_process(by_hand, progress)
-    assert answer.verdict.clean
-    assert answer.verdict.partitions[0].answered == 4
+    report = run_in_process(by_hand, progress)
+    assert report.result.clean
+    assert report.result.partitions[0].answered == 4
     assert waited.count("reading the outcomes") >= 10
 
 
@@ -216,18 +214,18 @@ def open_transaction(by_hand: ByHand) -> None:
     by_hand.result(1)
 
 
-def test_a_transaction_that_stays_open_is_told_and_not_judged(by_hand: ByHand) -> None:
+def test_a_transaction_that_stays_open_is_reported_and_not_judged(by_hand: ByHand) -> None:
     """Catches: a check that hangs, or one that calls what it could not read lost."""
     open_transaction(by_hand)
     brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
     with brokers.reader("read_committed", skips_deleted=False) as reader:
-        reader._open_s = 1.0
+        reader._open_transaction_s = 1.0
         with pytest.raises(KafkaError, match="a transaction has been open at offset 1 of partition 0"):
-            reader.scan(by_hand.topics.detections, {0: (0, 2)}, lambda *_: None, lambda _: None)
+            list(reader.scan(by_hand.topics.detections, {0: (0, 2)}))
     by_hand.producer.abort_transaction(30)
 
 
-def test_ctrl_c_ends_it_without_a_verdict(by_hand: ByHand) -> None:
+def test_ctrl_c_ends_it_without_a_result(by_hand: ByHand) -> None:
     """Catches: half of a topic that is judged as if it were all."""
     open_transaction(by_hand)
     command = dies_with_parent([sys.executable, "-m", "consumer", "verify", *by_hand.options()])
@@ -253,9 +251,9 @@ def test_an_outcome_that_is_written_after_its_commit_is_a_commit_ahead(by_hand: 
         if what == "reading the input" and passed:
             by_hand.result(3)
 
-    answer = run_in_process(by_hand, progress)
-    assert dict(answer.verdict.totals) == {"commit_ahead": 1}
-    assert answer.verdict.partitions[0].answered == 4
+    report = run_in_process(by_hand, progress)
+    assert dict(report.result.totals) == {"commit_ahead": 1}
+    assert report.result.partitions[0].answered == 4
 
 
 @pytest.mark.parametrize(
@@ -348,7 +346,7 @@ def test_every_partition_and_every_topic_is_checked(apache_broker: Broker) -> No
 
 
 def test_the_report_for_a_person_names_every_promise_and_the_violations(by_hand: ByHand) -> None:
-    """Catches: a report from which nobody learns what is lost."""
+    """Catches: a report that does not name what is lost."""
     by_hand.send(4).result(0, 1, 3).commit(4)
     said = sluice_verify(*by_hand.options(), code=1)
     for promise in ("every record answered", "answered once", "in order per source", "no commit ahead"):
@@ -377,8 +375,8 @@ def test_a_compacted_output_topic_cannot_be_judged(by_hand: ByHand, apache_topic
     assert "compacted" in sluice_verify(*by_hand.options(), "--output", compacted, code=2)
 
 
-def test_a_broker_that_does_not_tell_where_topics_end_is_refused(embedded_broker: EmbeddedBroker) -> None:
-    """The embedded one says where the last batch begins. Catches: a false alarm on each of its topics."""
+def test_a_broker_that_reports_wrong_ends_is_refused(embedded_broker: EmbeddedBroker) -> None:
+    """The embedded one reports where the last batch begins. Catches: a false alarm on each of its topics."""
     make = lambda name, partitions: embedded_broker.create_topics({name: partitions})  # noqa: E731
     broker = Broker("embedded", embedded_broker.bootstrap_servers, CLIENT_SETTINGS, EMBEDDED, make)
     by_hand = ByHand(broker).send(10).result(*range(10)).commit(10)

@@ -11,7 +11,7 @@ import pytest
 from apache_kafka import KafkaCluster
 from brokers import Broker
 from consumer.errors import KafkaError
-from consumer.tools.verify.reading import Brokers
+from consumer.tools.verify.brokers import Brokers
 from verify_topics import ByHand, delete, run_in_process
 
 pytestmark = pytest.mark.kafka
@@ -42,15 +42,15 @@ def test_what_retention_deletes_during_the_check_raises_no_alarm(apache_kafka: K
         if what == "reading the input" and passed:
             delete(apache_kafka, by_hand.topics.detections, 4)
 
-    answer = run_in_process(by_hand, progress)
-    assert answer.verdict.clean
-    assert (answer.verdict.partitions[0].answered, answer.verdict.partitions[0].unjudged) == (2, 4)
+    report = run_in_process(by_hand, progress)
+    assert report.result.clean
+    assert (report.result.partitions[0].answered, report.result.partitions[0].unjudged) == (2, 4)
     brokers = Brokers(by_hand.broker.bootstrap_servers, {}, threading.Event())
     with (
         brokers.reader("read_committed", skips_deleted=False) as reader,
         pytest.raises(KafkaError, match="retention has deleted records just before they were read"),
     ):
-        reader.scan(by_hand.topics.detections, {0: (0, 6)}, lambda *_: None, lambda _: None)
+        list(reader.scan(by_hand.topics.detections, {0: (0, 6)}))
 
 
 def test_a_loss_that_is_younger_than_what_retention_has_deleted_is_found(

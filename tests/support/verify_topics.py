@@ -21,7 +21,7 @@ from consumer.messages import Message, ResultEncoder, encode_dead_letter
 from consumer.tools import clients
 from consumer.tools.verify.request import Request
 from consumer.tools.verify.run import Progress, open_run
-from consumer.tools.verify.verdict import Answer
+from consumer.tools.verify.types import Report
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
 from kafka_clients import consumer_settings, new_producer
 from sluice_process import Topics
@@ -114,15 +114,15 @@ def sluice_verify(*arguments: str, code: int) -> str:
     return done.stdout if failure is None or isinstance(failure, SystemExit) else str(failure)
 
 
-def run_in_process(by_hand: ByHand, progress: Progress) -> Answer:
+def run_in_process(by_hand: ByHand, progress: Progress) -> Report:
     """Something happens in the middle of the check: `progress` does it."""
     topics = by_hand.topics
     request = Request(
         (topics.frames,), topics.detections, topics.dead, by_hand.group, exactly_once=True, isolation="read_committed"
     )
-    there = clients.connection(None, by_hand.broker.bootstrap_servers, None)
+    connection = clients.connection(None, by_hand.broker.bootstrap_servers, None)
     now_ms = int(time.time() * 1000)
-    return open_run(there, request, now_ms=now_ms, stop=threading.Event(), progress=progress)()
+    return open_run(connection, request, now_ms=now_ms, stop=threading.Event(), progress=progress)()
 
 
 def kinds(found: dict[str, Any]) -> dict[str, int]:

@@ -20,14 +20,13 @@ from consumer.errors import ModelError
 from consumer.kafka.consumer_settings import consumer_settings
 from consumer.kafka.producer_settings import producer_settings
 from consumer.tools.clients import Connection
-from consumer.tools.doctor import contact, frames, group, model, rights, settings, sizes, topics
-from consumer.tools.doctor import http as port
+from consumer.tools.doctor import connectivity, frames, group, http_port, model, rights, settings, sizes, topics
+from consumer.tools.doctor.checks import Checklist, Options
 from consumer.tools.doctor.cluster import Group, Topic
-from consumer.tools.doctor.examination import Check, examine
 from consumer.tools.doctor.findings import Finding, Reporter, Status, as_json, failed
-from consumer.tools.doctor.model import Tried
-from consumer.tools.doctor.plan import Options, Plan
-from consumer.tools.doctor.sample import Seen
+from consumer.tools.doctor.model import ModelProbe
+from consumer.tools.doctor.runner import Check, run_checks
+from consumer.tools.doctor.sample import SampledFrame
 from consumer.tools.doctor.topics import Topics
 from consumer.tools.embedded import free_port
 from consumer.types import ModelInfo, TopicPartition
@@ -49,16 +48,21 @@ def verdict(findings: Iterable[Finding]) -> Status:
     return one(findings).status
 
 
-# The examination
+# The runner
 
 
 def test_findings_come_in_the_order_of_the_checks() -> None:
     checks = [Check(name, lambda report: [report.ok("fine"), report.warning("but", "do")]) for name in ("a", "b")]
-    assert [f"{each.check} {each.status}" for each in examine(checks, 10)] == ["a ok", "a warning", "b ok", "b warning"]
+    assert [f"{each.check} {each.status}" for each in run_checks(checks, 10)] == [
+        "a ok",
+        "a warning",
+        "b ok",
+        "b warning",
+    ]
 
 
 def test_it_ends_in_time_though_a_check_hangs() -> None:
-    """Catches a doctor in an init container that waits with a hung driver, for ever."""
+    """Catches a doctor in an init container that waits forever for a driver that hangs."""
     hang = threading.Event()
 
     def hangs(report: Reporter) -> Iterator[Finding]:
@@ -67,7 +71,7 @@ def test_it_ends_in_time_though_a_check_hangs() -> None:
 
     started = time.monotonic()
     checks = [Check("first", lambda r: [r.ok("x")]), Check("stuck", hangs), Check("later", lambda r: [r.ok("x")])]
-    found = list(examine(checks, 0.3))
+    found = list(run_checks(checks, 0.3))
     hang.set()
     assert time.monotonic() - started < 5
     assert [(each.check, each.status) for each in found] == [
@@ -91,14 +95,14 @@ def test_a_check_that_fails_hides_nothing_of_the_others() -> None:
         Check("bug", raises(ZeroDivisionError("oh"))),
         Check("last", lambda report: [report.ok("fine")]),
     ]
-    ours, bug, last = examine(checks, 10)
+    ours, bug, last = run_checks(checks, 10)
     assert (ours.status, ours.message) == ("problem", "model file x does not exist: mount it")
     assert bug.status == "problem"
     assert "ZeroDivisionError: oh" in bug.message
     assert last.status == "ok"
 
 
-def test_warnings_fail_only_where_that_is_asked_for() -> None:
+def test_warnings_fail_only_with_strict() -> None:
     fine, warned, bad = [REPORT.ok("x"), REPORT.skipped("x")], [REPORT.warning("x", "y")], [REPORT.problem("x", "y")]
     assert [failed(each, strict=False) for each in (fine, warned, bad)] == [False, False, True]
     assert [failed(each, strict=True) for each in (fine, warned, bad)] == [False, True, True]
@@ -126,21 +130,21 @@ def test_a_line_cannot_steer_the_terminal() -> None:
 def test_offline_asks_no_broker_and_needs_no_time() -> None:
     made = config(detector={"model": "simulated://0ms@1,0ms@32"}, http={"port": free_port()})
     there = Connection(made, "127.0.0.1:1", {})
-    found = list(examine(Plan(there, Options(offline=True, grace_s=45)).checks(), 30))
+    found = list(run_checks(Checklist(there, Options(offline=True, grace_s=45)).checks(), 30))
     assert [each.check for each in found] == ["http", "poll-interval", "session", "grace-period", "model", "engine"]
     assert {str(each.status) for each in found if each.check != "model"} == {"ok"}
 
 
-def test_a_check_that_needs_the_cluster_is_skipped_with_the_reason_where_there_is_none() -> None:
+def test_checks_that_need_the_cluster_are_skipped_if_no_broker_answers() -> None:
     """Catches one unreachable broker that is reported as a dozen problems."""
     made = config(http={"port": free_port()})
-    checks = Plan(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
-    behind_contact = checks[[check.name for check in checks].index("features") :]
-    found = list(examine(behind_contact, 30))
+    checks = Checklist(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
+    online = checks[[check.name for check in checks].index("features") :]
+    found = list(run_checks(online, 30))
     assert {(str(each.status), bool(each.message)) for each in found} == {("skipped", True)}
 
 
-def test_each_client_has_the_settings_of_the_program_and_the_command_line_has_the_last_word() -> None:
+def test_clients_use_the_settings_of_the_program_and_of_the_command_line() -> None:
     """Catches a TLS or SASL setting in kafka.consumer or kafka.producer that the doctor does not know."""
     made = config(
         kafka={
@@ -158,15 +162,15 @@ def test_each_client_has_the_settings_of_the_program_and_the_command_line_has_th
         "linger.ms": 5,
     }
     assert there.settings == {"security.protocol": "SSL", "client.rack": "own"}
-    assert there.apart
-    assert not Connection(made, "b:1", {"sasl.username": "one"}).apart
-    assert not Connection(config(kafka={"producer": {"linger.ms": 5}}), "b:1", {}).apart
+    assert there.clients_differ
+    assert not Connection(made, "b:1", {"sasl.username": "one"}).clients_differ
+    assert not Connection(config(kafka={"producer": {"linger.ms": 5}}), "b:1", {}).clients_differ
 
 
 def test_a_setting_of_the_consumer_that_the_client_refuses_is_a_problem() -> None:
     made = config(http={"port": free_port()}, kafka={"consumer": {"fetch.mx.bytes": 1}})
-    checks = Plan(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
-    found = one(finding for finding in examine(checks, 30) if finding.check == "brokers")
+    checks = Checklist(Connection(made, "127.0.0.1:1", {}), Options(load_model=False)).checks()
+    found = one(finding for finding in run_checks(checks, 30) if finding.check == "brokers")
     assert found.status == "problem"
     assert "fetch.mx.bytes" in found.message
 
@@ -191,7 +195,7 @@ def test_the_grace_period_must_hold_drain_and_closing(grace_s: float | None, sta
         ({}, 400, 25, "warning"),
     ],
 )
-def test_a_stall_is_noticed_by_us_before_the_brokers(
+def test_the_program_detects_a_stall_before_the_brokers(
     consumer: dict[str, Any], stall: float, drain: float, status: str
 ) -> None:
     made = config(kafka={"consumer": consumer}, limits={"stall_timeout_s": stall, "drain_timeout_s": drain})
@@ -208,23 +212,23 @@ def test_a_member_name_shared_by_all_pods_is_a_warning() -> None:
 class TestHttp:
     def test_a_free_port_is_fine(self) -> None:
         where = HttpConfig(host="127.0.0.1", port=free_port())
-        assert port.running_state(where) is None
-        assert verdict(port.http_port(where, None, REPORT)) == "ok"
+        assert http_port.running_state(where) is None
+        assert verdict(http_port.http_port(where, None, REPORT)) == "ok"
 
     def test_a_port_in_use_is_a_problem(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             where = HttpConfig(host="127.0.0.1", port=taken.getsockname()[1])
-            found = one(port.http_port(where, None, REPORT))
+            found = one(http_port.http_port(where, None, REPORT))
         assert (found.status, "another program uses the port" in found.message) == ("problem", True)
 
-    def test_an_address_that_is_not_ours_is_a_problem(self) -> None:
-        assert verdict(port.http_port(HttpConfig(host="192.0.2.1", port=free_port()), None, REPORT)) == "problem"
+    def test_an_address_of_another_machine_is_a_problem(self) -> None:
+        assert verdict(http_port.http_port(HttpConfig(host="192.0.2.1", port=free_port()), None, REPORT)) == "problem"
 
     def test_no_port_is_a_warning(self) -> None:
-        assert verdict(port.http_port(HttpConfig(port=0), None, REPORT)) == "warning"
+        assert verdict(http_port.http_port(HttpConfig(port=0), None, REPORT)) == "warning"
 
     def test_a_sluice_that_has_failed_is_not_fine(self) -> None:
-        assert verdict(port.http_port(HttpConfig(port=8080), "failed", REPORT)) == "warning"
+        assert verdict(http_port.http_port(HttpConfig(port=8080), "failed", REPORT)) == "warning"
 
     @pytest.mark.parametrize(("body", "state"), [(b"running\n", "running"), (b"hello", None)])
     def test_a_running_sluice_is_known_by_its_answer(self, body: bytes, state: str | None) -> None:
@@ -241,8 +245,8 @@ class TestHttp:
         with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             where = HttpConfig(host="0.0.0.0", port=server.server_address[1])
-            assert port.running_state(where) == state
-            assert verdict(port.http_port(where, state, REPORT)) == ("ok" if state else "problem")
+            assert http_port.running_state(where) == state
+            assert verdict(http_port.http_port(where, state, REPORT)) == ("ok" if state else "problem")
             server.shutdown()
 
 
@@ -254,19 +258,19 @@ MODEL = ModelInfo("m.pt", "sha256:00", {0: "person", 1: "car"})
 
 class TestModel:
     def test_is_loaded_and_run(self) -> None:
-        tried = model.try_model(config(detector={"model": "simulated://2ms@1,5ms@8"}, batching={"max_batch_size": 8}))
-        assert (tried.device, tried.batch) == ("simulated", 8)
-        assert 0.004 < tried.batch_s < 1
+        probe = model.probe_model(config(detector={"model": "simulated://2ms@1,5ms@8"}, batching={"max_batch_size": 8}))
+        assert (probe.device, probe.batch) == ("simulated", 8)
+        assert 0.004 < probe.batch_s < 1
 
     def test_the_demo_model_is_fine(self) -> None:
         """The real thing, on this machine's CPU."""
         path = Path(model.__file__).parents[1] / "assets" / "demo.pt"
         made = config(detector={"model": str(path), "device": "cpu"}, batching={"max_batch_size": 1})
-        tried = model.try_model(made)
-        found = one(model.model(made, tried, REPORT))
+        probe = model.probe_model(made)
+        found = one(model.model(made, probe, REPORT))
         assert found.status == "ok"
         assert "detector.sha256 is not set" in found.message
-        assert verdict(model.engine(made, tried, REPORT)) == "ok"
+        assert verdict(model.engine(made, probe, REPORT)) == "ok"
 
     @pytest.mark.parametrize(
         ("detector", "words"),
@@ -278,12 +282,12 @@ class TestModel:
     )
     def test_that_cannot_be_loaded_says_why(self, detector: dict[str, Any], words: str) -> None:
         with pytest.raises(ModelError, match=words):
-            model.try_model(config(detector=detector))
+            model.probe_model(config(detector=detector))
 
     def test_another_file_than_was_meant(self, tmp_path: Path) -> None:
         (tmp_path / "m.pt").write_bytes(b"other")
         with pytest.raises(ModelError, match="has SHA-256"):
-            model.try_model(config(detector={"model": str(tmp_path / "m.pt"), "sha256": "0" * 64}))
+            model.probe_model(config(detector={"model": str(tmp_path / "m.pt"), "sha256": "0" * 64}))
 
     @pytest.mark.parametrize("error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA")])
     def test_a_batch_that_does_not_fit(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,32 +298,32 @@ class TestModel:
 
         monkeypatch.setattr(SimulatedDetector, "warm_up", fails)
         with pytest.raises(ModelError, match="a batch of 32 does not fit"):
-            model.try_model(config(detector={"model": "simulated://1ms@1,2ms@32"}))
+            model.probe_model(config(detector={"model": "simulated://1ms@1,2ms@32"}))
 
     def test_a_simulated_engine_is_a_warning(self) -> None:
-        assert verdict(model.model(config(), Tried(MODEL, "simulated", 32, 0.1), REPORT)) == "warning"
+        assert verdict(model.model(config(), ModelProbe(MODEL, "simulated", 32, 0.1), REPORT)) == "warning"
 
     @pytest.mark.parametrize(("wanted", "count"), [("auto", 2), ("cpu", 1)])
     def test_a_cpu_that_nobody_asked_for_is_a_warning(self, wanted: str, count: int) -> None:
         made = config(detector={"model": "m.pt", "device": wanted})
-        found = list(model.model(made, Tried(MODEL, "cpu", 32, 0.1), REPORT))
+        found = list(model.model(made, ModelProbe(MODEL, "cpu", 32, 0.1), REPORT))
         assert [each.status for each in found] == ["ok", "warning"][:count]
 
     def test_a_model_for_smaller_batches_is_a_warning(self) -> None:
-        _, found = model.model(config(), Tried(MODEL, "cuda:0", 16, 0.1), REPORT)
-        assert "takes 16 frames at once" in found.message
+        _, found = model.model(config(), ModelProbe(MODEL, "cuda:0", 16, 0.1), REPORT)
+        assert "takes at most 16 frames" in found.message
 
     @pytest.mark.parametrize(("batch_s", "status"), [(0.04, "ok"), (0.0, "ok"), (4.0, "warning"), (60.0, "problem")])
     def test_the_engine_fits_the_times_it_is_given(self, batch_s: float, status: str) -> None:
         """Drain 25 s, half of it on a rebalance, four batches in flight; a stall is 60 s."""
-        assert verdict(model.engine(config(), Tried(MODEL, "cuda:0", 32, batch_s), REPORT)) == status
+        assert verdict(model.engine(config(), ModelProbe(MODEL, "cuda:0", 32, batch_s), REPORT)) == status
 
 
-# Contact
+# Connectivity
 
 
 @pytest.mark.parametrize(
-    ("said", "step"),
+    ("errors", "step"),
     [
         ([(Code._TRANSPORT, "b: Connect to ipv4#10.0.0.1:9092 failed: Connection refused")], "connection"),
         ([(Code._RESOLVE, "b: Failed to resolve 'b:9092'")], "name"),
@@ -331,31 +335,38 @@ class TestModel:
         ([(Code._TIMED_OUT, "Failed to get metadata: Local: Timed out")], "first answer"),
     ],
 )
-def test_the_step_that_failed_is_told_apart(said: list[tuple[int, str]], step: str) -> None:
-    trouble = contact.explain(said)
-    assert trouble.step == step
-    assert trouble.said in [text for _, text in said]
-    assert trouble.fix
+def test_the_step_that_failed_is_identified(errors: list[tuple[int, str]], step: str) -> None:
+    failure = connectivity.classify_failure(errors)
+    assert failure.step == step
+    assert failure.error in [text for _, text in errors]
+    assert failure.fix
 
 
 def test_each_broker_must_be_where_it_says_it_is() -> None:
-    both = contact.Contact({1: "a:9092", 2: "b:9092"}, {})
-    trouble = contact.Trouble("name", "cannot resolve b", "correct it")
-    assert verdict(contact.brokers("boot:1", both, {}, REPORT)) == "ok"
-    found = one(contact.brokers("boot:1", both, {2: trouble}, REPORT))
+    both = connectivity.Connectivity({1: "a:9092", 2: "b:9092"}, {})
+    failure = connectivity.ConnectionFailure("name", "cannot resolve b", "correct it")
+    assert verdict(connectivity.brokers("boot:1", both, {}, REPORT)) == "ok"
+    found = one(connectivity.brokers("boot:1", both, {2: failure}, REPORT))
     assert (found.status, found.fix) == ("problem", "correct it")
     assert "broker 2 announces itself as b:9092" in found.message
-    nobody = contact.Contact({}, {}, trouble)
-    assert "no answer from boot:1" in one(contact.brokers("boot:1", nobody, {}, REPORT)).message
+    nobody = connectivity.Connectivity({}, {}, failure)
+    assert "no answer from boot:1" in one(connectivity.brokers("boot:1", nobody, {}, REPORT)).message
 
 
-def test_a_wrong_announced_address_is_told_even_where_the_client_went_there_at_once() -> None:
-    """Catches a person who looks for a fault at the bootstrap server, which has answered."""
-    gone = contact.Trouble("connection", "10.0.0.5:9092/3: Connect to ipv4#10.0.0.5:9092 failed", "check it")
-    found = one(contact.brokers("boot:1", contact.Contact({}, {}, gone), {}, REPORT))
+def test_a_wrong_advertised_address_is_named_if_the_client_used_it_at_once() -> None:
+    """Catches a message that blames the bootstrap server, which has answered."""
+    gone = connectivity.ConnectionFailure(
+        "connection", "10.0.0.5:9092/3: Connect to ipv4#10.0.0.5:9092 failed", "check it"
+    )
+    found = one(connectivity.brokers("boot:1", connectivity.Connectivity({}, {}, gone), {}, REPORT))
     assert "broker 3 announces itself as 10.0.0.5:9092" in found.message
-    away = contact.Trouble("connection", "boot:1/bootstrap: Connect to ipv4#10.0.0.4:1 failed", "check it")
-    assert "no answer from boot:1" in one(contact.brokers("boot:1", contact.Contact({}, {}, away), {}, REPORT)).message
+    away = connectivity.ConnectionFailure(
+        "connection", "boot:1/bootstrap: Connect to ipv4#10.0.0.4:1 failed", "check it"
+    )
+    assert (
+        "no answer from boot:1"
+        in one(connectivity.brokers("boot:1", connectivity.Connectivity({}, {}, away), {}, REPORT)).message
+    )
 
 
 CLASSIC = {0: (0, 11), 22: (0, 5)}
@@ -374,7 +385,7 @@ MODERN = {**CLASSIC, 25: (0, 4), 26: (0, 4), 28: (0, 4), 68: (0, 1)}
     ],
 )
 def test_the_brokers_can_do_what_is_configured(apis: Any, protocol: str, delivery: str, status: str) -> None:
-    assert verdict(contact.features(apis, protocol, delivery, REPORT)) == status
+    assert verdict(connectivity.features(apis, protocol, delivery, REPORT)) == status
 
 
 # Topics
@@ -473,13 +484,13 @@ class TestRights:
             in one(rights.rights(config(), made, Group("g", READ), REPORT)).message
         )
 
-    def test_those_on_a_topic_that_is_not_there_are_not_called_fine(self) -> None:
+    def test_those_on_a_missing_topic_are_not_called_ok(self) -> None:
         missing = Topic("detections", error="Unknown topic", missing=True)
         made = three(frames_=topic("frames", rights=READ), output=missing, dead=topic("frames-dead", rights=WRITE))
         found = one(rights.rights(config(), made, Group("g", READ), REPORT))
         assert (found.status, "described: detections" in found.message) == ("skipped", True)
 
-    def test_what_the_brokers_do_not_tell_is_not_called_fine(self) -> None:
+    def test_what_the_brokers_do_not_report_is_not_called_ok(self) -> None:
         found = one(self.judge(output=None, group_=None))
         assert found.status == "skipped"
         assert "topic detections, group sluice" in found.message
@@ -537,8 +548,8 @@ class TestSizes:
         there = three(output=topic("detections", limit=limit))
         assert verdict(sizes.results(made, there, producer_settings(made), MODEL, REPORT)) == status
 
-    def test_of_topics_that_are_not_there_are_skipped_with_a_word(self) -> None:
-        """Catches a check that the examination runs and that says nothing, so that --json lacks its name."""
+    def test_of_missing_topics_are_skipped_with_a_finding(self) -> None:
+        """Catches a check without a finding, so that --json lacks its name."""
         gone = {name: Topic(name, error="Unknown topic", missing=True) for name in ("frames", "detections", "dead")}
         there = three(frames_=gone["frames"], output=gone["detections"], dead=gone["dead"])
         made = config()
@@ -590,7 +601,7 @@ P0, P1 = TopicPartition("frames", 0), TopicPartition("frames", 1)
     ("committed", "statuses", "words"),
     [
         ({P0: 50, P1: 100}, ["ok"], "50 frames behind in 2 partitions"),
-        ({P0: -1, P1: 100}, ["ok"], "90 frames behind in 2 partitions; 1 partitions have none yet"),
+        ({P0: -1, P1: 100}, ["ok"], "90 frames behind in 2 partitions; 1 partitions have no offset yet"),
         ({P0: 9, P1: 100}, ["problem"], "frames[0]: 9 is committed, 10 is the oldest"),
         ({P0: 101, P1: 100}, ["problem"], "frames[0]: 101 is committed, it ends at 100"),
         ({P0: 9, P1: 101}, ["problem", "problem"], "deleted before they were read"),
@@ -603,11 +614,11 @@ def test_committed_offsets_lie_within_the_log(committed: Any, statuses: list[str
 
 
 @pytest.mark.parametrize("committed", [{P0: 5, P1: 7}, {P0: 50, P1: 101}, {P0: 5, P1: 101}])
-def test_offsets_that_are_not_there_are_no_problem_to_a_program_that_was_told_where_to_go_on(committed: Any) -> None:
-    """Catches an init container that refuses the pod which was set as the doctor itself had advised."""
+def test_missing_offsets_are_a_warning_if_auto_offset_reset_is_set(committed: Any) -> None:
+    """Catches an init container that refuses a pod whose setting the doctor itself has recommended."""
     found = one(group.offsets(Group("g", committed=committed), {P0: (10, 100), P1: (0, 100)}, "earliest", REPORT))
     assert found.status == "warning"
-    assert "goes on by auto.offset.reset: earliest" in found.message
+    assert "continues with auto.offset.reset: earliest" in found.message
 
 
 @pytest.mark.parametrize(("reset", "where"), [("error", "beginning"), ("earliest", "beginning"), ("latest", "end")])
@@ -624,11 +635,11 @@ def test_offsets_that_cannot_be_read() -> None:
 # Frames
 
 
-def seen(source: str, partition: int, *, key: bytes | None = b"", ahead_ms: int = -50, **more: Any) -> Seen:
+def seen(source: str, partition: int, *, key: bytes | None = b"", ahead_ms: int = -50, **more: Any) -> SampledFrame:
     stamp = more.pop("timestamp_ms", 1_700_000_000_000)
     mine = source.encode() if key == b"" else key
     at = TopicPartition("frames", partition)
-    return Seen(at, source, mine, stamp, more.pop("by_broker", False), ahead_ms, more.pop("live", False))
+    return SampledFrame(at, source, mine, stamp, more.pop("by_broker", False), ahead_ms, more.pop("live", False))
 
 
 def test_murmur2_is_that_of_java() -> None:
@@ -647,13 +658,13 @@ def test_murmur2_is_that_of_java() -> None:
 class TestPartitioning:
     COUNT = {"frames": 4}
 
-    def judge(self, *sample: Seen, count: int = 4) -> Finding:
+    def judge(self, *sample: SampledFrame, count: int = 4) -> Finding:
         return one(frames.partitioning(sample, {"frames": count}, REPORT))
 
     def home(self, source: str) -> int:
         return frames.murmur2(source.encode()) % 4
 
-    def test_nothing_to_look_at(self) -> None:
+    def test_no_frames_are_skipped(self) -> None:
         assert self.judge().status == "skipped"
 
     def test_where_java_puts_them_is_fine(self) -> None:

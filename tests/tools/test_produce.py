@@ -15,10 +15,10 @@ from consumer.errors import ConfigError, KafkaError
 from consumer.messages import Message, parse_frame
 from consumer.tools import clients
 from consumer.tools import produce as command
+from consumer.tools.frame_sender import Pace, SourceCounts, Summary, message_for, send_frames, send_source
 from consumer.tools.images import Encoding, Image, ImageSource, frames_source
+from consumer.tools.kafka.reader import open_reader
 from consumer.tools.signals import stop_on_signals
-from consumer.tools.stream import Pace, Summary, Tally, feed, message_for, stream
-from consumer.tools.tail import read
 from consumer.types import Receipt, Record, TopicPartition
 
 RECEIPT = Receipt(TopicPartition("frames", 0), 5, 1)
@@ -45,8 +45,8 @@ def parsed(message: Message) -> Any:
     return parse_frame(Record(message.key, message.value, tuple(message.headers), message.timestamp_ms), RECEIPT, 0.0)
 
 
-def fed(source: ImageSource, send: Callable[[Message], bool], **changes: Any) -> Tally:
-    """The tally after `feed`, in virtual time where nothing else is said."""
+def fed(source: ImageSource, send: Callable[[Message], bool], **changes: Any) -> SourceCounts:
+    """The counts after `send_source`, in virtual time where nothing else is said."""
     clock = VirtualTime()
     options: dict[str, Any] = {
         "pace": Pace(0, clock=clock, wait=clock.wait),
@@ -55,9 +55,9 @@ def fed(source: ImageSource, send: Callable[[Message], bool], **changes: Any) ->
         "stopped": lambda: False,
         "wall_clock_ms": lambda: 1000,
     }
-    tally = Tally(source.name)
-    feed(source, send, tally, **(options | changes))
-    return tally
+    counts = SourceCounts(source.name)
+    send_source(source, send, counts, **(options | changes))
+    return counts
 
 
 class TestMessages:
@@ -111,9 +111,9 @@ class TestPace:
 class TestFeed:
     def test_frames_are_numbered_and_limited_per_source(self) -> None:
         sent: list[Message] = []
-        tally = fed(frames_source("a", [JPEG.data] * 9), lambda m: sent.append(m) is None, frames=4)
+        counts = fed(frames_source("a", [JPEG.data] * 9), lambda m: sent.append(m) is None, frames=4)
         assert [parsed(message).frame_id for message in sent] == ["0", "1", "2", "3"]
-        assert (tally.sent, tally.bytes) == (4, 4 * len(JPEG.data))
+        assert (counts.sent, counts.bytes) == (4, 4 * len(JPEG.data))
 
     def test_no_frame_is_read_beyond_the_limit(self) -> None:
         """Catches a live camera that must deliver one frame more before the tool can end."""
@@ -141,8 +141,8 @@ class TestFeed:
 
         sent: list[Message] = []
         pace = Pace(5, clock=clock, wait=lambda _: pytest.fail("waited"))
-        tally = fed(ImageSource("a", camera, live=True), lambda m: sent.append(m) is None, pace=pace)
-        assert tally.sent == pytest.approx(50, abs=1)
+        counts = fed(ImageSource("a", camera, live=True), lambda m: sent.append(m) is None, pace=pace)
+        assert counts.sent == pytest.approx(50, abs=1)
         assert [message.value for message in sent[:3]] == [b"0", b"5", b"10"]
 
     def test_the_capture_time_is_the_moment_of_sending_not_of_decoding_ahead(self) -> None:
@@ -161,14 +161,17 @@ class TestFeed:
 class TestSummary:
     def test_it_counts_what_no_broker_has_acknowledged(self) -> None:
         """Catches "sent" being taken for "arrived"."""
-        tallies = (Tally("a", sent=10, bytes=1000, acknowledged=10), Tally("b", sent=5, acknowledged=3))
-        summary = Summary(tallies, 2.0)
+        counts_by_source = (
+            SourceCounts("a", sent=10, bytes=1000, acknowledged=10),
+            SourceCounts("b", sent=5, acknowledged=3),
+        )
+        summary = Summary(counts_by_source, 2.0)
         assert summary.missing == 2
         assert str(summary) == "sent 15 frames of 2 sources in 2.0 s (7.5/s, 0.0 MB/s); 13 acknowledged, 2 not"
 
     def test_it_tells_when_the_pace_could_not_be_kept(self) -> None:
-        summary = Summary((Tally("a", late_s=0.2), Tally("b", late_s=4.25)), 0.0)
-        assert str(summary).endswith("could not keep the pace: b is 4.2 s behind")
+        summary = Summary((SourceCounts("a", late_s=0.2), SourceCounts("b", late_s=4.25)), 0.0)
+        assert str(summary).endswith("could not keep the rate: b is 4.2 s behind")
         assert str(Summary((), 0.0)).startswith("sent 0 frames of 0 sources")
 
 
@@ -187,18 +190,18 @@ class TestSettings:
 
     def test_a_setting_that_the_client_does_not_know_is_a_configuration_error(self) -> None:
         with pytest.raises(ConfigError, match="nonsense"):
-            stream([], bootstrap_servers="127.0.0.1:1", topic="t", settings={"nonsense": "1"})
+            send_frames([], bootstrap_servers="127.0.0.1:1", topic="t", settings={"nonsense": "1"})
 
     def test_one_name_for_two_sources_is_refused(self) -> None:
         """Catches two cameras whose frames mix under one name, in no order."""
         source = frames_source("a", [])
         with pytest.raises(ConfigError, match="more than once: a"):
-            stream([source, source], bootstrap_servers="127.0.0.1:1", topic="t")
+            send_frames([source, source], bootstrap_servers="127.0.0.1:1", topic="t")
 
     def test_brokers_that_do_not_answer_are_named_as_the_trouble(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(clients.partitions_of, "__defaults__", (0.5,))
         with pytest.raises(KafkaError, match="bootstrap-servers"):
-            stream([], bootstrap_servers="127.0.0.1:1", topic="t")
+            send_frames([], bootstrap_servers="127.0.0.1:1", topic="t")
 
     @pytest.mark.parametrize("text", ["640", "x", "0x5", "640x", "-1x5", "640x480x3", "640X480", "999999x1"])
     def test_a_size_that_is_none_is_refused(self, text: str) -> None:
@@ -227,10 +230,11 @@ def records_of(broker: Broker, topic: str, count: int) -> list[Record]:
     timer = threading.Timer(20, stop.set)
     timer.start()
     settings = {name: str(value) for name, value in broker.client_settings.items()}
-    for _, record in read(broker.bootstrap_servers, topic, from_beginning=True, settings=settings, stop=stop):
-        found.append(record)
-        if len(found) == count:
-            break
+    with open_reader(broker.bootstrap_servers, settings, stop) as reader:
+        for each in reader.follow(topic, from_beginning=True):
+            found.append(each.record)
+            if len(found) == count:
+                break
     timer.cancel()
     return found
 
@@ -239,7 +243,7 @@ class TestOnABroker:
     def test_all_frames_of_several_sources_arrive_in_order(self, broker: Broker, topic: Callable[..., str]) -> None:
         name = topic(partitions=2)
         sources = [frames_source(f"cam-{n}", [JPEG.data] * 30) for n in range(3)]
-        summary = stream(sources, bootstrap_servers=broker.bootstrap_servers, topic=name, fps=0)
+        summary = send_frames(sources, bootstrap_servers=broker.bootstrap_servers, topic=name, fps=0)
         assert (summary.total("sent"), summary.missing) == (90, 0)
         frames = [parse_frame(record, RECEIPT, 0.0) for record in records_of(broker, name, 90)]
         for n in range(3):
@@ -250,7 +254,7 @@ class TestOnABroker:
     ) -> None:
         """Catches a frame too large for the broker that ends the thread, or vanishes from the count."""
         source = frames_source("a", [JPEG.data, bytes(5000), JPEG.data])
-        summary = stream(
+        summary = send_frames(
             [source],
             bootstrap_servers=broker.bootstrap_servers,
             topic=topic(partitions=1),
@@ -258,7 +262,7 @@ class TestOnABroker:
             settings={"message.max.bytes": "4000"},
         )
         assert (summary.total("sent"), summary.total("acknowledged"), summary.missing) == (3, 2, 1)
-        assert "large" in summary.tallies[0].error.lower()
+        assert "large" in summary.counts_by_source[0].error.lower()
 
     def test_a_source_that_breaks_in_the_middle_ends_the_run_with_its_error(
         self, broker: Broker, topic: Callable[..., str]
@@ -270,7 +274,9 @@ class TestOnABroker:
             raise OSError("the camera is gone")
 
         with pytest.raises(ConfigError, match="the camera is gone"):
-            stream([frames_source("a", images())], bootstrap_servers=broker.bootstrap_servers, topic=topic(), fps=0)
+            send_frames(
+                [frames_source("a", images())], bootstrap_servers=broker.bootstrap_servers, topic=topic(), fps=0
+            )
 
     def test_stop_ends_an_endless_source_with_every_frame_reported(
         self, broker: Broker, topic: Callable[..., str]
@@ -284,7 +290,7 @@ class TestOnABroker:
                 stop.set()
 
         source = frames_source("a", [JPEG.data]).looped()
-        summary = stream(
+        summary = send_frames(
             [source], bootstrap_servers=broker.bootstrap_servers, topic=topic(), fps=200, stop=stop, on_progress=watch
         )
         assert summary.missing == 0

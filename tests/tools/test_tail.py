@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from consumer.messages import ResultEncoder, encode_dead_letter
 from consumer.observability.logging import printable
+from consumer.tools.kafka.reader import TopicRecord
 from consumer.tools.tail import Printer, json_line, result_line
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, Skipped, TopicPartition
 
-PLACE = ("detections", 1, 7)
 INPUT = Record(b"cam-1", b"image", (), 1_700_000_000_000)
 FRAME = Frame("cam-1", "17", 1_700_000_000_000, b"image", 0.0, Receipt(TopicPartition("frames", 3), 42, 1), INPUT)
 MODEL = ModelInfo("m", "sha256:0", {0: "person", 2: "car", 3: "\x1b]0;owned\x07"})
@@ -44,22 +44,22 @@ class Shown:
         self.out: list[str] = []
         self.err: list[str] = []
         self.printer = Printer(
-            frozenset(sources), as_json=as_json, zone=UTC, out=self.out.append, complain=self.err.append
+            "detections", frozenset(sources), as_json=as_json, zone=UTC, out=self.out.append, complain=self.err.append
         )
 
     def __call__(self, *records: Record) -> Shown:
         for record in records:
-            self.printer(PLACE, record)
+            self.printer(TopicRecord(1, 7, record))
         return self
 
 
 @pytest.mark.parametrize("format_", ["msgpack", "json"])
-def test_a_line_says_when_who_which_how_fast_and_what(format_: str) -> None:
+def test_a_line_has_time_source_frame_latency_and_detections(format_: str) -> None:
     (line,) = Shown()(written(*SEEN, format_=format_)).out
     assert line == "22:13:20.023  cam-1         17          batch   8     23 ms  2 car 0.91 0.88, 1 person 0.77"
 
 
-def test_nothing_seen_and_not_looked_at_differ() -> None:
+def test_no_detections_and_a_skipped_frame_differ() -> None:
     nothing, skipped = Shown()(written(), written(outcome=Skipped("stale", 2500.4))).out
     assert nothing.endswith("  nothing")
     assert skipped.endswith("  skipped: stale, 2500 ms old")
@@ -95,7 +95,7 @@ def test_json_keeps_every_double_and_every_float32_exactly(number: float) -> Non
 
 
 def test_json_shows_binary_and_extensions_of_later_versions_as_text() -> None:
-    """Catches a reader that dies of a field that a later minor version added."""
+    """Catches a reader that fails at a field that a later minor version added."""
     body = json.loads(json_line({"mask": b"\x00\xff", "at": msgpack.Timestamp(1), "n": [None, True]}))
     assert (body["mask"], body["n"]) == ("AP8=", [None, True])
     assert isinstance(body["at"], str)
@@ -109,7 +109,7 @@ def test_only_the_asked_for_sources_are_shown_and_counted() -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_is_no_result_is_reported_with_its_place_and_does_not_count(as_json: bool) -> None:
-    """Catches junk on stdout, where a JSON reader behind a pipe would stumble over it."""
+    """Catches junk on stdout, which a JSON reader behind a pipe cannot parse."""
     shown = Shown(as_json=as_json)(Record(None, b"junk", (), None), Record(None, None, (), None))
     assert (shown.out, shown.printer.printed, len(shown.err)) == ([], 0, 2)
     assert all(line.startswith("detections[1]@7: ") for line in shown.err)

@@ -8,9 +8,9 @@ import pytest
 
 from consumer.errors import ConfigError
 from consumer.messages import ResultEncoder, encode_dead_letter
-from consumer.tools.verify.outcomes import Outcomes, source_of, written_ms
+from consumer.tools.verify.outcome_parser import OutcomeParser, source_of, written_ms
 from consumer.tools.verify.request import Bound, check_order, parse_bound
-from consumer.tools.verify.verdict import Outcome, Place
+from consumer.tools.verify.types import Outcome, Position
 from consumer.types import Detected, Detections, Frame, ModelInfo, Receipt, Record, Rejected, TopicPartition
 
 FRAMES = TopicPartition("frames", 0)
@@ -45,25 +45,25 @@ def letter(group: str, headers: Any = (), source: str = "cam-ü") -> Record:
     return Record(message.key, message.value, tuple(message.headers), message.timestamp_ms)
 
 
-PLACE = Place("out", 0, 7)
+POSITION = Position("out", 0, 7)
 
 
 @pytest.mark.parametrize("group", ["g", "a group / ü", "x" * 249, "ü" * 249])
 def test_results_and_dead_letters_of_the_group_are_recognised(group: str) -> None:
     """Catches: a group whose name is quoted in one header and cut in the other."""
-    outcomes = Outcomes(group)
-    expected = Outcome("result", PLACE, TopicPartition("frames", 3), 42, "cam-ü")
-    assert outcomes.read("result", PLACE, result(group)) == expected
-    assert outcomes.read("dead_letter", PLACE, letter(group)) == expected._replace(role="dead_letter")
-    assert outcomes.read("result", PLACE, result("another")) == "other_group"
-    assert outcomes.read("dead_letter", PLACE, letter("another")) == "other_group"
+    parser = OutcomeParser(group)
+    expected = Outcome("result", POSITION, TopicPartition("frames", 3), 42, "cam-ü")
+    assert parser.parse("result", POSITION, result(group)) == expected
+    assert parser.parse("dead_letter", POSITION, letter(group)) == expected._replace(role="dead_letter")
+    assert parser.parse("result", POSITION, result("another")) == "other_group"
+    assert parser.parse("dead_letter", POSITION, letter("another")) == "other_group"
     assert expected.id == "frames/3/42"
 
 
 def test_headers_of_the_producer_do_not_hide_those_of_a_dead_letter() -> None:
     """Catches: the first ce_id, and a ce_source of the camera."""
     theirs = (("ce_id", b"theirs"), ("ce_source", b"/camera"), ("source-id", b"cam-header"))
-    found = Outcomes("g").read("dead_letter", PLACE, letter("g", theirs))
+    found = OutcomeParser("g").parse("dead_letter", POSITION, letter("g", theirs))
     assert isinstance(found, Outcome)
     assert (found.id, found.source) == ("frames/3/42", "cam-header")
 
@@ -82,7 +82,7 @@ def test_headers_of_the_producer_do_not_hide_those_of_a_dead_letter() -> None:
 )
 def test_what_another_program_wrote_is_foreign(headers: Any) -> None:
     """Catches: a verdict, or a crash, that anyone can cause who may write to the topic."""
-    assert Outcomes("g").read("result", PLACE, Record(b"k", b"v", headers, NOW_MS)) == "foreign"
+    assert OutcomeParser("g").parse("result", POSITION, Record(b"k", b"v", headers, NOW_MS)) == "foreign"
 
 
 def test_a_dead_letter_was_written_when_it_was_rejected() -> None:

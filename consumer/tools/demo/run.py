@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from consumer.errors import SluiceError
-from consumer.tools import stream as producing
+from consumer.tools import frame_sender as producing
 from consumer.tools.demo.audit import Shot, TopicReader, audit, outcome_id
 from consumer.tools.demo.broker import PARTITIONS, Broker, broker_with_topics
 from consumer.tools.demo.sources import shared_out, shares, street_cameras, video_cameras
@@ -153,7 +153,7 @@ class _Producer:
     def _work(self, plan: Plan, cameras: Sequence[ImageSource], broker: Broker) -> None:
         try:
             self._note(
-                producing.stream(
+                producing.send_frames(
                     shared_out(cameras, plan.frames),
                     bootstrap_servers=broker.bootstrap_servers,
                     topic=broker.topics.frames,

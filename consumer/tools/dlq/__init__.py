@@ -1,7 +1,8 @@
-"""`sluice dlq`: look into the dead letters, and send them back once their cause is mended.
+"""`sluice dlq`: inspect the dead letters, and replay them after the cause is fixed.
 
-Data flow: `command` reads the options, `reading` takes records from the topic, `letters` says what they are and which
-are asked for (pure), `text` shows them (pure), `progress` knows what was replayed before (pure), `replay` sends.
+Data flow: `command` reads the options. `consumer.tools.kafka.reader` reads records from the topic. `dead_letters`
+parses and selects them (pure). `formatting` renders them (pure). `progress` records what was replayed before (pure).
+`replay` reads, selects and sends, through a `replay_writer`. `replay_job` runs it for the command.
 """
 
 from consumer.tools.dlq.command import app

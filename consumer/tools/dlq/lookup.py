@@ -1,78 +1,106 @@
-"""Finds one dead letter, keeps the newest of many, and saves one."""
+"""Finds one dead letter, keeps the newest rows of a list, and saves the value of a dead letter."""
 
 from __future__ import annotations
 
 import heapq
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-from confluent_kafka import Consumer
 
 from consumer.errors import ConfigError, KafkaError
 from consumer.observability.logging import printable
-from consumer.tools.dlq.letters import Letter, parse_place, read_letter
-from consumer.tools.dlq.reading import record_at, scan_all
-from consumer.tools.dlq.text import Row, size
+from consumer.tools.clients import Connection
+from consumer.tools.dlq.dead_letters import DeadLetterRecord, parse_position, read_letter
+from consumer.tools.dlq.formatting import Row, size
+from consumer.tools.kafka.reader import TopicReader, open_reader
 
 
-class Newest:
-    """Keeps the newest rows, `most` of them; 0: all."""
+def open_dead_letters(
+    connection: Connection, stop: threading.Event, group: str | None = None
+) -> AbstractContextManager[TopicReader]:
+    """Open a reader of the dead-letter topic. `group`: the group whose committed offsets record the replays."""
+    settings = {
+        "auto.offset.reset": "earliest",  # records that retention has deleted are skipped
+        **connection.settings,
+        # Records of aborted transactions are not dead letters. Committed offsets wait for open transactions.
+        "isolation.level": "read_committed",
+    }
+    return open_reader(connection.bootstrap_servers, settings, stop, group)
+
+
+class NewestRows:
+    """Keeps the newest `most` rows, or all rows if `most` is 0."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._heap: list[tuple[int, tuple[int, int], Row]] = []
 
-    def add(self, at_ms: int | None, place: tuple[int, int], row: Row) -> None:
-        """`place` is unique, so rows are never compared."""
-        entry = (at_ms or 0, place, row)
+    def add(self, at_ms: int | None, position: tuple[int, int], row: Row) -> None:
+        """Add a row. `position` (partition, offset) is unique, so the heap never compares rows."""
+        entry = (at_ms or 0, position, row)
         if self._most and len(self._heap) == self._most:
             heapq.heappushpop(self._heap, entry)
         else:
             heapq.heappush(self._heap, entry)
 
     def rows(self) -> list[Row]:
-        """Oldest first."""
+        """The kept rows, oldest first."""
         return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[:2])]
 
 
-def find(client: Consumer, topic: str, which: str, stop: threading.Event) -> tuple[Letter, list[str]]:
-    """The letter at a place, or the last one of an input record, with the places of all. KafkaError: there is none."""
-    if (place := parse_place(which)) is None:
-        return _find_id(client, topic, which, stop)
-    record = record_at(client, topic, *place)
+def find(reader: TopicReader, topic: str, which: str) -> tuple[DeadLetterRecord, list[str]]:
+    """Find a dead letter by its position, or by the ID of its input record.
+
+    Returns:
+        The dead letter, and the positions of all dead letters with this ID. It is the last one of them.
+
+    Raises:
+        KafkaError: there is no such dead letter.
+    """
+    if (position := parse_position(which)) is None:
+        return _find_id(reader, topic, which)
+    exists = position[0] in reader.partitions(topic)
+    record = reader.record_at(topic, *position) if exists else None
     if record is None:
-        raise KafkaError(f"topic {printable(topic)} has no record at {which}; `sluice dlq list` shows the places")
-    letter = read_letter(*place, record)
+        raise KafkaError(f"topic {printable(topic)} has no record at {which}; `sluice dlq list` shows the positions")
+    letter = read_letter(*position, record)
     if letter is None:
-        raise KafkaError(f"the record at {which} is no dead letter of Sluice: {size(len(record.value or b''))}")
-    return letter, [letter.place]
+        raise KafkaError(f"the record at {which} is not a dead letter of Sluice: {size(len(record.value or b''))}")
+    return letter, [letter.position]
 
 
-def _find_id(client: Consumer, topic: str, which: str, stop: threading.Event) -> tuple[Letter, list[str]]:
-    places: list[str] = []
-    last: Letter | None = None
-    for found in scan_all(client, topic, stop):
+def _find_id(reader: TopicReader, topic: str, which: str) -> tuple[DeadLetterRecord, list[str]]:
+    positions: list[str] = []
+    last: DeadLetterRecord | None = None
+    for found in reader.scan_all(topic):
         letter = read_letter(*found)
         if letter is not None and letter.dead.id == which:
-            places.append(letter.place)
+            positions.append(letter.position)
             last = letter
     if last is None:
         wanted = "expected PARTITION@OFFSET or topic/partition/offset"
         raise KafkaError(f"no dead letter has the ID {printable(which)}; {wanted}")
-    return last, places
+    return last, positions
 
 
-def save_value(letter: Letter, path: Path) -> str:
-    """Write the value of a letter to a new file; returns what to say. Raises ConfigError where that cannot be."""
+def save_value(letter: DeadLetterRecord, path: Path) -> str:
+    """Write the value of a dead letter to a new file.
+
+    Returns:
+        The line to print.
+
+    Raises:
+        ConfigError: the dead letter has no value, or the file exists or cannot be written.
+    """
     value = letter.dead.record.value
     if value is None:
-        raise ConfigError(f"--save: dead letter {letter.place} has no value")
+        raise ConfigError(f"--save: dead letter {letter.position} has no value")
     try:
         with path.open("xb") as file:
             file.write(value)
     except FileExistsError:
-        raise ConfigError(f"--save {printable(str(path))}: there is such a file already") from None
+        raise ConfigError(f"--save {printable(str(path))}: the file already exists") from None
     except OSError as error:
         raise ConfigError(f"--save {printable(str(path))}: {error.strerror}") from None
-    cut = ", of a value that was cut" if letter.dead.truncated else ""
-    return f"{len(value):,} bytes written to {printable(str(path))}{cut}"
+    truncated = " (the value is truncated)" if letter.dead.truncated else ""
+    return f"{len(value):,} bytes written to {printable(str(path))}{truncated}"

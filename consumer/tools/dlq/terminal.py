@@ -1,4 +1,4 @@
-"""The terminal of `sluice dlq`: what is said beside the results, and pipes that close early."""
+"""Terminal output of `sluice dlq`: status lines on stderr, the width, and pipes that close early."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from consumer.tools.dlq import text
-from consumer.tools.dlq.letters import Filter
+from consumer.tools.dlq import formatting
+from consumer.tools.dlq.dead_letters import Filter
 
-SHOWN: Final = 100  # rows of a table, unless asked for otherwise
+SHOWN: Final = 100  # default number of rows in a table
 
 
-def say(line: str) -> None:
-    """On stderr."""
+def print_status(line: str) -> None:
+    """Print a line to stderr, so that it does not mix with the results on stdout."""
     print(line, file=sys.stderr, flush=True)
 
 
-def width() -> int:
-    """Of the terminal; 0 where there is none, so that a file or a pipe gets whole lines."""
+def terminal_width() -> int:
+    """Columns of the terminal. 0 if stdout is a file or a pipe, which gets whole lines."""
     return shutil.get_terminal_size(fallback=(0, 0)).columns
 
 
 @contextmanager
-def pipe() -> Iterator[None]:
-    """`| head` may be done with us at any time; Python would complain once more at exit."""
+def tolerate_closed_pipe() -> Iterator[None]:
+    """End quietly if the reader of a pipe, such as `head`, closes it early.
+
+    Stdout is redirected to the null device, because Python would report the closed pipe again at exit.
+    """
     try:
         yield
         sys.stdout.flush()
@@ -36,7 +39,7 @@ def pipe() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def hint(chosen: Filter, seen: Counter[str]) -> None:
-    """Say so where reasons were asked for that no letter has."""
-    if (line := text.unknown_reasons(chosen.reasons, seen)) is not None:
-        say(line)
+def warn_unknown_reasons(chosen: Filter, seen: Counter[str]) -> None:
+    """Print a hint if the filter names a reason that no dead letter has."""
+    if (line := formatting.unknown_reasons(chosen.reasons, seen)) is not None:
+        print_status(line)

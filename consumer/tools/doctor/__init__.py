@@ -1,9 +1,8 @@
-"""`sluice doctor`: is everything as the program needs it? Looks at the configuration, the model, the cluster; changes
-nothing.
+"""`sluice doctor`: checks configuration, model and cluster before the program runs. Changes nothing.
 
-`findings` is what a check says, `examination` runs the checks under one deadline, `command` is the way in. Each of the
-other modules asks one part of the world (`model`, `contact`, `cluster`, `sample`) or judges what was found there
-(`settings`, `topics`, `rights`, `sizes`, `group`, `frames`): the second kind does no I/O.
+`command` reads the options, `runner` runs the checks under one deadline, and `checks` lists them. A check yields
+`findings`. Some modules query one part of the system (`model`, `connectivity`, `cluster`, `sample`, `http_port`). The
+others evaluate what was found (`settings`, `topics`, `rights`, `sizes`, `group`, `frames`), without I/O.
 """
 
 from consumer.tools.doctor.command import doctor

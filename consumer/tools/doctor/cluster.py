@@ -1,12 +1,11 @@
-"""Asks the cluster for topics, their limits, rights, the group and its offsets. Changes nothing."""
+"""Queries topics, their settings, permissions, the group and its offsets. Changes nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -16,10 +15,11 @@ from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin._config import ConfigResource
 
 from consumer.tools import clients
+from consumer.tools.kafka.reader import standalone_consumer
 from consumer.types import TopicPartition
 
 ANSWER_S: Final = 8.0
-Logs = Mapping[TopicPartition, tuple[int, int]]  # the oldest offset that is there, and the next one
+Logs = Mapping[TopicPartition, tuple[int, int]]  # (first offset that is still stored, end) of each partition
 _TRIES: Final = 5
 _NOT_YET: Final = (Code.NOT_COORDINATOR, Code.COORDINATOR_LOAD_IN_PROGRESS, Code.COORDINATOR_NOT_AVAILABLE)
 _NOT_ALLOWED: Final = (Code.TOPIC_AUTHORIZATION_FAILED, Code.GROUP_AUTHORIZATION_FAILED)
@@ -27,7 +27,15 @@ _NOT_ALLOWED: Final = (Code.TOPIC_AUTHORIZATION_FAILED, Code.GROUP_AUTHORIZATION
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`rights` and `settings` are None where the brokers do not tell. `error`: why it cannot be described, or ""."""
+    """One topic, as far as this user may describe it.
+
+    Attributes:
+        rights: operations that this user may perform; None if the brokers do not return them.
+        settings: None if the brokers do not return them.
+        error: why the topic cannot be described, or "".
+        missing: the topic does not exist.
+        hidden: this user may not describe the topic.
+    """
 
     name: str
     partitions: int = 0
@@ -36,7 +44,7 @@ class Topic:
     settings: Mapping[str, str] | None = None
     error: str = ""
     missing: bool = False
-    hidden: bool = False  # this user may not even describe it
+    hidden: bool = False
 
     @property
     def limit(self) -> int | None:
@@ -46,9 +54,14 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`members`: how many partitions each member has now. `committed`: -1 where there is no offset yet.
+    """The consumer group of the program.
 
-    `rights` is None where the brokers do not tell. `hidden`: this user may not even describe it.
+    Attributes:
+        rights: operations that this user may perform; None if the brokers do not return them.
+        members: the number of partitions of each member.
+        committed: the committed offset of each partition; -1 if there is none.
+        error: why the offsets cannot be read, or "".
+        hidden: this user may not describe the group.
     """
 
     name: str
@@ -60,7 +73,7 @@ class Group:
 
 
 class Cluster:
-    """One administrator's client and what can be asked of it. `settings`: of the program's consumer or producer."""
+    """Queries with one admin client. `settings`: those of the program's consumer or producer."""
 
     def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any]) -> None:
         self._servers = bootstrap_servers
@@ -68,9 +81,11 @@ class Cluster:
         self._admin = clients.admin(bootstrap_servers, {**settings, "log_level": 0})
 
     def topic(self, name: str) -> Topic:
-        """Describe one topic, as far as this user may."""
+        """Describe one topic. A topic that cannot be described has `error` set."""
         try:
-            found = self._one(self._admin.describe_topics(TopicCollection([name]), include_authorized_operations=True))
+            found = self._single_result(
+                self._admin.describe_topics(TopicCollection([name]), include_authorized_operations=True)
+            )
         except KafkaException as error:
             code = error.args[0].code()
             return Topic(
@@ -88,26 +103,29 @@ class Cluster:
         )
 
     def group(self, name: str, partitions: Iterable[TopicPartition]) -> Group:
-        """Describe the group, and what it has committed."""
+        """Describe the group and its committed offsets."""
         rights, members = None, []
         try:
-            found = self._described(name)
+            found = self._describe_group(name)
             rights = _rights(found.authorized_operations)
             members = [len(each.assignment.topic_partitions) for each in found.members]
         except KafkaException as error:
             if error.args[0].code() == Code.GROUP_AUTHORIZATION_FAILED:
                 return Group(name, error=clients.text_of(error), hidden=True)
-            # Any other answer means that nobody has joined it yet, or that these brokers cannot describe it.
+            # Any other error means that no member has joined yet, or that these brokers cannot describe groups.
         try:
             return Group(name, rights, members, self._committed(name, list(partitions)))
         except KafkaException as error:
             return Group(name, rights, members, error=clients.text_of(error))
 
-    def refuses_transactions(self, name: str) -> Code | None:
-        """Whether transactions may be made under this name; None: they may.
+    def transaction_error(self, name: str) -> Code | None:
+        """Try to initialise transactions with this transactional ID.
 
-        It makes the name known to the brokers, for a week by default, and fences whoever uses it: never ask with the
-        name of a program.
+        The brokers then store the ID, for a week by default, and fence any producer that uses it. So never pass the
+        transactional ID of a program.
+
+        Returns:
+            The error, or None if transactions are allowed.
         """
         settings = {**self._settings, "transactional.id": name, "enable.idempotence": True, "log_level": 0}
         try:
@@ -117,28 +135,26 @@ class Cluster:
         return None
 
     def logs(self, partitions: Iterable[TopicPartition]) -> Logs:
-        """The oldest offset and the next one of each partition."""
-        with self.reader(f"sluice-doctor-{uuid.uuid4()}") as client:
+        """The first offset that is still stored and the end of each partition."""
+        with self.reader() as client:
             return {
                 each: client.get_watermark_offsets(Place(each.topic, each.partition), timeout=ANSWER_S, cached=False)
                 for each in partitions
             }
 
-    @contextlib.contextmanager
-    def reader(self, group: str, **settings: Any) -> Iterator[Consumer]:
-        """A consumer that joins no group and commits nothing; `group` is the one whose offsets it may ask for."""
-        ours = {"group.id": group, "enable.auto.commit": False, "enable.auto.offset.store": False, "log_level": 0}
-        client = clients.consumer(self._servers, {**self._settings, **ours, **settings})
-        try:
-            yield client
-        finally:
-            client.close()
+    def reader(
+        self, settings: Mapping[str, Any] | None = None, group: str | None = None
+    ) -> AbstractContextManager[Consumer]:
+        """Open a consumer that joins no group. `group`: the group whose committed offsets it may read."""
+        return standalone_consumer(self._servers, {**self._settings, "log_level": 0, **(settings or {})}, group)
 
-    def _described(self, group: str) -> Any:
-        """The first question about a group may come before its coordinator is ready."""
+    def _describe_group(self, group: str) -> Any:
+        """Retries, because the coordinator of a group may not be ready at the first request."""
         for tries_left in reversed(range(_TRIES)):
             try:
-                return self._one(self._admin.describe_consumer_groups([group], include_authorized_operations=True))
+                return self._single_result(
+                    self._admin.describe_consumer_groups([group], include_authorized_operations=True)
+                )
             except KafkaException as error:
                 if not tries_left or error.args[0].code() not in _NOT_YET:
                     raise
@@ -147,7 +163,7 @@ class Cluster:
 
     def _committed(self, group: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         committed = {}
-        with self.reader(group) as client:
+        with self.reader(group=group) as client:
             for place in client.committed([Place(each.topic, each.partition) for each in partitions], timeout=ANSWER_S):
                 if place.error is not None:
                     raise KafkaException(place.error)
@@ -157,14 +173,14 @@ class Cluster:
     def _topic_settings(self, name: str) -> Mapping[str, str] | None:
         resource = ConfigResource(ConfigResource.Type.TOPIC, name)
         try:
-            entries = self._one(self._admin.describe_configs([resource]))
+            entries = self._single_result(self._admin.describe_configs([resource]))
         except KafkaException:
-            return None  # it needs DESCRIBE_CONFIGS, which the program does not
+            return None  # this needs DESCRIBE_CONFIGS, which the program does not need
         found = {entry.name: str(entry.value) for entry in entries.values()}
         return found if "max.message.bytes" in found else None
 
     @staticmethod
-    def _one(answers: Mapping[Any, Future[Any]]) -> Any:
+    def _single_result(answers: Mapping[Any, Future[Any]]) -> Any:
         (answer,) = answers.values()
         try:
             return answer.result(ANSWER_S)

@@ -1,4 +1,4 @@
-"""What a check has to say, and how it is shown."""
+"""The findings of the checks, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from consumer.observability.logging import printable
 
 
 class Status(enum.StrEnum):
-    """`problem`: it will not work. `warning`: it will, but not well, or not for long. `skipped`: not looked at."""
+    """The status of a finding.
+
+    `problem`: the program will not work. `warning`: it works, but not well or not for long. `skipped`: not checked.
+    """
 
     OK = "ok"
     WARNING = "warning"
@@ -23,7 +26,7 @@ class Status(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence about one thing, and, where something is wrong, what to do about it."""
+    """One statement about the system, and what to do if something is wrong."""
 
     check: str
     status: Status
@@ -31,14 +34,14 @@ class Finding:
     fix: str = ""
 
     def line(self) -> str:
-        """For a person. Names from the cluster are in it, so it is made safe to print."""
+        """One line of text. It is made safe to print, because it contains names from the cluster."""
         then = f". To fix it: {self.fix}" if self.fix else ""
         return printable(f"{self.status:<8} {self.check:<16} {self.message}{then}")
 
 
 @dataclass(frozen=True, slots=True)
 class Reporter:
-    """Makes the findings of one check. `about`: what they are about, before each message."""
+    """Makes the findings of one check. `about` is put before each message."""
 
     check: str
     about: str = ""
@@ -60,20 +63,20 @@ class Reporter:
 
 
 def failed(findings: Iterable[Finding], *, strict: bool) -> bool:
-    """Whether the program should not be started as things are."""
+    """Whether the findings mean that the program should not be started. `strict`: warnings count as problems."""
     bad = (Status.PROBLEM, Status.WARNING) if strict else (Status.PROBLEM,)
     return any(finding.status in bad for finding in findings)
 
 
 def summary(findings: Sequence[Finding], seconds: float) -> str:
-    """The last line."""
+    """The last line of the text output."""
     counts = Counter(finding.status for finding in findings)
-    told = ", ".join(f"{counts[status]} {status}" for status in Status)
-    return f"{told}; {seconds:.1f} s"
+    listed = ", ".join(f"{counts[status]} {status}" for status in Status)
+    return f"{listed}; {seconds:.1f} s"
 
 
 def as_json(findings: Sequence[Finding], seconds: float, *, strict: bool) -> dict[str, Any]:
-    """The document that docs/doctor.md describes."""
+    """The JSON document that docs/doctor.md describes."""
     counts = Counter(finding.status for finding in findings)
     return {
         "version": __version__,

@@ -1,4 +1,4 @@
-"""Judges the group's committed offsets against what the topics still hold."""
+"""Compares the committed offsets of the group with the offsets that the topics still hold."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from consumer.tools.doctor.cluster import Group, Logs
 from consumer.tools.doctor.findings import Finding, Reporter
 
 _SHOWN = 3
-_FROM = dict.fromkeys(("latest", "largest", "end"), "end")  # librdkafka's three names of one thing
+_FROM = dict.fromkeys(("latest", "largest", "end"), "end")  # librdkafka's three names for the same setting
 
 
 def offsets(group: Group, logs: Logs, reset: str, report: Reporter) -> Iterator[Finding]:
-    """Below the first offset: frames were deleted unread. Beyond the end: the topic was made anew.
+    """Report committed offsets that are not in the topic.
 
-    `reset`: the program's `auto.offset.reset`; with any other than its default, error, it does not stop at either.
+    If an offset is below the first one, frames were deleted before they were read. If it is beyond the end, the topic
+    was created again. The program stops at both, unless `auto.offset.reset` (`reset`) differs from its default, error.
     """
     if group.hidden:
         yield report.skipped(f"this user may not read the offsets of {group.name}: see rights")
@@ -36,10 +37,10 @@ def offsets(group: Group, logs: Logs, reset: str, report: Reporter) -> Iterator[
             behind += end - committed
     if (expired or beyond) and reset != "error":
         yield report.warning(
-            f"not every committed offset is there ({_some([*expired, *beyond])}): the program goes on by "
+            f"some committed offsets are not in the topic ({_some([*expired, *beyond])}): the program continues with "
             f"auto.offset.reset: {reset}",
-            "once it has, leave auto.offset.reset out again, so that the next loss stops the program; give the topic a "
-            "longer retention",
+            "remove auto.offset.reset after that, so that the next loss stops the program, and give the topic a longer "
+            "retention",
         )
         return
     if expired:
@@ -50,17 +51,17 @@ def offsets(group: Group, logs: Logs, reset: str, report: Reporter) -> Iterator[
         )
     if beyond:
         yield report.problem(
-            f"the topic was made anew or cut ({_some(beyond)}): the program stops there",
+            f"the topic was created again or truncated ({_some(beyond)}): the program stops there",
             f"reset the offsets of group {group.name} (kafka-consumer-groups.sh --reset-offsets --to-earliest)",
         )
     if not (expired or beyond):
         new = (
-            f"; {fresh} partitions have none yet and are read from their {_FROM.get(reset, 'beginning')}"
+            f"; {fresh} partitions have no offset yet and are read from their {_FROM.get(reset, 'beginning')}"
             if fresh
             else ""
         )
         yield report.ok(f"group {group.name} is {behind} frames behind in {len(group.committed)} partitions{new}")
 
 
-def _some(told: list[str]) -> str:
-    return "; ".join(told[:_SHOWN]) + (f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+def _some(offsets: list[str]) -> str:
+    return "; ".join(offsets[:_SHOWN]) + (f"; and {len(offsets) - _SHOWN} more" if len(offsets) > _SHOWN else "")

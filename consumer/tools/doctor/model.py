@@ -1,4 +1,4 @@
-"""The model: is it the one that was meant, does it load on this device, does the largest batch fit, how long is one?"""
+"""Checks the model: its digest, whether it loads on this device, whether the largest batch fits, and its speed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ _TRIALS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A model that was loaded and run. `batch_s`: seconds for the largest batch, once warm."""
+class ModelProbe:
+    """What loading and running the model showed.
+
+    Attributes:
+        batch: the size of the largest batch, in frames.
+        batch_s: seconds for that batch after the warm-up.
+    """
 
     info: ModelInfo
     device: str
@@ -27,11 +32,13 @@ class Tried:
     batch_s: float
 
 
-def try_model(config: Config) -> Tried:
-    """Load the model as the program will, warm it up, and run the largest batch of empty pictures.
+def probe_model(config: Config) -> ModelProbe:
+    """Load the model as the program does, warm it up, and run the largest batch of empty images.
 
-    Raises ModelError, with what to do, where it is missing, not the one that was meant, of the wrong kind, or does not
-    run here. Takes as long as the program's own start, and as much memory.
+    Takes as long as the start of the program, and as much memory.
+
+    Raises:
+        ModelError: the model is missing, has another digest, is of the wrong kind, or does not run on this device.
     """
     from consumer.detectors.loader import load_detector
 
@@ -56,54 +63,56 @@ def try_model(config: Config) -> Tried:
                 raise
             raise ModelError(
                 f"a batch of {batch} does not fit into the memory of {detector.device}: lower batching.max_batch_size, "
-                "or see who else uses the device"
+                "or check which other programs use the device"
             ) from error
-        return Tried(detector.info, detector.device, batch, min(seconds))
+        return ModelProbe(detector.info, detector.device, batch, min(seconds))
     finally:
         detector.close()
 
 
-def model(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
-    """What was found out by trying."""
-    info = tried.info
-    if tried.device == "simulated":
+def model(config: Config, probe: ModelProbe, report: Reporter) -> Iterator[Finding]:
+    """Report the model and its device."""
+    info = probe.info
+    if probe.device == "simulated":
         yield report.warning(
-            f"{info.name} is a simulated engine: it sees nothing", "set detector.model to a model file"
+            f"{info.name} is a simulated detector: it detects nothing", "set detector.model to a model file"
         )
         return
     pinned = "as detector.sha256 demands" if config.detector.sha256 else "detector.sha256 is not set"
     names = [info.label(number) for number in sorted(info.labels)]
-    told = f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "no names"
-    yield report.ok(f"{info.name}, {info.digest}, {pinned}; {told}")
-    if config.detector.device == "auto" and tried.device == "cpu":
+    classes = (
+        f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "no names"
+    )
+    yield report.ok(f"{info.name}, {info.digest}, {pinned}; {classes}")
+    if config.detector.device == "auto" and probe.device == "cpu":
         yield report.warning(
-            "detector.device is auto and there is no GPU for it here: it runs on the CPU",
-            "give the pod a GPU; or set detector.device to cpu, where that is meant",
+            "detector.device is auto and no GPU is available: the model runs on the CPU",
+            "give the pod a GPU, or set detector.device to cpu if that is intended",
         )
-    if tried.batch < config.batching.max_batch_size:
+    if probe.batch < config.batching.max_batch_size:
         yield report.warning(
-            f"the model takes {tried.batch} frames at once, batching.max_batch_size is "
-            f"{config.batching.max_batch_size}: larger batches are never made",
-            f"set batching.max_batch_size to {tried.batch}, or export the model for more",
+            f"the model takes at most {probe.batch} frames, batching.max_batch_size is "
+            f"{config.batching.max_batch_size}: larger batches never occur",
+            f"set batching.max_batch_size to {probe.batch}, or export the model for more",
         )
 
 
-def engine(config: Config, tried: Tried, report: Reporter) -> Iterator[Finding]:
-    """Its speed against the times that the configuration gives it."""
-    batch_s, limits = tried.batch_s, config.limits
-    rate = f"{tried.batch / batch_s:.0f} frames/s" if batch_s > 0 else "no limit"
-    told = f"{batch_s * 1000:.1f} ms for a batch of {tried.batch} on {tried.device} ({rate})"
+def engine(config: Config, probe: ModelProbe, report: Reporter) -> Iterator[Finding]:
+    """Compare the duration of a batch with the time limits of the configuration."""
+    batch_s, limits = probe.batch_s, config.limits
+    rate = f"{probe.batch / batch_s:.0f} frames/s" if batch_s > 0 else "no limit"
+    speed = f"{batch_s * 1000:.1f} ms for a batch of {probe.batch} on {probe.device} ({rate})"
     drain = BATCHES * batch_s
     if batch_s >= limits.stall_timeout_s:
         yield report.problem(
-            f"{told}: longer than limits.stall_timeout_s ({limits.stall_timeout_s:g} s), so any batch ends the program",
+            f"{speed}: more than limits.stall_timeout_s ({limits.stall_timeout_s:g} s), so any batch ends the program",
             "lower batching.max_batch_size, or raise limits.stall_timeout_s",
         )
     elif drain > limits.drain_timeout_s / 2:
         yield report.warning(
-            f"{told}: {BATCHES} batches may be in flight, {drain:.1f} s, and a rebalance waits for "
-            f"{limits.drain_timeout_s / 2:g} s at most (half of limits.drain_timeout_s); what is left is repeated",
+            f"{speed}: {BATCHES} batches may be in flight, {drain:.1f} s, and a rebalance waits at most "
+            f"{limits.drain_timeout_s / 2:g} s (half of limits.drain_timeout_s); the other frames are repeated",
             "lower batching.max_batch_size, or raise limits.drain_timeout_s and the grace period",
         )
     else:
-        yield report.ok(told)
+        yield report.ok(speed)

@@ -1,4 +1,4 @@
-"""Judges rights: the four grants that the program needs, as the brokers themselves tell them. Nothing is tried out."""
+"""Checks the four permissions that the program needs, as the brokers report them. No operation is tried."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from consumer.tools.doctor.topics import Topics
 
 
 def rights(
-    config: Config, topics: Topics, group: Group, report: Reporter, *, sending: Group | None = None
+    config: Config, topics: Topics, group: Group, report: Reporter, *, group_as_producer: Group | None = None
 ) -> Iterator[Finding]:
-    """One line per missing right; one line where all are there.
+    """Report each missing permission, or that none is missing.
 
-    `sending`: the group as a producer of another user sees it that commits for it (exactly_once).
+    Args:
+        config: the configuration of the program.
+        topics: the topics as the brokers describe them.
+        group: the group as the consumer sees it.
+        report: makes the findings.
+        group_as_producer: the group as the producer sees it, if the producer is another user and commits the offsets
+            (exactly_once).
     """
     reader, writer = _user(config, config.kafka.consumer), _user(config, config.kafka.producer)
     unknown, missing, absent = [], [], []
@@ -32,11 +38,12 @@ def rights(
             unknown.append(f"topic {topic.name}")
         elif not found:
             missing.append((right, "topic", topic.name, reader if right == "READ" else writer))
-    for seen, user in ((group, reader), *(((sending, writer),) if sending is not None else ())):
-        if seen.hidden or (seen.rights is not None and "READ" not in seen.rights):
-            missing.append(("READ", "group", seen.name, user))
-        elif seen.rights is None:
-            unknown.append(f"group {seen.name}")
+    groups = [(group, reader)] + ([(group_as_producer, writer)] if group_as_producer is not None else [])
+    for each, user in groups:
+        if each.hidden or (each.rights is not None and "READ" not in each.rights):
+            missing.append(("READ", "group", each.name, user))
+        elif each.rights is None:
+            unknown.append(f"group {each.name}")
     for right, kind, name, user in missing:
         yield report.problem(
             f"{right} on {kind} {name} is missing",
@@ -44,15 +51,15 @@ def rights(
             f"--{kind} {name}",
         )
     if unknown:
-        yield report.skipped(f"the brokers do not tell the rights on {', '.join(unknown)}")
+        yield report.skipped(f"the brokers do not report the rights on {', '.join(unknown)}")
     if absent:
-        yield report.skipped(f"nobody can tell the rights on what could not be described: {', '.join(absent)}")
+        yield report.skipped(f"the rights are not known on what could not be described: {', '.join(absent)}")
     if not missing and not unknown and not absent:
         yield report.ok("READ on the input and the group, WRITE on the output and the dead letters")
 
 
 def transactions(config: Config, tried_as: str, refusal: Code | None, report: Reporter) -> Iterator[Finding]:
-    """The right on transactional IDs, which nobody can ask for: it was tried, with a name that is nobody's."""
+    """Report the permission on transactional IDs, which cannot be queried: it was tried with an unused ID."""
     prefix = f"sluice-{config.kafka.group_id}-"
     if refusal is None:
         yield report.ok(f"transactions can be made (tried as {tried_as})")
@@ -60,9 +67,9 @@ def transactions(config: Config, tried_as: str, refusal: Code | None, report: Re
         yield report.problem(f"transactions cannot be made (tried as {tried_as}): {refusal.str()}")
     elif config.kafka.transactional_id:
         yield report.warning(
-            f"WRITE on the transactional ID {tried_as} is missing. The program's own was not tried: "
-            "that would end the transactions of a program that runs",
-            f"see that the right is granted for {config.kafka.transactional_id}",
+            f"WRITE on the transactional ID {tried_as} is missing. The program's own ID was not tried: "
+            "that would end the transactions of a running program",
+            f"check that the right is granted for {config.kafka.transactional_id}",
         )
     else:
         yield report.problem(
@@ -77,7 +84,7 @@ def _user(config: Config, settings: Mapping[str, Any]) -> str:
 
 
 def _has(topic: Topic, right: str) -> bool | None:
-    """None where the brokers do not tell."""
+    """None if the brokers do not report it."""
     if topic.hidden:
-        return False  # READ and WRITE both bring DESCRIBE with them
+        return False  # READ and WRITE both include DESCRIBE
     return None if topic.rights is None else right in topic.rights

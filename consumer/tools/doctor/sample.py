@@ -1,9 +1,8 @@
-"""Reads the newest frames of the input topics, and for a moment what comes in. Joins no group, commits nothing."""
+"""Reads the newest frames of the input topics, and those that arrive meanwhile. Joins no group, commits nothing."""
 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -17,62 +16,69 @@ from consumer.tools import clients
 from consumer.tools.doctor.cluster import Cluster, Logs
 from consumer.types import Receipt, TopicPartition
 
-_MOST_BYTES: Final = 64 * 2**20
-_MOST_S: Final = 10.0
-LIVE_S: Final = 1.5  # how long to wait for frames that are being sent now
+_MAX_BYTES: Final = 64 * 2**20
+_MAX_S: Final = 10.0
+LIVE_S: Final = 1.5  # how long to wait for new frames
 
 
-class Seen(NamedTuple):
-    """One frame. `ahead_ms`: its timestamp, less our clock when we read it. `live`: it was written while we looked."""
+class SampledFrame(NamedTuple):
+    """One frame of the sample.
+
+    Attributes:
+        by_broker: the timestamp is from the broker (LogAppendTime), not from the producer.
+        ahead_ms: the timestamp minus the local clock when the frame was read.
+        live: the frame was written while the sample was read.
+    """
 
     partition: TopicPartition
     source_id: str
     key: bytes | None
     timestamp_ms: int | None
-    by_broker: bool  # the timestamp is the broker's (LogAppendTime), else the producer's
+    by_broker: bool
     ahead_ms: int
     live: bool
 
 
-def sample(cluster: Cluster, logs: Logs, each: int) -> list[Seen]:
-    """The last `each` frames of every partition, less where they are large, and those that come in meanwhile.
+def sample(cluster: Cluster, logs: Logs, each: int) -> list[SampledFrame]:
+    """Read the last `each` frames of every partition, or fewer if they are large, and those that arrive meanwhile.
 
-    Raises KafkaError where a topic cannot be read.
+    Raises:
+        KafkaError: a topic cannot be read.
     """
     ends = {place: end for place, (_, end) in logs.items()}
     starts = [Place(p.topic, p.partition, max(first, end - each)) for p, (first, end) in logs.items()]
     settings = {"auto.offset.reset": "earliest", "fetch.wait.max.ms": 100, "enable.partition.eof": True}
-    with cluster.reader(f"sluice-doctor-{uuid.uuid4()}", **settings) as client:
+    with cluster.reader(settings) as client:
         client.assign(starts)
-        found: list[Seen] = []
-        size, until = 0, time.monotonic() + _MOST_S
+        found: list[SampledFrame] = []
+        size, until = 0, time.monotonic() + _MAX_S
         unread = {place for place, (first, end) in logs.items() if end > first}
         live_until: float | None = None if unread else time.monotonic() + LIVE_S
-        while time.monotonic() < min(until, live_until or until) and size < _MOST_BYTES:
+        while time.monotonic() < min(until, live_until or until) and size < _MAX_BYTES:
             message = client.poll(0.1)
             if message is None:
                 continue
             if (error := message.error()) is not None:
                 if error.code() == Code._PARTITION_EOF:  # noqa: SLF001
                     unread.discard(_place(message))
-                elif clients.is_hopeless(error):
+                elif clients.is_permanent(error):
                     raise KafkaError(f"cannot read the newest frames: {error.str()}")
             else:
                 size += len(message)
-                found.extend(_seen(message, ends))
+                found.extend(_frame(message, ends))
             if not unread and live_until is None:
                 live_until = time.monotonic() + LIVE_S
     return found
 
 
-def _seen(message: Message, ends: Mapping[TopicPartition, int]) -> Iterator[Seen]:
-    """Nothing for what is no frame."""
+def _frame(message: Message, ends: Mapping[TopicPartition, int]) -> Iterator[SampledFrame]:
+    """Yield the frame, or nothing if the record is not a frame."""
     now_ms = time.time_ns() // 1_000_000
     place, offset = _place(message), message.offset() or 0
     record = read_record(message)
     frame = parse_frame(record, Receipt(place, offset, 0), 0.0)
     if frame.verdict is None:
-        yield Seen(
+        yield SampledFrame(
             partition=place,
             source_id=frame.source_id,
             key=record.key,

@@ -1,8 +1,8 @@
-"""`sluice verify`: is every input record answered, once, in order, and no commit ahead of it?
+"""`sluice verify`: checks that every input record has its outcome, once and in order, and that no commit preceded it.
 
-Data flow: `command` reads the options, and `request` says what they mean (pure). `run` takes the steps, in the order on
-which the verdict stands. `reading` gets records and offsets from the brokers, `outcomes` says whose outcome a record is
-(pure), `checker` judges (pure), and `report` says it (pure).
+Data flow: `command` reads the options, and `request` parses their values (pure). `run` performs the steps; its result
+depends on their order. `brokers` and `consumer.tools.kafka.reader` get offsets and records. `outcome_parser` finds the
+input record of an outcome (pure). `checker` finds violations (pure). `report` renders the result (pure).
 """
 
 from consumer.tools.verify.command import verify

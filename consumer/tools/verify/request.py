@@ -1,4 +1,4 @@
-"""What is asked for: topics, group, promise, and the range that `--from` and `--to` mean. Pure."""
+"""What to check: topics, group, delivery guarantee and range. Parses `--from` and `--to`. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Final, NamedTuple
 
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
-from consumer.tools.dlq.letters import parse_since
-from consumer.tools.verify.verdict import Role
+from consumer.tools.dlq.dead_letters import parse_since
+from consumer.tools.verify.types import Role
 
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
-# From here on a number is a time: no partition has 10^11 records, and no Unix milliseconds since 1973 are fewer.
+# Numbers from here on are times: no partition has 10^11 records, and Unix milliseconds since 1973 are larger.
 _FIRST_TIME: Final = 10**11
 _EXPECTED: Final = "expected an offset, 30m, 2h or 7d (ago), 2026-01-31T22:00, or Unix milliseconds"
 
 
 class Bound(NamedTuple):
-    """An offset in each partition, or a time in Unix milliseconds."""
+    """An offset that applies to every partition, or a time in Unix milliseconds."""
 
     value: int
     is_time: bool
@@ -28,7 +28,11 @@ class Bound(NamedTuple):
 
 
 def parse_bound(option: str, text: str | None, now_ms: int) -> Bound | None:
-    """None for an option that is not given. Raises ConfigError for what is neither an offset nor a time."""
+    """Parse the value of an option; None if the option is not given.
+
+    Raises:
+        ConfigError: the value is neither an offset nor a time.
+    """
     if text is None:
         return None
     if _NUMBER.fullmatch(text):
@@ -42,21 +46,26 @@ def parse_bound(option: str, text: str | None, now_ms: int) -> Bound | None:
 
 
 def check_order(start: Bound | None, end: Bound | None) -> None:
-    """Raises ConfigError where the range ends before it begins, as far as that can be told without the brokers."""
+    """Raises ConfigError if the range ends before it starts. An offset and a time cannot be compared here."""
     if start is not None and end is not None and start.is_time == end.is_time and end.value <= start.value:
         raise ConfigError(f"--to {end} is not after --from {start}: the range is empty")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be checked."""
+    """What to check.
+
+    Attributes:
+        isolation: the isolation level with which Sluice reads the input.
+        keep: list so many violations of each kind.
+    """
 
     inputs: tuple[str, ...]
     output: str
     dead_letter: str
     group: str
     exactly_once: bool
-    isolation: str  # as Sluice reads the input
+    isolation: str
     start: Bound | None = None
     end: Bound | None = None
     outcomes_from: Bound | None = None
@@ -64,5 +73,5 @@ class Request:
 
     @property
     def roles(self) -> dict[Role, str]:
-        """The topics of outcomes."""
+        """The output topics by role."""
         return {"result": self.output, "dead_letter": self.dead_letter}

@@ -1,4 +1,4 @@
-"""Runs the checks in turn under one deadline, so that it ends even where a native call does not."""
+"""Runs the checks in order under one deadline, also if a native call never returns."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from consumer.tools.doctor.findings import Finding, Reporter
 
 
 class Check(NamedTuple):
-    """`run` yields at least one finding, and blocks for as long as it likes: the examination gives up on it."""
+    """One check. `run` yields at least one finding. It may block: the runner does not wait beyond its deadline."""
 
     name: str
     run: Callable[[Reporter], Iterable[Finding]]
 
 
-def examine(checks: Iterable[Check], timeout_s: float) -> Iterator[Finding]:
-    """The findings of every check, as they come. What has not answered in time is a problem; the rest is skipped.
+def run_checks(checks: Iterable[Check], timeout_s: float) -> Iterator[Finding]:
+    """Yield the findings of every check as they arrive.
 
-    The checks run on a daemon thread: a broker, a driver or a file system that hangs cannot hold up the caller, who
-    should then end the process without waiting for that thread.
+    A check that does not end in time is a problem, and the checks after it are skipped. The checks run on a daemon
+    thread, so a broker, driver or file system that hangs does not block the caller. The caller should then end the
+    process without waiting for that thread.
     """
     waiting = list(checks)
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()  # None: one check is done
@@ -35,11 +36,11 @@ def examine(checks: Iterable[Check], timeout_s: float) -> Iterator[Finding]:
                 finding = found.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 yield Reporter(check.name).problem(
-                    f"no answer within the {timeout_s:g} s of the examination",
-                    "see what it waits for (the lines above), or give it more time (--timeout)",
+                    f"the check did not end within the {timeout_s:g} s of --timeout",
+                    "find out what it waits for (see the lines above), or raise --timeout",
                 )
                 for left in waiting[number + 1 :]:
-                    yield Reporter(left.name).skipped("no time was left for it")
+                    yield Reporter(left.name).skipped("no time was left for this check")
                 return
             if finding is None:
                 break
@@ -54,7 +55,7 @@ def _run_all(checks: Iterable[Check], found: queue.SimpleQueue[Finding | None]) 
                 found.put(finding)
         except SluiceError as error:
             found.put(report.problem(str(error)))
-        except Exception as error:  # noqa: BLE001 - one check that fails must not hide what the others find
+        except Exception as error:  # noqa: BLE001 - a check that fails must not hide the findings of the others
             found.put(
                 report.problem(
                     f"the check itself failed: {type(error).__name__}: {error}", "please report it, with this line"

@@ -1,4 +1,4 @@
-"""Says of which input record a record of an output topic is the outcome. Pure."""
+"""Finds the input record of an outcome. Pure."""
 
 from __future__ import annotations
 
@@ -7,41 +7,45 @@ from typing import Final
 from urllib.parse import unquote
 
 from consumer.messages import parse_frame, read_dead_letter
-from consumer.tools.verify.verdict import Outcome, Place, Role
+from consumer.tools.verify.types import Outcome, Position, Role
 from consumer.types import Receipt, Record, TopicPartition
 
 _ID: Final = re.compile(rb"([A-Za-z0-9._-]{1,249})/(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,18})")
-_TYPE: Final = b"io.sluice."  # how the `ce_type` of every result begins
-_REJECTED_AT: Final = "sluice-rejected-at-ms"  # every dead letter has it
+_TYPE: Final = b"io.sluice."  # prefix of the `ce_type` of every result
+_REJECTED_AT: Final = "sluice-rejected-at-ms"  # a header of every dead letter
 _CONSUMER: Final = "__connect.errors.connector.name"
-_NAME_BYTES: Final = 253  # a dead letter cuts a longer name of its consumer, at a character
+_NAME_BYTES: Final = 253  # a dead letter cuts a longer consumer name after a whole character
 
 
-class Outcomes:
-    """Reads the outcomes that one group wrote."""
+class OutcomeParser:
+    """Parses the outcomes that one group wrote."""
 
     def __init__(self, group: str) -> None:
         self._source = f"/sluice/{group}"
-        self._known: dict[bytes, bool] = {}  # names of consumers that were seen: whether each is this group's
+        self._known: dict[bytes, bool] = {}  # consumer name -> whether it is this group's
 
-    def read(self, role: Role, place: Place, record: Record) -> Outcome | str:
-        """The outcome; or why the record is none of the group: "foreign" or "other_group"."""
-        headers = dict(record.headers)  # of several with one name the last is ours; earlier ones are the producer's
+    def parse(self, role: Role, position: Position, record: Record) -> Outcome | str:
+        """Parse a record of an output topic.
+
+        Returns:
+            The outcome, or the reason why the record is not an outcome of the group: "foreign" or "other_group".
+        """
+        headers = dict(record.headers)  # the last header with a name is from Sluice, earlier ones are the producer's
         found = _ID.fullmatch(headers.get("ce_id") or b"")
         is_letter = _REJECTED_AT in headers
         if found is None or not (is_letter or (headers.get("ce_type") or b"").startswith(_TYPE)):
             return "foreign"
-        if not self._is_ours(headers.get(_CONSUMER if is_letter else "ce_source") or b""):
+        if not self._is_this_group(headers.get(_CONSUMER if is_letter else "ce_source") or b""):
             return "other_group"
         topic, partition, offset = found.groups()
         of = TopicPartition(topic.decode(), int(partition))
         source = _source_of_letter(record) if is_letter else _text(headers.get("ce_subject") or record.key)
-        return Outcome(role, place, of, int(offset), source)
+        return Outcome(role, position, of, int(offset), source)
 
-    def _is_ours(self, name: bytes) -> bool:
+    def _is_this_group(self, name: bytes) -> bool:
         known = self._known.get(name)
         if known is None:
-            if len(self._known) > 1000:  # somebody else's topic
+            if len(self._known) > 1000:  # another program writes to the topic
                 self._known.clear()
             text = name.decode("utf-8", "replace")
             known = text == self._source or unquote(text) == self._source
@@ -51,7 +55,7 @@ class Outcomes:
 
 
 def source_of(record: Record, partition: TopicPartition, offset: int) -> str | None:
-    """The source of an input record, as Sluice reads it; None where it has none that can be read."""
+    """The source of an input record, as Sluice parses it; None if it has no valid source."""
     return parse_frame(record, Receipt(partition, offset, 0), 0.0).source_id or None
 
 
@@ -67,7 +71,10 @@ def _text(value: bytes | None) -> str:
 
 
 def written_ms(record: Record) -> int | None:
-    """When an outcome was written, in Unix milliseconds. The timestamp of a dead letter may be the frame's."""
+    """When an outcome was written, in Unix milliseconds.
+
+    A dead letter has its own header, because its timestamp may be that of the frame.
+    """
     rejected_at = dict(record.headers).get(_REJECTED_AT) or b""
     if rejected_at.isdigit() and len(rejected_at) <= 15:
         return int(rejected_at)

@@ -1,4 +1,4 @@
-"""Is the HTTP port free? Or does a Sluice answer on it: then the doctor is in a pod that runs."""
+"""Checks whether the HTTP port is free, or whether a running `sluice run` answers on it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,41 @@ _STATES = (b"starting", b"running", b"draining", b"failed")
 
 
 def running_state(config: HttpConfig) -> str | None:
-    """The state of a Sluice that answers at this address; None where none does."""
+    """The state that a running `sluice run` reports at this address; None if none answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104 - compared, not bound
-    connection = http.client.HTTPConnection(host, config.port, timeout=_ANSWER_S)
+    client = http.client.HTTPConnection(host, config.port, timeout=_ANSWER_S)
     try:
-        connection.request("GET", "/healthz")
-        body = connection.getresponse().read(64).strip()
+        client.request("GET", "/healthz")
+        body = client.getresponse().read(64).strip()
     except (OSError, http.client.HTTPException):
         return None
     finally:
-        connection.close()
+        client.close()
     return body.decode() if body in _STATES else None
 
 
 def http_port(config: HttpConfig, state: str | None, report: Reporter) -> Iterator[Finding]:
-    """`state` is that of the Sluice which answers there, if one does."""
+    """Report whether the program can listen. `state`: what a running `sluice run` reports there, if any."""
     where = f"{config.host}:{config.port}"
     if not config.port:
         yield report.warning(
-            "http.port is 0: no probe and no scraper can ask how it goes", "set http.port, 8080 for example"
+            "http.port is 0: probes and Prometheus cannot reach the program", "set http.port, 8080 for example"
         )
     elif state == "failed":
         yield report.warning(
             f"the sluice that answers at {where} has failed and is about to end", "see the last error in its log"
         )
     elif state is not None:
-        yield report.ok(f"a running sluice answers at {where}; it says {state}")
+        yield report.ok(f"a running sluice answers at {where}; its state is {state}")
     elif (reason := _refusal(config)) is not None:
         yield report.problem(
-            f"cannot listen on {where}: {reason}", "end what uses the port, or set http.host and http.port to others"
+            f"cannot listen on {where}: {reason}",
+            "end the program that uses the port, or change http.host and http.port",
         )
     elif config.host in ("127.0.0.1", "localhost", "::1"):
-        yield report.ok(f"{where} is free; it answers this machine alone, so in a pod set http.host to 0.0.0.0")
+        yield report.ok(
+            f"{where} is free; it is reachable from this machine only, so in a pod set http.host to 0.0.0.0"
+        )
     else:
         yield report.ok(f"{where} is free")
 

@@ -1,4 +1,4 @@
-"""Writes replayed records, and with them how far the replay has come."""
+"""Writes replayed records together with the progress of the replay."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from consumer.observability.logging import printable
 from consumer.tools import clients
 
 TRANSACTION_MS: Final = 10_000
-"""A replay that is killed leaves a transaction open for at most so long, and what the broker takes to look (10 s). As
-long as it is open, `read_committed` readers of the topic stand still."""
+"""Timeout of a transaction. A replay that is killed leaves its transaction open for this time, plus up to 10 s until
+the broker checks. While it is open, `read_committed` readers of the topic do not advance."""
 _ANSWER_S: Final = 30.0
 _SOCKET_S: Final = 10.0
 _DEFAULTS: Final = {
@@ -24,13 +24,13 @@ _DEFAULTS: Final = {
     "linger.ms": "0",
     "message.max.bytes": str(64 * 2**20),  # the broker's own limit decides
 }
-_OURS: Final = {"enable.idempotence": "true", "acks": "all"}
+_FIXED: Final = {"enable.idempotence": "true", "acks": "all"}
 _FENCED: Final = (Code._FENCED, Code.PRODUCER_FENCED, Code.INVALID_PRODUCER_EPOCH)  # noqa: SLF001
 _UNSUPPORTED: Final = (Code._UNSUPPORTED_FEATURE, Code.UNSUPPORTED_VERSION, Code.INVALID_REQUEST)  # noqa: SLF001
 
 _TAKEN_OVER: Final = (
-    "another replay of this group has started and goes on from here (or the brokers have waited for this one for more "
-    f"than {TRANSACTION_MS // 1000} s); what this one had not finished was not written"
+    "another replay of this group has started and continues from here (or a transaction of this replay took more than "
+    f"{TRANSACTION_MS // 1000} s); the unfinished transaction of this replay was not written"
 )
 
 
@@ -41,34 +41,39 @@ class Item(NamedTuple):
     message: Message
 
 
-class Refused(Exception):  # noqa: N818 - the caller turns it into an error that names the letter
-    """The brokers do not want one record of a chunk. Which one, they do not say: they refuse what came with it, too.
+class RecordRefused(Exception):  # noqa: N818 - the caller turns it into an error that names the dead letter
+    """The brokers refused one record of a chunk, and with it the other ones. They do not report which one it was.
 
     Nothing of the chunk was written.
     """
 
 
-class Outbox(Protocol):
-    """Where chunks of records go."""
+class ReplayWriter(Protocol):
+    """Writes chunks of records."""
 
     def refresh(self) -> bool:
-        """Make ready for a chunk. True: another replay may have written since the last one; look at progress anew."""
+        """Prepare for a chunk. True: another replay may have written since the last one, so read the progress again."""
         ...
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
-        """Write all of them and commit the offsets. Raises Refused, or a SluiceError that ends the replay."""
+        """Write all records and commit the offsets.
+
+        Raises:
+            RecordRefused: the brokers refused a record, and nothing was written.
+            SluiceError: the replay cannot continue.
+        """
         ...
 
 
-class Transactions:
-    """Records and progress in one transaction: both or neither, so a `read_committed` reader sees each record once.
+class TransactionalWriter:
+    """Writes records and progress in one transaction, so a `read_committed` reader sees each record once.
 
-    Made before progress is read: from then on an older replay under the same `name` can change nothing.
+    Create it before progress is read. From then on, an older replay with the same `name` can no longer write.
     """
 
     def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any], name: str, consumer: Consumer) -> None:
         limits = {"transaction.timeout.ms": str(TRANSACTION_MS), "socket.timeout.ms": str(int(_SOCKET_S * 1000))}
-        self._settings = {**_DEFAULTS, **limits, **settings, **_OURS, "transactional.id": name}
+        self._settings = {**_DEFAULTS, **limits, **settings, **_FIXED, "transactional.id": name}
         self._bootstrap_servers = bootstrap_servers
         self._consumer = consumer
         self._suspect = False
@@ -82,7 +87,7 @@ class Transactions:
         return True
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
-        reports = _Reports()
+        reports = _DeliveryReports()
         started = time.monotonic()
         try:
             self._client.begin_transaction()
@@ -92,11 +97,11 @@ class Transactions:
             self._client.commit_transaction(_ANSWER_S)
         except KafkaException as error:
             self._failed(error, reports)
-        # The request to end this transaction may have been sent twice, and the second may still be on its way: it would
-        # end the next one early. A new producer has a new epoch, under which it is void.
+        # The request to end this transaction may have been sent twice. If the second one is still in transit, it would
+        # end the next transaction early. A new producer has a new epoch, so the brokers reject that request.
         self._suspect = self._suspect or time.monotonic() - started >= _SOCKET_S
 
-    def _failed(self, failure: KafkaException, reports: _Reports) -> None:
+    def _failed(self, failure: KafkaException, reports: _DeliveryReports) -> None:
         if _is_fenced(failure.args[0]) or reports.fenced:
             raise KafkaError(_TAKEN_OVER) from None
         try:
@@ -106,13 +111,13 @@ class Transactions:
                 raise KafkaError(_TAKEN_OVER) from None
             raise KafkaError(
                 f"{clients.text_of(failure)}; it is not known whether the last records were written: run the same "
-                f"command again, it goes on where it stopped and repeats nothing"
+                f"command again, it continues where it stopped and repeats nothing"
             ) from None
-        self._suspect = True  # also because librdkafka goes on with a gap in its sequence numbers
+        self._suspect = True  # also because librdkafka continues with a gap in its sequence numbers
         if reports.refused:
-            raise Refused(reports.refused) from None
+            raise RecordRefused(reports.refused) from None
         raise KafkaError(
-            f"{clients.text_of(failure)}; run the same command again, it goes on where it stopped"
+            f"{clients.text_of(failure)}; run the same command again, it continues where it stopped"
         ) from None
 
     def _connect(self) -> Producer:
@@ -123,7 +128,7 @@ class Transactions:
             error = failure.args[0]
             hint = "grant WRITE and DESCRIBE on the transactional ID " + printable(self._settings["transactional.id"])
             if error.code() in _UNSUPPORTED:
-                hint = "a broker without transactions needs --at-least-once"
+                hint = "for a broker without transactions use --at-least-once"
             elif error.retriable():
                 hint = "run the same command again"
             raise KafkaError(f"cannot begin transactions: {clients.text_of(failure)}; {hint}") from None
@@ -133,52 +138,61 @@ class Transactions:
         self._suspect = True
 
 
-class AtLeastOnce:
-    """Records, then progress: after a crash in between, one chunk of records is written again."""
+class AtLeastOnceWriter:
+    """Writes records, then progress. After a crash in between, one chunk of records is written again."""
 
     def __init__(self, bootstrap_servers: str, settings: Mapping[str, Any], consumer: Consumer) -> None:
         limits = {"delivery.timeout.ms": "30000"}
-        self._client = clients.producer(bootstrap_servers, {**_DEFAULTS, **limits, **settings, **_OURS})
+        self._client = clients.producer(bootstrap_servers, {**_DEFAULTS, **limits, **settings, **_FIXED})
         self._consumer = consumer
 
     def refresh(self) -> bool:
         return False
 
     def send(self, items: Sequence[Item], offsets: list[TopicPartition]) -> None:
-        reports = _Reports()
+        reports = _DeliveryReports()
         for item in items:
             try:
                 _produce(self._client, item, reports)
             except KafkaException:
-                break  # in the reports
+                break  # the reports have the error
         self._client.flush(_ANSWER_S + 5)
         if reports.arrived < len(items):
             reason = reports.reason or "no answer in time"
-            raise PublishError(f"a record was not written: {reason}; what was sent beside it will be sent again")
+            raise PublishError(f"a record was not written: {reason}; the next run repeats its batch")
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as failure:
-            raise KafkaError(f"progress was not committed: {clients.text_of(failure)}; some will repeat") from None
+            raise KafkaError(
+                f"progress was not committed: {clients.text_of(failure)}; the next run repeats some records"
+            ) from None
 
 
-class _Reports:
-    """What became of the records of one chunk."""
+class _DeliveryReports:
+    """The delivery reports of one chunk.
+
+    Attributes:
+        arrived: records that were acknowledged.
+        fenced: another producer with the same transactional ID has taken over.
+        reason: why a record was not delivered.
+        refused: the same, if the brokers refused this record.
+    """
 
     def __init__(self) -> None:
         self.arrived = 0
         self.fenced = False
-        self.reason = ""  # why one of them did not arrive
-        self.refused = ""  # the same, where it is the brokers' answer to this record
+        self.reason = ""
+        self.refused = ""
 
     def fail(self, error: Code) -> None:
         self.reason = printable(error.str())
         self.fenced = self.fenced or _is_fenced(error)
-        # Below 0 are the client's own: out of time, or thrown out as the transaction failed. No fault of this record.
+        # Negative codes are the client's own, for a timeout or a failed transaction. The record is not their cause.
         if error.code() > 0:
             self.refused = self.refused or self.reason
 
 
-def _produce(client: Producer, item: Item, reports: _Reports) -> None:
+def _produce(client: Producer, item: Item, reports: _DeliveryReports) -> None:
     def report(error: Code | None, _message: Any) -> None:
         if error is None:
             reports.arrived += 1
@@ -195,7 +209,7 @@ def _produce(client: Producer, item: Item, reports: _Reports) -> None:
             timestamp=message.timestamp_ms or 0,
             on_delivery=report,
         )
-    except KafkaException as failure:  # refused on the spot, for its size
+    except KafkaException as failure:  # the client refuses a record that is too large
         reports.fail(failure.args[0])
         raise
 

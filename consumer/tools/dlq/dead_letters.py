@@ -1,4 +1,4 @@
-"""What lies in the dead-letter topic, which of it is asked for, and what a replay writes. Pure."""
+"""Parses and selects dead letters, and builds the record that a replay writes. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from consumer.messages import ORIGINAL_KEY, ORIGINAL_TIMESTAMP, DeadLetter, Mess
 from consumer.observability.logging import printable
 from consumer.types import Frame, Receipt, Record, TopicPartition
 
-REPLAYS: Final = "sluice-replays"  # how often a record was replayed; a replay writes it, a dead letter keeps it
+REPLAYS: Final = "sluice-replays"  # number of replays of a record; a replay writes this header, a dead letter keeps it
 _REJECTED_AT: Final = "sluice-rejected-at-ms"
-_NO_NOTES: Final = (_REJECTED_AT, ORIGINAL_TIMESTAMP, ORIGINAL_KEY)
-_LATEST_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999, as far as a calendar goes
+_NOT_TRUNCATION: Final = (_REJECTED_AT, ORIGINAL_TIMESTAMP, ORIGINAL_KEY)
+_LATEST_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999, the largest time that datetime takes
 _COUNT: Final = re.compile(rb"[0-9]{1,6}")
 _STAMP: Final = re.compile(rb"[0-9]{1,15}")
-_PLACE: Final = re.compile(r"([0-9]{1,9})@([0-9]{1,18})")
+_POSITION: Final = re.compile(r"([0-9]{1,9})@([0-9]{1,18})")
 _DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
-Verdict = Literal["replay", "no_match", "truncated", "too_often"]
+ReplayStatus = Literal["replay", "no_match", "truncated", "too_often", "already_replayed", "no_dead_letter"]
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One dead letter: `raw` as it lies in the topic, `dead` taken apart, `frame` what its record says as a frame."""
+class DeadLetterRecord:
+    """One record of the dead-letter topic.
+
+    Attributes:
+        raw: the record as stored in the topic.
+        dead: the parsed dead letter.
+        frame: the original record, parsed as a frame.
+        rejected_at_ms: Unix milliseconds of the rejection, if the record has them.
+        replays: how often the original record was replayed before.
+    """
 
     partition: int
     offset: int
@@ -39,18 +47,18 @@ class Letter:
     replays: int
 
     @property
-    def place(self) -> str:
-        """Where it lies in the dead-letter topic; what `show` takes."""
+    def position(self) -> str:
+        """PARTITION@OFFSET in the dead-letter topic, as `sluice dlq show` takes it."""
         return f"{self.partition}@{self.offset}"
 
 
-def read_letter(partition: int, offset: int, raw: Record) -> Letter | None:
-    """None for a record that is no dead letter of ours."""
+def read_letter(partition: int, offset: int, raw: Record) -> DeadLetterRecord | None:
+    """Parse a record of the dead-letter topic. None if Sluice did not write it."""
     dead = read_dead_letter(raw)
     if dead is None:
         return None
     receipt = Receipt(TopicPartition(dead.topic, dead.partition), dead.offset, 0)
-    return Letter(
+    return DeadLetterRecord(
         partition,
         offset,
         raw,
@@ -62,43 +70,43 @@ def read_letter(partition: int, offset: int, raw: Record) -> Letter | None:
 
 
 def _number(record: Record, name: str, form: re.Pattern[bytes], most: int) -> int | None:
-    """The last header of that name that is such a number."""
+    """The last header with this name and form. None if there is none, or if it is larger than `most`."""
     found = [int(v) for n, v in record.headers if n == name and v is not None and form.fullmatch(v)]
     return found[-1] if found and found[-1] <= most else None
 
 
-def message_for(letter: Letter) -> Message:
-    """What a replay writes: the original record, with the present time, and headers that count and date it.
+def message_for(letter: DeadLetterRecord) -> Message:
+    """Build the record that a replay writes: the original record with the current time and two more headers.
 
-    With the original timestamp, retention could delete it before it is read. So that goes into a header, and it stays
-    the capture time of a frame that has no other. Of a truncated one the notes of what was cut go with it, so that it
-    stays known as truncated if it fails again.
+    One header counts the replays. The other one keeps the original timestamp, because retention could delete a record
+    that still had that timestamp before it is read. A frame without a capture time gets its capture time from there.
+    A truncated record keeps the headers about its truncation, so it still counts as truncated if it fails again.
     """
     record = letter.dead.record
     headers = [header for header in record.headers if header[0] != REPLAYS]
     if letter.dead.truncated:
-        headers += _notes(letter)
+        headers += _truncation_headers(letter)
     if record.timestamp_ms is not None and record.timestamp_ms >= 0:
         headers.append((ORIGINAL_TIMESTAMP, b"%d" % record.timestamp_ms))
     headers.append((REPLAYS, b"%d" % (letter.replays + 1)))
     return Message(record.key, record.value, headers, None)
 
 
-def _notes(letter: Letter) -> list[tuple[str, bytes | None]]:
-    """The headers that say what was cut. The original headers are the others of `raw` less the rest of ours."""
+def _truncation_headers(letter: DeadLetterRecord) -> list[tuple[str, bytes | None]]:
+    """The headers that describe the truncation: those of Sluice that the original record did not have."""
     original = list(letter.dead.record.headers)
-    notes = []
+    found = []
     for header in letter.raw.headers:
         if original and header == original[0]:
             original.pop(0)
-        elif header[0].startswith("sluice-") and header[0] not in _NO_NOTES:
-            notes.append(header)
-    return notes
+        elif header[0].startswith("sluice-") and header[0] not in _NOT_TRUNCATION:
+            found.append(header)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters are meant. An empty set is no condition."""
+    """Selects dead letters. An empty set is no condition."""
 
     reasons: frozenset[str] = frozenset()
     stages: frozenset[str] = frozenset()
@@ -106,8 +114,8 @@ class Filter:
     topics: frozenset[str] = frozenset()
     since_ms: int | None = None  # rejected at that time or later
 
-    def matches(self, letter: Letter) -> bool:
-        """Whether a letter fulfils all conditions."""
+    def matches(self, letter: DeadLetterRecord) -> bool:
+        """Whether a dead letter meets all conditions."""
         return (
             (not self.reasons or letter.dead.reason in self.reasons)
             and (not self.stages or letter.dead.stage in self.stages)
@@ -119,41 +127,41 @@ class Filter:
         )
 
     def covers(self, other: Filter) -> bool:
-        """Whether every letter that `other` matches is matched by this, whatever letters there are."""
+        """Whether this filter matches every possible dead letter that `other` matches."""
         pairs = (
             (self.reasons, other.reasons),
             (self.stages, other.stages),
             (self.sources, other.sources),
             (self.topics, other.topics),
         )
-        return all(not mine or (theirs and theirs <= mine) for mine, theirs in pairs) and (
+        return all(not wide or (narrow and narrow <= wide) for wide, narrow in pairs) and (
             self.since_ms is None or (other.since_ms is not None and self.since_ms <= other.since_ms)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a replay is asked to do: with which letters, and where they go."""
+    """Which dead letters a replay sends, and to which topic."""
 
     filter: Filter = Filter()
-    to: str | None = None  # None: the topic that each came from
-    truncated: bool = False  # send also what was cut
-    max_replays: int = 3  # leave alone what was replayed so often
+    to: str | None = None  # None: the topic that each record came from
+    truncated: bool = False  # also send truncated records
+    max_replays: int = 3  # do not send records that were replayed so often
 
-    def verdict(self, letter: Letter) -> Verdict:
-        """Whether it is to be replayed, and why not."""
+    def status_of(self, letter: DeadLetterRecord) -> ReplayStatus:
+        """`replay`, or the reason why the dead letter is not replayed."""
         if not self.filter.matches(letter):
             return "no_match"
         if letter.dead.truncated and not self.truncated:
             return "truncated"
         return "too_often" if letter.replays >= self.max_replays else "replay"
 
-    def destination(self, letter: Letter) -> str:
-        """The topic that the record goes to."""
+    def destination(self, letter: DeadLetterRecord) -> str:
+        """The topic to which the record is sent."""
         return self.to or letter.dead.topic
 
     def covers(self, other: Selection) -> bool:
-        """Whether this sends every letter that `other` sends, to the same place."""
+        """Whether this selection sends every dead letter that `other` sends, to the same topic."""
         return (
             self.to == other.to
             and self.truncated >= other.truncated
@@ -163,7 +171,7 @@ class Selection:
 
 
 def digest_of(selection: Selection) -> str:
-    """A short name of a selection."""
+    """A short hash that identifies a selection."""
     chosen = selection.filter
     sets = [sorted(values) for values in (chosen.reasons, chosen.stages, chosen.sources, chosen.topics)]
     parts = (sets, chosen.since_ms, selection.to, selection.truncated, selection.max_replays)
@@ -171,7 +179,14 @@ def digest_of(selection: Selection) -> str:
 
 
 def parse_since(text: str | None, now_ms: int) -> int | None:
-    """`2h`, `30m`, `7d`, or a time as `2026-01-31T22:00`, which is local unless it says otherwise."""
+    """Parse `2h`, `30m`, `7d`, or a time such as `2026-01-31T22:00` (local unless it has a UTC offset).
+
+    Returns:
+        Unix milliseconds, or None if `text` is None.
+
+    Raises:
+        ConfigError: the text is neither a duration nor a time.
+    """
     if text is None:
         return None
     if (match := _DURATION.fullmatch(text)) is not None:
@@ -183,7 +198,7 @@ def parse_since(text: str | None, now_ms: int) -> int | None:
     return max(0, (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1))
 
 
-def parse_place(text: str) -> tuple[int, int] | None:
-    """`PARTITION@OFFSET`; None for what is none, such as the ID of an input record."""
-    match = _PLACE.fullmatch(text)
+def parse_position(text: str) -> tuple[int, int] | None:
+    """Parse `PARTITION@OFFSET`. None for any other text, such as the ID of an input record."""
+    match = _POSITION.fullmatch(text)
     return (int(match[1]), int(match[2])) if match else None

@@ -1,6 +1,7 @@
-"""Pushes frames to a topic as real producers do: several sources at once, each at its pace, every frame accounted for.
+"""Sends frames of several sources to a topic, each source at its own rate, and counts every delivery report.
 
-One thread per source reads, encodes, keeps the pace and produces; the caller's thread polls for delivery reports.
+One thread per source reads, encodes, waits for the due time and produces. The caller's thread polls for delivery
+reports.
 """
 
 from __future__ import annotations
@@ -25,28 +26,36 @@ DEFAULTS: Final = {
     "acks": "all",
     "partitioner": "murmur2_random",  # as Java clients place keys
     "linger.ms": "5",
-    "compression.type": "none",  # images are compressed
+    "compression.type": "none",  # images are already compressed
     "message.max.bytes": str(64 * 2**20),  # the broker's own limit decides
     "queue.buffering.max.kbytes": str(64 * 1024),
     "delivery.timeout.ms": "30000",
 }
 _QUEUE_FULL_S: Final = 30.0
-_FLUSH_S: Final = 35.0  # a little more than delivery.timeout.ms, so that every message has its report
+_FLUSH_S: Final = 35.0  # more than delivery.timeout.ms, so that every message has its report
 
 
 @dataclass(slots=True)
-class Tally:
-    """What became of one source's frames. Sending thread: `sent`, `bytes`, `late_s`; polling thread: the others."""
+class SourceCounts:
+    """The frames of one source.
+
+    The thread of the source writes `sent`, `bytes` and `late_s`. The polling thread writes `acknowledged`. Either of
+    them writes `error`.
+
+    Attributes:
+        late_s: how many seconds after its due time the latest frame was sent.
+        error: the latest reason why a frame was not delivered.
+    """
 
     name: str
     sent: int = 0
     bytes: int = 0
-    late_s: float = 0.0  # how far behind the pace the latest frame was
+    late_s: float = 0.0
     acknowledged: int = 0
-    error: str = ""  # the latest reason for a frame that did not arrive; either thread
+    error: str = ""
 
     def report(self, error: Any, _message: Any) -> None:
-        """Delivery report of one frame."""
+        """Count the delivery report of one frame."""
         if error is None:
             self.acknowledged += 1
         else:
@@ -55,14 +64,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was sent, and how long it took."""
+    """What was sent, and in how many seconds."""
 
-    tallies: tuple[Tally, ...]
+    counts_by_source: tuple[SourceCounts, ...]
     seconds: float
 
     def total(self, name: str) -> int:
-        """The sum of one count over all sources."""
-        return sum(getattr(tally, name) for tally in self.tallies)
+        """The sum of one field of `SourceCounts` over all sources."""
+        return sum(getattr(counts, name) for counts in self.counts_by_source)
 
     @property
     def missing(self) -> int:
@@ -70,22 +79,28 @@ class Summary:
         return self.total("sent") - self.total("acknowledged")
 
     def __str__(self) -> str:
+        sources = len(self.counts_by_source)
         sent, seconds = self.total("sent"), max(self.seconds, 1e-9)
         line = (
-            f"sent {sent} frames of {len(self.tallies)} source{'s' * (len(self.tallies) != 1)} in {self.seconds:.1f} s "
+            f"sent {sent} frames of {sources} source{'s' * (sources != 1)} in {self.seconds:.1f} s "
             f"({sent / seconds:.1f}/s, {self.total('bytes') / seconds / 1e6:.1f} MB/s); "
             f"{self.total('acknowledged')} acknowledged, {self.missing} not"
         )
-        late = max(self.tallies, key=lambda tally: tally.late_s, default=None)
+        late = max(self.counts_by_source, key=lambda counts: counts.late_s, default=None)
         if late is not None and late.late_s > 1:
-            line += f"; could not keep the pace: {late.name} is {late.late_s:.1f} s behind"
+            line += f"; could not keep the rate: {late.name} is {late.late_s:.1f} s behind"
         return line
 
 
 class Pace:
-    """Frame n is due `n / fps` seconds after the first: from the start, so that small delays never add up.
+    """Waits until each frame of a source is due.
 
-    `fps` 0 is as fast as possible. `wait` sleeps so many seconds, or less where it should stop.
+    Frame n is due `n / fps` seconds after the first one, so small delays do not add up.
+
+    Args:
+        fps: frames per second; 0 is as fast as possible.
+        clock: returns seconds.
+        wait: sleeps for the given seconds, or less if the sender is stopped.
     """
 
     def __init__(self, fps: float, *, clock: Clock, wait: Callable[[float], object]) -> None:
@@ -95,14 +110,14 @@ class Pace:
         self._start: float | None = None
 
     def keep(self, n: int) -> float:
-        """Wait until frame n is due. Returns how late it is, in seconds."""
+        """Wait until frame n is due. Returns how many seconds late it is."""
         ahead = self.ahead(n)
         if ahead > 0:
             self._wait(ahead)
         return max(0.0, -ahead)
 
     def ahead(self, n: int) -> float:
-        """Seconds until frame n is due; negative when it is late."""
+        """Seconds until frame n is due; negative if it is late."""
         now = self._clock()
         if self._start is None:
             self._start = now
@@ -110,7 +125,7 @@ class Pace:
 
 
 def message_for(source_id: str, number: int, image: Image, *, captured_at_ms: int, envelope: bool) -> Message:
-    """One frame in either of the two input forms."""
+    """Build the record of one frame, in one of the two input forms: image with headers, or msgpack envelope."""
     key = source_id.encode()
     if envelope:
         value = encode_envelope(
@@ -130,10 +145,10 @@ def message_for(source_id: str, number: int, image: Image, *, captured_at_ms: in
     return Message(key, image.data, headers, captured_at_ms)
 
 
-def feed(
+def send_source(
     source: ImageSource,
     send: Callable[[Message], bool],
-    tally: Tally,
+    counts: SourceCounts,
     *,
     pace: Pace,
     frames: int | None,
@@ -141,27 +156,30 @@ def feed(
     stopped: Callable[[], bool],
     wall_clock_ms: Callable[[], int],
 ) -> None:
-    """Send the frames of one source at its pace, until it ends, `frames` are sent, or `send` or `stopped` says stop."""
+    """Send the frames of one source at its rate.
+
+    Ends when the source ends, when `frames` frames are sent, when `send` returns False, or when `stopped` returns True.
+    """
     if frames is not None and frames <= 0:
         return
     for image in source.open():
-        if source.live and pace.ahead(tally.sent) > 0:
-            continue  # a camera does not wait: the next frame that is due goes out fresh
-        tally.late_s = 0.0 if source.live else pace.keep(tally.sent)
+        if source.live and pace.ahead(counts.sent) > 0:
+            continue  # a camera does not wait, so skip this frame: the next one that is due is more recent
+        counts.late_s = 0.0 if source.live else pace.keep(counts.sent)
         if stopped():
             return
         now = wall_clock_ms()
-        if not send(message_for(source.name, tally.sent, image, captured_at_ms=now, envelope=envelope)):
+        if not send(message_for(source.name, counts.sent, image, captured_at_ms=now, envelope=envelope)):
             return
-        tally.sent += 1
-        tally.bytes += len(image.data)
-        if tally.sent == frames:
+        counts.sent += 1
+        counts.bytes += len(image.data)
+        if counts.sent == frames:
             return
 
 
 @dataclass(slots=True)
-class _Feeders:
-    """The threads of the sources, and the first error that one of them met."""
+class _SourceThreads:
+    """The threads of the sources, and the first error of any of them."""
 
     producer: Any
     topic: str
@@ -169,20 +187,20 @@ class _Feeders:
     error: SluiceError | None = None
     threads: list[threading.Thread] = field(default_factory=list)
 
-    def start(self, source: ImageSource, tally: Tally, **options: Any) -> None:
+    def start(self, source: ImageSource, counts: SourceCounts, **options: Any) -> None:
         def run() -> None:
             try:
-                feed(
+                send_source(
                     source,
-                    lambda message: self._send(message, tally),
-                    tally,
+                    lambda message: self._send(message, counts),
+                    counts,
                     stopped=self.stop.is_set,
                     wall_clock_ms=lambda: time.time_ns() // 1_000_000,
                     **options,
                 )
             except SluiceError as error:
                 self._fail(error)
-            except Exception as error:  # noqa: BLE001 - a thread must not die in silence; the caller raises it
+            except Exception as error:  # noqa: BLE001 - the caller raises it, so that no thread ends unnoticed
                 self._fail(ConfigError(f"--source {source.name}: {clients.text_of(error)}"))
 
         thread = threading.Thread(target=run, name=f"produce {source.name}", daemon=True)
@@ -193,8 +211,8 @@ class _Feeders:
         self.error = self.error or error
         self.stop.set()
 
-    def _send(self, message: Message, tally: Tally) -> bool:
-        """False where it was stopped while the local queue was full: then the frame was not sent."""
+    def _send(self, message: Message, counts: SourceCounts) -> bool:
+        """Produce one frame. Returns False, without sending it, if `stop` is set while the local queue is full."""
         deadline = time.monotonic() + _QUEUE_FULL_S
         while True:
             try:
@@ -204,15 +222,15 @@ class _Feeders:
                     message.key,
                     headers=message.headers,
                     timestamp=message.timestamp_ms,
-                    on_delivery=tally.report,
+                    on_delivery=counts.report,
                 )
-            except BufferError:  # the polling thread makes room
+            except BufferError:  # the polling thread frees the queue
                 if time.monotonic() > deadline:
-                    raise KafkaError(f"the brokers took nothing for {_QUEUE_FULL_S:.0f} s") from None
+                    raise KafkaError(f"the brokers accepted nothing for {_QUEUE_FULL_S:.0f} s") from None
                 if self.stop.wait(0.005):
                     return False
-            except KafkaException as error:  # refused on the spot, for its size: counted as not acknowledged
-                tally.error = clients.text_of(error)
+            except KafkaException as error:  # the client refuses a frame that is too large: counted as not acknowledged
+                counts.error = clients.text_of(error)
                 return True
             else:
                 return True
@@ -221,7 +239,7 @@ class _Feeders:
         return any(thread.is_alive() for thread in self.threads)
 
 
-def stream(
+def send_frames(
     sources: Sequence[ImageSource],
     *,
     bootstrap_servers: str,
@@ -233,37 +251,48 @@ def stream(
     stop: threading.Event | None = None,
     on_progress: Callable[[Summary], None] | None = None,
 ) -> Summary:
-    """Send all sources at once; returns when all have ended, or `stop` was set, and every frame has its report.
+    """Send all sources at once, until all have ended or `stop` is set, and every frame has its delivery report.
 
-    `fps` and `frames` are per source; `fps` None is the source's own rate, 0 as fast as possible. The caller's thread
-    serves delivery reports and calls `on_progress` a few times a second.
-    Raises ConfigError where a source or a setting is wrong, KafkaError where the brokers cannot be reached.
+    Args:
+        sources: what to send. Each needs its own name.
+        bootstrap_servers: brokers to connect to first, comma-separated.
+        topic: the topic to write to.
+        fps: frames per second and source; None is the source's own rate, 0 is as fast as possible.
+        frames: end each source after so many frames.
+        envelope: send msgpack envelopes instead of images with headers.
+        settings: librdkafka settings that override `DEFAULTS`.
+        stop: ends the sources.
+        on_progress: called on the caller's thread a few times per second.
+
+    Raises:
+        ConfigError: a source or a setting is wrong.
+        KafkaError: the brokers cannot be reached.
     """
-    if doubled := {s.name for s in sources if sum(s.name == other.name for other in sources) > 1}:
-        raise ConfigError(f"--source: each name once; more than once: {', '.join(sorted(doubled))}")
+    if repeated := {s.name for s in sources if sum(s.name == other.name for other in sources) > 1}:
+        raise ConfigError(f"--source: each name must be unique; more than once: {', '.join(sorted(repeated))}")
     stop = stop or threading.Event()
     producer = clients.producer(bootstrap_servers, DEFAULTS | dict(settings or {}))
     clients.partitions_of(producer, topic)
-    tallies = tuple(Tally(source.name) for source in sources)
-    feeders = _Feeders(producer, topic, stop)
+    counts_by_source = tuple(SourceCounts(source.name) for source in sources)
+    threads = _SourceThreads(producer, topic, stop)
     started = time.monotonic()
-    for source, tally in zip(sources, tallies, strict=True):
+    for source, counts in zip(sources, counts_by_source, strict=True):
         rate = (0.0 if source.live else source.fps) if fps is None else fps
         pace = Pace(rate, clock=time.monotonic, wait=stop.wait)
-        feeders.start(source, tally, pace=pace, frames=frames, envelope=envelope)
-    told = started
-    while feeders.alive() and not stop.is_set():
+        threads.start(source, counts, pace=pace, frames=frames, envelope=envelope)
+    on_progress = on_progress or (lambda _: None)
+    reported_at = started
+    while threads.alive() and not stop.is_set():
         producer.poll(0.1)
-        if on_progress is not None and time.monotonic() - told > 0.2:
-            told = time.monotonic()
-            on_progress(Summary(tallies, told - started))
+        if time.monotonic() - reported_at > 0.2:
+            reported_at = time.monotonic()
+            on_progress(Summary(counts_by_source, reported_at - started))
     sent_in = time.monotonic() - started
-    for thread in feeders.threads:
-        thread.join(2)  # a camera that hangs is left behind
+    for thread in threads.threads:
+        thread.join(2)  # do not wait for a camera that hangs
     producer.flush(_FLUSH_S)
-    summary = Summary(tallies, sent_in)
-    if on_progress is not None:
-        on_progress(summary)
-    if feeders.error is not None:
-        raise feeders.error
+    summary = Summary(counts_by_source, sent_in)
+    on_progress(summary)
+    if threads.error is not None:
+        raise threads.error
     return summary

@@ -1,4 +1,4 @@
-"""Dead letters for a person and for a script. Pure; nothing that a producer wrote reaches a terminal raw."""
+"""Renders dead letters as text and as JSON. Pure. Text from producers is escaped before it reaches a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final
 
 from consumer.observability.logging import printable
-from consumer.tools.dlq.letters import Letter
+from consumer.tools.dlq.dead_letters import DeadLetterRecord
 from consumer.types import REASONS, Record
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,11 +20,11 @@ _COLUMNS: Final = (("REJECTED", 19), ("PLACE", 8), ("INPUT", 18), ("SOURCE", 12)
 Row = dict[str, Any]
 
 
-def row_of(letter: Letter) -> Row:
-    """What `list --json` prints of a letter."""
+def row_of(letter: DeadLetterRecord) -> Row:
+    """The object that `list --json` prints for a dead letter."""
     dead = letter.dead
     return {
-        "place": letter.place,
+        "place": letter.position,
         "dead_letter": True,
         "id": dead.id,
         "rejected_at_ms": letter.rejected_at_ms,
@@ -40,21 +40,21 @@ def row_of(letter: Letter) -> Row:
 
 
 def as_json(body: Row) -> str:
-    """One line of ASCII without a control character; JSON itself lets DEL through."""
+    """One line of ASCII without control characters. JSON itself does not escape DEL."""
     return json.dumps(body).replace("\x7f", "\\u007f")
 
 
-def stray_row(partition: int, offset: int, record: Record) -> Row:
-    """What `list --json` prints of a record that is no dead letter."""
+def foreign_row(partition: int, offset: int, record: Record) -> Row:
+    """The object that `list --json` prints for a record that is not a dead letter."""
     return {"place": f"{partition}@{offset}", "dead_letter": False, "bytes": len(record.value or b"")}
 
 
 def table(rows: Iterable[Row], width: int, zone: tzinfo | None = None) -> Iterator[str]:
-    """A heading and a line for each row, cut to `width` characters (0: not at all)."""
+    """Yield a heading and one line per row, cut to `width` characters (0: not cut)."""
     names = "  ".join(f"{name:<{size}}" for name, size in _COLUMNS)
-    yield _cut(f"{names}  {'SIZE':>8}  DETAIL", width)
+    yield _shortened(f"{names}  {'SIZE':>8}  DETAIL", width)
     for row in rows:
-        yield _cut(_line(row, zone), width)
+        yield _shortened(_line(row, zone), width)
 
 
 def _line(row: Row, zone: tzinfo | None) -> str:
@@ -74,13 +74,13 @@ def _line(row: Row, zone: tzinfo | None) -> str:
     return f"{cells}  {size(row['bytes']):>8}  {notes}{printable(row['detail'])}"
 
 
-def _cut(line: str, width: int) -> str:
+def _shortened(line: str, width: int) -> str:
     line = line.rstrip()
     return line if not width or len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
-def summary(reasons: Counter[str], strays: int, others: int, shown: int) -> Iterator[str]:
-    """How many there are of each reason; what was not shown, and what is no dead letter."""
+def summary(reasons: Counter[str], foreign: int, others: int, shown: int) -> Iterator[str]:
+    """Yield the counts by reason, then what is not shown and what is not a dead letter."""
     total = reasons.total()
     parts = ", ".join(f"{printable(reason) or '(no reason)'} {count}" for reason, count in reasons.most_common())
     yield f"{_letters(total)}{': ' if parts else ''}{parts}"
@@ -88,8 +88,8 @@ def summary(reasons: Counter[str], strays: int, others: int, shown: int) -> Iter
         yield f"shown: the newest {shown}; --limit 0 for all"
     if others:
         yield f"{others} more do not match"
-    if strays:
-        yield f"{strays} {'record is' if strays == 1 else 'records are'} no dead letter of Sluice"
+    if foreign:
+        yield f"{foreign} {'record is not a dead letter' if foreign == 1 else 'records are not dead letters'} of Sluice"
 
 
 def _letters(count: int) -> str:
@@ -97,7 +97,7 @@ def _letters(count: int) -> str:
 
 
 def unknown_reasons(asked: Iterable[str], seen: Counter[str]) -> str | None:
-    """A hint where a filter names a reason that neither Sluice nor any letter has: most likely a typing error."""
+    """A hint if a filter names a reason that neither Sluice nor any dead letter has: most likely a typing error."""
     if not (missing := sorted(set(asked) - seen.keys() - set(REASONS))):
         return None
     there = ", ".join(sorted(map(printable, seen))) or "none"
@@ -105,7 +105,7 @@ def unknown_reasons(asked: Iterable[str], seen: Counter[str]) -> str | None:
 
 
 def moment(ms: int | None, zone: tzinfo | None = None) -> str:
-    """A time to the second; local unless a zone is given."""
+    """A time to the second, in local time unless a zone is given."""
     if ms is None:
         return "-"
     try:
@@ -121,8 +121,8 @@ def size(count: int) -> str:
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
 
 
-def details(letter: Letter) -> Row:
-    """What `show --json` prints: the row, every header, and what the frame says."""
+def details(letter: DeadLetterRecord) -> Row:
+    """The object that `show --json` prints: the row, all headers, and the fields of the frame."""
     frame, record = letter.frame, letter.dead.record
     body = row_of(letter)
     body["timestamp_ms"] = record.timestamp_ms
@@ -139,10 +139,10 @@ def details(letter: Letter) -> Row:
     return body
 
 
-def show(letter: Letter, zone: tzinfo | None = None) -> Iterator[str]:
-    """All that is known of one letter, a line each."""
+def letter_lines(letter: DeadLetterRecord, zone: tzinfo | None = None) -> Iterator[str]:
+    """Yield all that is known about one dead letter, one line each."""
     dead, record, frame = letter.dead, letter.dead.record, letter.frame
-    yield f"place       {letter.place}"
+    yield f"place       {letter.position}"
     yield f"input       {printable(dead.topic)}[{dead.partition}]@{dead.offset}  (id {printable(dead.id)})"
     yield f"rejected    {moment(letter.rejected_at_ms, zone)}"
     yield f"reason      {printable(dead.reason)}  (stage {printable(dead.stage)})"
@@ -151,7 +151,7 @@ def show(letter: Letter, zone: tzinfo | None = None) -> Iterator[str]:
     yield f"key         {'none' if record.key is None else _text(record.key)}"
     yield f"timestamp   {moment(record.timestamp_ms, zone)}"
     yield f"value       {'none' if record.value is None else f'{len(record.value):,} bytes'}"
-    yield f"truncated   {'yes: the value, the key or headers were cut, see below' if dead.truncated else 'no'}"
+    yield f"truncated   {'yes: the value, the key or headers were cut; see the headers' if dead.truncated else 'no'}"
     yield f"replayed    {letter.replays} times"
     if frame.verdict is None:
         yield from _frame_lines(letter, zone)
@@ -160,7 +160,7 @@ def show(letter: Letter, zone: tzinfo | None = None) -> Iterator[str]:
         yield f"  {printable(name)} = {'(null)' if value is None else _text(value)}"
 
 
-def _frame_lines(letter: Letter, zone: tzinfo | None) -> Iterator[str]:
+def _frame_lines(letter: DeadLetterRecord, zone: tzinfo | None) -> Iterator[str]:
     frame = letter.frame
     yield f"form        {'msgpack envelope' if _is_envelope(letter) else 'image with headers'}"
     yield f"frame       {printable(frame.frame_id)}, captured {moment(frame.captured_at_ms, zone)}"
@@ -169,11 +169,11 @@ def _frame_lines(letter: Letter, zone: tzinfo | None) -> Iterator[str]:
         yield f"image       {len(frame.payload):,} bytes; header not readable: {printable(found['refused'])}"
     else:
         claim = f"{found['format']}, {found['width']}x{found['height']}"
-        yield f"image       {len(frame.payload):,} bytes; {claim} by its header, which may lie"
+        yield f"image       {len(frame.payload):,} bytes; {claim} according to its header"
 
 
 def image(payload: bytes) -> Row:
-    """What the header of an image claims. Nothing is decoded: this may be what was sent to do harm."""
+    """The format and size in the header of an image. Nothing is decoded, because the image may be malicious."""
     from consumer.decoding.headers import Refused, read_header
 
     try:
@@ -183,12 +183,12 @@ def image(payload: bytes) -> Row:
     return {"format": header.format, "width": header.width, "height": header.height, "scans": header.scans}
 
 
-def _is_envelope(letter: Letter) -> bool:
+def _is_envelope(letter: DeadLetterRecord) -> bool:
     return letter.frame.verdict is None and letter.frame.payload != letter.dead.record.value
 
 
 def _bytes(value: bytes) -> str | Row:
-    """Text where it is text, else base64."""
+    """Text if the bytes are UTF-8, else base64."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -201,23 +201,24 @@ def _text(value: bytes) -> str:
     return shown if len(value) <= 4 * _VALUE_SHOWN and shown == printable(head) else f"{shown}… ({len(value):,} bytes)"
 
 
-FATES: Final = ("no_match", "already_replayed", "truncated", "too_often", "no_dead_letter")
+LEFT_STATUSES: Final = ("no_match", "already_replayed", "truncated", "too_often", "no_dead_letter")
 _WHY: Final = {
     "already_replayed": "replayed before",
-    "truncated": "truncated, so not what was sent once (--include-truncated sends them)",
-    "too_often": "came back too often (--max-replays)",
-    "no_match": "not asked for",
-    "no_dead_letter": "no dead letter of Sluice",
+    "truncated": "truncated, so not the original (--include-truncated sends them)",
+    "too_often": "replayed too often (--max-replays)",
+    "no_match": "not selected",
+    "no_dead_letter": "not a dead letter of Sluice",
 }
 
 
-def outcome(tally: Any, *, dry: bool) -> Iterator[str]:
-    """What a replay did, or would do, and what it left alone."""
-    where = ", ".join(f"{count} to {printable(topic)}" for topic, count in sorted(tally.to.items()))
-    why = ", ".join(f"{printable(reason)} {count}" for reason, count in tally.reasons.most_common())
-    yield f"{'would replay' if dry else 'replayed'} {tally.replayed}{f': {where}  ({why})' if where else ''}"
-    for fate in FATES:
-        if count := tally.left[fate]:
-            yield f"  left {count}: {_WHY[fate]}; the first is {tally.first[fate]}"
-    if tally.ended != "end":
-        yield {"limit": "ended at --limit; ", "stopped": "stopped; "}[tally.ended] + "the next run goes on there"
+def replay_summary(counts: Any, *, dry: bool) -> Iterator[str]:
+    """Yield what a replay sent or would send, and what it skipped."""
+    where = ", ".join(f"{count} to {printable(topic)}" for topic, count in sorted(counts.to.items()))
+    why = ", ".join(f"{printable(reason)} {count}" for reason, count in counts.reasons.most_common())
+    yield f"{'would replay' if dry else 'replayed'} {counts.replayed}{f': {where}  ({why})' if where else ''}"
+    for status in LEFT_STATUSES:
+        if count := counts.left[status]:
+            yield f"  left {count}: {_WHY[status]}; the first is {counts.first[status]}"
+    if counts.ended != "end":
+        ended = "ended at --limit" if counts.ended == "limit" else "stopped"
+        yield f"{ended}; the next run continues from there"

@@ -1,0 +1,1 @@
+"""Parts that the tools share for work with Kafka."""
