@@ -40,7 +40,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A loaded machine is no failure: pytest-timeout ends a test that hangs.
-hypothesis.settings.register_profile("sluice", deadline=None)
+hypothesis.settings.register_profile("sluice", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("sluice")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
