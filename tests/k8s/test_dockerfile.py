@@ -83,7 +83,7 @@ def test_everything_is_checked_by_hash_but_torch_for_cpus(dockerfile: Sequence[A
     torch, *own = unchecked
     assert "--torch-backend cpu" in torch
     assert len(own) == 2
-    assert all("--no-deps /dist/sluice-*.whl" in command for command in own)
+    assert all("--no-deps /dist/sluice_vision-*.whl" in command for command in own)
 
 
 def test_the_images_run_the_versions_that_the_tests_ran_on() -> None:
@@ -100,7 +100,8 @@ def test_the_lock_of_the_image_is_complete() -> None:
     import tomllib
 
     project = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["onnx"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["torch"] + extras["onnx"] + extras["traces"]
     names = {package for package, _ in locked("requirements-runtime.txt")}
     assert {re.split(r"[<>=; ]", each)[0] for each in wanted} <= names
 

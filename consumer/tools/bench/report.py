@@ -15,13 +15,14 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from consumer import __version__
 from consumer.tools.bench.figures import Run
 from consumer.tools.bench.plan import DEFAULT_ENGINE, MEMORY_FRAMES
 
 Runs = Mapping[str, Run]
 
 _LIBRARIES: Final = (
-    "sluice", "confluent-kafka", "numpy", "opencv-python-headless", "simplejpeg", "msgpack", "torch",
+    "confluent-kafka", "numpy", "opencv-python-headless", "simplejpeg", "msgpack", "torch",
     "ultralytics-opencv-headless",
 )  # fmt: skip
 
@@ -210,7 +211,7 @@ def _cpu_model() -> str:
 
 
 def _versions() -> dict[str, str]:
-    installed = {}
+    installed = {"sluice": __version__}
     for name in _LIBRARIES:
         try:
             installed[name] = importlib.metadata.version(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -28,6 +29,8 @@ MODEL: Final = Path(__file__).parents[1] / "assets" / "demo.pt"
 LOG: Final = "consumer.log"
 _OURS: Final = ".sluice-demo"  # lists the files that a demo wrote, so that the next one removes those and no others
 _INTERRUPTED: Final = 130
+# By the suffix of a model file: the extra that installs its backend, and the packages that the backend imports.
+_BACKENDS: Final = {".pt": ("torch", ("torch", "torchvision", "ultralytics")), ".onnx": ("onnx", ("onnxruntime",))}
 
 
 def demo(
@@ -112,13 +115,37 @@ def _checked_model(model: str | None, *, download: bool) -> str:
     if model is None:
         if not MODEL.is_file():
             raise ConfigError(f"the demo's own model is missing ({MODEL}): give one with --model FILE")
+        _check_backend("the demo's own model", MODEL.suffix, extra="demo")
         return str(MODEL)
-    if model.startswith("simulated://") or Path(model).expanduser().is_file() or download:
+    if model.startswith("simulated://"):
+        return model
+    if Path(model).expanduser().is_file() or download:
+        _check_backend(f"--model {printable(model)}", Path(model).suffix.lower())
         return model
     raise ConfigError(
         f"--model {printable(model)}: there is no such file. "
         "One of Ultralytics' own models, such as yolo26n.pt, is fetched with --download"
     )
+
+
+def _check_backend(model: str, suffix: str, extra: str | None = None) -> None:
+    """Check that the packages for this kind of model are installed. The check does not import them.
+
+    Args:
+        model: What the error calls the model.
+        suffix: Suffix of the model file. A suffix without a backend passes; the loader refuses the file.
+        extra: The extra to recommend. Default: the one that installs the backend alone.
+
+    Raises:
+        ConfigError: A package is missing. The message names the extra that installs it.
+    """
+    backend, packages = _BACKENDS.get(suffix, ("", ()))
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        extra = extra or backend
+        raise ConfigError(
+            f"{model} needs {', '.join(missing)}: install the extra `{extra}` (pip install '.[{extra}]' in Sluice's "
+            "folder). Without a backend the demo runs with --model simulated://6.667ms@1,40ms@32"
+        )
 
 
 def _checked_videos(videos: Sequence[Path]) -> tuple[Path, ...]:
