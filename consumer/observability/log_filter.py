@@ -18,7 +18,7 @@ _KAFKA: Final = "kafka"  # the event name of the log lines of librdkafka
 class Repeats(logging.Filter):
     """A filter for a handler or a logger. It passes each text of librdkafka once in `QUIET_S` seconds.
 
-    The next line with the same text has the number of suppressed lines, as `suppressed`.
+    The next line with the same text reports the number of suppressed lines.
 
     Several threads may call it at the same time. Then a count may be one too low, or a text may appear twice.
     """

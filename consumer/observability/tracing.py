@@ -49,7 +49,7 @@ class Traces:
         from opentelemetry.context import Context
 
         self._api = trace
-        self._nowhere = Context()  # a span that starts in it is the first of a trace
+        self._nowhere = Context()  # the empty context, in which a span starts a new trace
         self._provider = provider
         self._tracer = provider.get_tracer("sluice")
         self._sample_ratio = sample_ratio
