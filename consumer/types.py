@@ -130,7 +130,7 @@ class Skipped:
 class Frame(NamedTuple):
     """One input record, parsed.
 
-    If the outcome is known before detection, `verdict` holds it. Such a frame still takes its place in a batch, so that
+    If the outcome is known before detection, `verdict` holds it. The frame still takes its place in a batch, so that
     the outcomes of one source keep their order.
     """
 

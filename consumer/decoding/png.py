@@ -31,7 +31,7 @@ def essential(payload: bytes, header: Header, max_pixels: int) -> bytes:
     Args:
         payload: The PNG file.
         header: Its header, from `read_header`.
-        max_pixels: The maximum number of pixels of 4 bytes each. With 16 bits per channel, fewer pixels are allowed: a
+        max_pixels: The maximum number of pixels of 4 bytes each. With 16 bits per channel, fewer pixels are allowed. A
             frame of 33 million pixels with 8 bytes each cost 814 MiB and 2.5 s, from a file of 258 kB.
 
     Returns:

@@ -34,7 +34,7 @@ def check_finite(name: str, results: Sequence[Detections]) -> None:
         results: One result per frame of the warm-up.
 
     Raises:
-        ModelError: A number is NaN or infinite. With such a model every frame would become a dead letter.
+        ModelError: A number is NaN or infinite. With this model every frame would become a dead letter.
     """
     if not all(np.isfinite(result.scores).all() and np.isfinite(result.boxes).all() for result in results):
         raise ModelError(

@@ -2,13 +2,13 @@
 
 Example: `simulated://5ms@1?fault=oom>16@100+&fault=hang@500`. The faults are:
 
-    error@CALLS        the call raises RuntimeError
-    error:black@CALLS  the call raises RuntimeError if one of its images has a black centre: a poison frame
-    oom>FRAMES@CALLS   a batch of more than FRAMES frames runs out of memory
-    hang@CALLS         the call never returns
-    lost@CALLS         the device is lost: the call raises EngineError, as a backend does for a lost device
-    slow:MSms@CALLS    the call takes MS milliseconds longer
-    load:MSms          loading the model takes MS milliseconds longer; takes no CALLS
+- `error@CALLS`: the call raises RuntimeError.
+- `error:black@CALLS`: the call raises RuntimeError if one of its images has a black centre (a poison frame).
+- `oom>FRAMES@CALLS`: a batch of more than FRAMES frames runs out of memory.
+- `hang@CALLS`: the call never returns.
+- `lost@CALLS`: the device is lost. The call raises EngineError, as a backend does for a lost device.
+- `slow:MSms@CALLS`: the call takes MS milliseconds longer.
+- `load:MSms`: loading the model takes MS milliseconds longer. It has no CALLS.
 
 CALLS counts the calls of `detect` from 1, with retries and probes. `7` is the seventh call, `7+` the seventh and all
 later ones, `7-9` three calls, `*/7` every seventh one. Without `@CALLS` a fault applies to every call, and an `oom`

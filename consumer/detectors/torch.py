@@ -241,8 +241,8 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     from ultralytics.nn.tasks import torch_safe_load
     from ultralytics.utils.checks import check_yolov5u_filename
 
-    # If the name has a quote, or is that of an old YOLOv5 model, Ultralytics opens another file instead and would
-    # search for it on the network.
+    # If the name has a quote, or is that of an old YOLOv5 model, Ultralytics opens another file instead. It would also
+    # search for that file on the network.
     opened = check_yolov5u_filename(str(path).strip().replace("'", ""), verbose=False)
     if opened != str(path):
         raise ModelError(f"{path}: Ultralytics would open {opened} instead; rename the file")

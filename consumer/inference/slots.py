@@ -19,8 +19,8 @@ from consumer.inference.batcher import Batcher, Due
 from consumer.inference.ring_buffer import Ring
 from consumer.types import Batch, Frame, TopicPartition
 
-# The number of batches in the ring buffer: one in the detector, two that are decoded for it, and one that the main
-# thread still has to give back, or to admit frames to.
+# The number of batches in the ring buffer. One is in the detector, and two are decoded for it. The main thread has yet
+# to give the fourth one back, or to admit frames to it.
 BATCHES = 4
 # The maximum number of frames per decoding job. Each job costs CPU time, so jobs are long under load. A few frames that
 # arrive together are divided among all threads, because their latency counts then.
@@ -178,8 +178,8 @@ class Assembly:
         that one. Frames that arrive together stay together: the threads decode them in parallel, so none is later.
 
         Returns:
-            The number of frames. None if the batch can only close with all its frames: the others would stay in their
-            slots and could not become a full batch there, or everything is decoded.
+            The number of frames, or None if the batch can only close with all its frames. That is so if everything is
+            decoded, or if the other frames could not become a full batch in the slots where they stay.
         """
         for chunk in opened.decoding:
             if not chunk.job.done():

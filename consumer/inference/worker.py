@@ -206,8 +206,8 @@ class Worker:
     def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
         """Return finished batches.
 
-        After the first batch it waits for more, but not if the detector is idle, and not if the detector needed longer
-        for the last batch than the remaining time.
+        After the first batch it waits for more. It does not wait if the detector is idle, or if its last batch took
+        longer than the remaining time.
 
         Args:
             timeout_s: The maximum time to wait for the first batch, in seconds.

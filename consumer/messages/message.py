@@ -12,8 +12,9 @@ from consumer.types import Receipt, Record
 ORIGINAL_TIMESTAMP: Final = "sluice-original-timestamp-ms"
 
 HeaderList = list[tuple[str, bytes | None]]
-# Not `message.headers()`: after that line has run a few times, CPython calls it on a fast path, which does not check
-# whether the client library has set an error besides its result. The error then appears at a later line, outside `try`.
+# Not `message.headers()`. After that line has run a few times, CPython calls it on a fast path. The fast path does not
+# check whether the client library has set an error besides its result. The error then appears at a later line, outside
+# the `try`.
 _headers_of: Final = methodcaller("headers")
 
 
@@ -43,8 +44,8 @@ def read_record(message: Any) -> Record:
     """Convert a message of the Kafka client to a record. Reads its headers exactly once.
 
     If a header name is not UTF-8, `headers()` of confluent-kafka raises SystemError. A second call would return a list
-    with a hole, which crashes the interpreter. Everyone who may write to a topic can send such a name, so it must not
-    end the consumer. The headers are lost then, and `Record.headers_lost` is true.
+    with a hole, which crashes the interpreter. Everyone who may write to a topic can send a name of this kind, so it
+    must not end the consumer. The headers are lost then, and `Record.headers_lost` is true.
 
     Args:
         message: A `confluent_kafka.Message`.

@@ -1,11 +1,11 @@
 """Distributes frames to decoding processes, one process per decode thread.
 
-Decoding in threads slows down both the decoding and the other threads: each frame takes the lock of the interpreter
-several times, while other threads need it for milliseconds. Here a process gets a whole chunk, and the thread waits
-for it without the lock.
+Decoding in threads slows down the decoding and the other threads. Each frame takes the lock of the interpreter several
+times, while other threads need it for milliseconds. Here a process gets a whole chunk, and the thread waits for it
+without the lock.
 
 The process writes directly into the ring buffer, which it has mapped. With `decode.isolation: process` it gets one
-frame at a time instead, writes into a canvas of its own, which is then copied, and its time and memory are limited.
+frame at a time instead, and its time and memory are limited. It writes into a canvas of its own, which is then copied.
 
 A process that crashes is killed and replaced. So is an isolated process that hangs or needs too much memory. The frames
 that it had not answered are decoded again, one at a time. Each frame gets two attempts, because the machine may have

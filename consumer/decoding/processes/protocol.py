@@ -100,7 +100,7 @@ class Reader:
         """Decode a message into its outcomes; None as in `answer`.
 
         Raises:
-            ValueError: A correct decoder never sends such a message. The process must not be used again.
+            ValueError: A correct decoder never sends this message. The process must not be used again.
         """
         outcomes: list[Letterbox | Rejected | None] = []
         if len(message) % _ANSWER.size == 0:
