@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelShop]:
 
 @pytest.fixture(scope="session")
 def coco() -> Path:
-    """The real model, where it is."""
+    """The real model, if it is available."""
     path = SHARED / "models" / "yolov8n-coco.pt"
     if not path.is_file():
         pytest.skip(f"the real model is not here: {path}")

@@ -61,7 +61,8 @@ class TestDynamic:
 
     @pytest.mark.parametrize(("decoded", "taken"), [(9, 9), (7, 7), (6, 6), (5, 9), (0, 9)])
     def test_an_idle_detector_takes_the_decoded_frames_if_they_are_most(self, decoded: int, taken: int) -> None:
-        """Catches a detector that idles until the last frames are decoded, and one that runs for the first frame alone."""
+        """Catches a detector that idles until the last frames are decoded, and one that runs for the first one
+        alone."""
         bench = Bench(max_batch_size=32)
         bench.offer(9)
         assert bench.due(decoded=decoded) == Due(taken, "idle_engine")
@@ -273,7 +274,7 @@ class TestFreshness:
 
 class TestDiscard:
     def test_drops_only_waiting_frames_of_these_partitions(self) -> None:
-        """Catches a frame that is dropped while it is decoded into a slot, or one of a partition that stays assigned."""
+        """Catches a frame that is dropped while it is decoded, or one of a partition that stays assigned."""
         bench = Bench(slots=2, max_batch_size=2)
         bench.offer(2, "open", partition=P0)
         bench.offer(2, "gone", partition=P0)

@@ -56,7 +56,7 @@ def test_no_slot_has_two_batches_and_a_full_batch_has_room(batch_size: int, batc
 
 
 def test_full_batches_fill_the_ring_until_the_oldest_is_given_back() -> None:
-    """Catches a ring that waits or raises, since the loop must continue to poll; and one that wastes a batch of slots."""
+    """Catches a ring that waits or raises, since the loop must continue to poll, and one that wastes slots."""
     tested = ring(3)
     first, *others = [hold(tested, 4) for _ in range(3)]
     assert [first, *others] == [(0, 4), (4, 8), (8, 12)]
