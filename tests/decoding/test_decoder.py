@@ -59,7 +59,7 @@ def assert_as_ultralytics(payload: bytes, policy: LetterboxPolicy = POLICY, **op
     return outcome
 
 
-# Friendly bytes.
+# Valid images.
 
 FRIENDLY = {
     "JPEG": images.jpeg,
@@ -196,7 +196,7 @@ def test_a_slot_of_another_shape_raises_an_error() -> None:
             tested.decode(images.png(), slot)
 
 
-# Hostile bytes.
+# Hostile images.
 
 
 @pytest.mark.parametrize("name", images.hostile())
@@ -325,7 +325,7 @@ def test_random_damage_gives_an_image_or_a_rejection(strict: bool) -> None:
     for turn in range(2500):
         name = chance.choice(list(originals))
         payload = mutated(originals[name], chance)
-        started = time.thread_time()  # not by the clock: a neighbour on the machine is not a hang
+        started = time.thread_time()  # CPU time, because other load on the machine is not a hang
         outcome, _ = decode_guarded(tested, payload)
         assert time.thread_time() - started < 1, (turn, name)
         if isinstance(outcome, Letterbox):
@@ -351,5 +351,5 @@ def mutated(payload: bytes, chance: random.Random) -> bytes:
             case _:
                 changed[at] = chance.choice((0x00, 0xFF, 0xDA, chance.randrange(256)))
     whole = bytes(changed)
-    # Without this nearly all would end at a checksum, and nothing behind it would be tried.
+    # Otherwise nearly all images would fail at a checksum, and the code after it would not be tested.
     return images.with_right_checksums(whole) if chance.random() < 0.8 else whole

@@ -53,7 +53,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
     with pytest.raises(ModelError, match="refused by safe loading"):
         load(model)
     assert not trace.exists()
-    pickle.loads(pickle.dumps(Bomb(trace)))  # the bomb is a live one
+    pickle.loads(pickle.dumps(Bomb(trace)))  # proves that the bomb works
     assert trace.exists()
 
 
@@ -103,7 +103,7 @@ def test_a_missing_file_is_not_downloaded_and_the_error_has_a_remedy(
 ) -> None:
     """Catches: the default of Ultralytics, which downloads every name that it knows."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "consumer.detectors.torch", None)  # nothing is fetched without it
+    monkeypatch.setitem(sys.modules, "consumer.detectors.torch", None)  # nothing can be downloaded without it
     with pytest.raises(ModelError, match="does not exist: mount or copy it there") as caught:
         load(model)
     assert ("SLUICE_DETECTOR__ALLOW_DOWNLOAD" in str(caught.value)) == (model == "yolo26n.pt")

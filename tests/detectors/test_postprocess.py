@@ -43,7 +43,7 @@ def candidates(images: int, classes: int, anchors: int, seed: int = 0) -> np.nda
 
 
 def ultralytics(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
-    import torchvision  # noqa: F401 - Ultralytics takes its NMS where it has been imported
+    import torchvision  # noqa: F401 - Ultralytics uses its NMS if it was imported
     from ultralytics.utils.nms import non_max_suppression
 
     found: Any = non_max_suppression(
@@ -144,14 +144,14 @@ def test_only_the_best_of_too_many_candidates_are_used(select: Select, monkeypat
     np.testing.assert_allclose(rows[:, 4], np.sort(prediction[0, 4])[::-1][:5])
 
 
-# (width, height) of common cameras, and some upright ones.
+# (width, height) of common cameras, some in portrait format.
 CAMERAS = [
     (352, 288), (640, 360), (640, 480), (704, 576), (768, 432), (800, 600), (854, 480), (960, 540), (1024, 768),
     (1280, 720), (1280, 960), (1366, 768), (1440, 1080), (1920, 1080), (1920, 1200), (2048, 1536), (2560, 1440),
     (2592, 1944), (2688, 1520), (3072, 2048), (3840, 2160), (4000, 3000), (1080, 1920), (720, 1280), (480, 640),
 ]  # fmt: skip
 
-# Whole pixels and a coarse grid of scores make equal overlaps, equal scores and empty boxes likely.
+# With whole pixels and a coarse grid of scores, equal overlaps, equal scores and empty boxes are likely.
 _boxes = st.integers(0, 40).flatmap(lambda n: arrays.arrays(np.int16, (n, 4), elements=st.integers(0, 12)))
 
 

@@ -46,11 +46,11 @@ class FakeDetector:
         ]
 
 
-GREY = 114  # the probe's canvas
+GREY = 114  # the canvas of the probe
 
 
 def detect(resilient: ResilientDetector, count: int, first: int = 0) -> list[int | Rejected]:
-    """The class of each frame, which must be its number; or its rejection."""
+    """Return the class of each frame, which must be its number; or its rejection."""
     slots = np.repeat(np.arange(first, first + count, dtype=np.uint8)[:, None], 32 * 32 * 3, axis=1)
     return [
         seen if isinstance(seen, Rejected) else int(seen.class_ids[0])

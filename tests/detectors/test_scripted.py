@@ -102,7 +102,7 @@ def test_memory_is_short_only_for_larger_batches() -> None:
     with pytest.raises(MemoryError):
         detector.warm_up(5)
     detector.warm_up(4)
-    scripted("fault=oom>4@7+").warm_up(32)  # it only begins later
+    scripted("fault=oom>4@7+").warm_up(32)  # the fault begins only at the seventh call
 
 
 @pytest.mark.parametrize("black", [{0}, {3}, {1, 2}])

@@ -11,7 +11,7 @@ from consumer.inference.batcher import WAITING_BATCHES, Batcher, Due
 from consumer.types import Batch, Frame, Skipped
 from made_frames import P0, P1, REJECTED, VirtualClock, frame, offsets
 
-DELAY_S = 1 / 64  # exact in binary, so that a clock can stand at the very moment
+DELAY_S = 1 / 64  # exact in binary, so that a clock can have exactly this value
 
 
 class Bench:
@@ -106,9 +106,9 @@ class TestPreferredSizes:
     @pytest.mark.parametrize(
         ("preferred", "offered", "decoded", "taken"),
         [
-            ([6, 8], 9, 7, 6),  # most of eight
-            ([8], 9, 7, 8),  # seven is no size
-            ([1, 8], 8, 7, 8),  # and one is not most of them
+            ([6, 8], 9, 7, 6),  # six is most of eight
+            ([8], 9, 7, 8),  # seven is not a preferred size
+            ([1, 8], 8, 7, 8),  # one is not most of eight
             ([4, 16], 20, 15, 16),
             ([1, 8], 7, 6, 1),  # what it would be with all of them too
         ],
@@ -204,7 +204,7 @@ class TestFairness:
     def test_no_source_takes_more_than_its_share_while_others_wait(self) -> None:
         """Catches first come, first served: a camera that sends a backlog would starve the others."""
         bench = Bench(slots=8)
-        bench.offer(8, "busy")  # the open batch is theirs: nobody else was there
+        bench.offer(8, "busy")  # they fill the open batch, because no other source had frames
         bench.offer(20, "busy")
         for quiet in ("a", "b", "c"):
             bench.offer(2, quiet)

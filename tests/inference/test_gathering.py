@@ -22,7 +22,7 @@ class Stepwise:
         self.clock = VirtualClock()
         self.may_end = [threading.Event() for _ in range(6)]
         detector.judge = lambda numbers: self._end(numbers[0])
-        self.engine_s = 0.0  # by the clock, of each batch
+        self.engine_s = 0.0  # seconds on the clock per batch
         self.worker = start(clock=self.clock, max_batch_size=1)
         release = self.worker._assembly.release
         self.last_to_follow = len(self.may_end) - 1
@@ -66,7 +66,7 @@ class TestGathering:
 
     def test_the_time_counts_from_the_first_batch(self, start: Start, detector: FakeDetector) -> None:
         """Catches a wait that starts again with each batch."""
-        made = Stepwise(start, detector, taken_out_s=40.0)  # so long the second was in the engine
+        made = Stepwise(start, detector, taken_out_s=40.0)  # the time of the second batch in the detector
         made.worker.admit(numbered(0, 3))
         made.last_to_follow = 1
         made.may_end[0].set()

@@ -77,7 +77,7 @@ def test_a_batch_that_does_not_fit_at_the_end_begins_at_the_start() -> None:
     spans = [hold(tested, 3) for _ in range(3)]
     assert spans[-1] == (6, 9)
     tested.give_back(*spans[0])
-    assert tested.begin() is None  # three slots are left at the end, and three in front
+    assert tested.begin() is None  # three slots are free at the end, and three at the start
     tested.give_back(*spans[1])
     assert tested.begin() == 0
     assert tested.room(9) == 3

@@ -91,7 +91,7 @@ def test_a_burst_goes_together() -> None:
     """Catches cameras that send at the same moment, of which the last few wait for a whole batch of the detector."""
     made = Made()
     made.admit(3)  # jobs of two frames and one
-    made.admit(4)  # and two of two
+    made.admit(4)  # two jobs of two frames
     for _ in range(3):
         made.pool.end(0)
     assert made.next() == list(range(7))
@@ -100,7 +100,7 @@ def test_a_burst_goes_together() -> None:
 def test_a_burst_stays_behind_together() -> None:
     made = Made()
     made.admit(5)  # jobs of three frames and two
-    made.admit(2)  # and two of one
+    made.admit(2)  # two jobs of one frame
     for _ in range(3):
         made.pool.end(0)
     assert made.next() == list(range(5))
@@ -113,7 +113,7 @@ def test_a_decoded_frame_waits_for_an_earlier_one_that_is_not() -> None:
     for _ in range(6):
         made.admit(1)
     for index in (0, 0, 0, 0, 1):
-        made.pool.end(index)  # all but 4
+        made.pool.end(index)  # all except 4
     assert made.next() == [0, 1, 2, 3]
     assert made.next() == [4, 5]
 
@@ -135,7 +135,7 @@ def test_all_frames_go_together_if_the_rest_would_be_one_batch_too_many() -> Non
     for offset in range(BATCHES - 1):
         made.admit(1)
         made.pool.end(0)
-        assert made.next() == [offset]  # and not given back
+        assert made.next() == [offset]  # not given back
     for _ in range(3):
         made.admit(1)
     made.pool.end(0)
@@ -155,7 +155,7 @@ def test_all_frames_go_together_if_the_rest_could_not_fill_a_batch() -> None:
     for work in works:
         assert work is not None
         made.assembly.release(work)
-    made.admit(SIZE - 1)  # nothing is held: in the first slots
+    made.admit(SIZE - 1)  # they are in the first slots, because no batch is held
     while made.pool.jobs:
         made.pool.end(0)
     first = made.assembly.next()
@@ -167,7 +167,7 @@ def test_all_frames_go_together_if_the_rest_could_not_fill_a_batch() -> None:
             made.pool.end(0)
         assert made.assembly.next() is not None
     made.assembly.release(first)
-    at = 3 * SIZE - 1  # where the next one begins: a full batch from there ends one before the last slot
+    at = 3 * SIZE - 1  # the start of the next batch; a full batch from there ends one slot before the last
     for _ in range(4):
         made.admit(1)
     for _ in range(3):
@@ -216,7 +216,7 @@ def _check(made: Made, held: Sequence[Work]) -> None:
     slots = [slot for span in spans for slot in range(*span)]
     assert len(slots) == len(set(slots)), "two batches share a slot"
     assert all(0 <= slot < BATCHES * SIZE for slot in slots)
-    # Of preferred sizes what is left over is a batch too, once the engine takes it.
+    # Frames left over from a preferred size are a batch too, when the detector takes them.
     most = BATCHES if not made.preferred else BATCHES + SIZE // min(made.preferred)
     assert len(held) + len(made.assembly._closed) <= most, "a drain would wait for more batches than the ring is for"
     jobs = {id(job) for job, *_ in made.pool.jobs}

@@ -173,10 +173,10 @@ class TestBatching:
 
         monkeypatch.setattr(worker._pool, "submit", counted)
         worker.admit(numbered(0, 16))
-        assert jobs == [4, 4, 4, 4]  # the engine waits for the first, and nothing waits behind the second
+        assert jobs == [4, 4, 4, 4]  # the detector waits for the first batch, and no frame waits behind the second
         wait_until(lambda: detector.calls, 10, "the engine to take the first batch")
         worker.admit(numbered(16, 24))
-        assert jobs[4:] == [8, 8]  # and no slots are left for the last
+        assert jobs[4:] == [8, 8]  # no slots are left for the last frames
         detector.let_go()
         assert sum(sizes(collect(worker, 40))) == 40
 
@@ -198,7 +198,7 @@ class TestBatching:
         """Catches a shutdown that waits for frames that will not come."""
         worker = start(policy="static")
         worker.admit(numbered(0, 3))
-        assert worker.results(0.05) == []  # the engine waits: it must be woken
+        assert worker.results(0.05) == []  # the inference thread waits, and must be woken
         worker.drain(draining=True)
         (done,) = collect(worker, 3)
         assert done.batch.closed_by == "drain"

@@ -134,7 +134,7 @@ class TestDeadLetters:
         assert third == again
         assert len(again.headers) == len(first.headers)
         headers = dict(again.headers)
-        assert headers["ce_id"] == b"frames/0/7"  # ours is new
+        assert headers["ce_id"] == b"frames/0/7"  # the one of Sluice is new
         assert headers["__connect.errors.offset"] == b"7"
         assert again.headers[:2] == [("ce_id", b"theirs"), ("a", b"b")]
 

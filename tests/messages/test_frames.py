@@ -195,7 +195,7 @@ class TestEnvelopes:
         value = (b"" if where == "root" else b"\x81") + name + bomb
         headers: Headers = (("content-type", b"application/msgpack"),)
         took = []
-        for _ in range(3):  # the best of three: the machine may be busy
+        for _ in range(3):  # the best of three counts, because the machine may be busy
             started = time.perf_counter()
             frame = parse(value, headers=headers)
             took.append(time.perf_counter() - started)

@@ -61,7 +61,7 @@ def test_each_schema_is_a_valid_schema(name: str) -> None:
     assert schema["$id"].endswith(f"/v{wire.SCHEMA_VERSION}/{name}.schema.json")
 
 
-# What a reader of version 1 relies on. Shorten none of these, ever; a required input field more breaks producers.
+# The fields that a reader of version 1 relies on. Never remove one. A new required input field breaks producers.
 REQUIRED = {
     "frame-envelope": {"data"},
     "detections": {

@@ -76,7 +76,7 @@ def test_a_frame_that_kills_its_decoder_is_rejected_alone(worker: Worker, replac
             else:
                 assert isinstance(outcome, Detected)
                 assert outcome.detections.class_ids[0] == number
-    # Twice for each; where a whole chunk went with it, once more.
+    # Twice for each frame, and once more if a whole chunk was lost with the process.
     assert 2 * len(bad) <= len(replaced) <= (2 if isolation == "process" else 3) * len(bad)
     assert len(_decoders()) == 2
 

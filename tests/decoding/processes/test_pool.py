@@ -70,7 +70,7 @@ def test_a_frame_that_ends_its_process_is_rejected_alone(
 ) -> None:
     """Catches a parent that dies with its decoder, waits for it without end or grows with it, and a leak."""
     replaced: list[int] = []
-    patience_s = 1.0 if attack == b"HANG" else 30.0  # a busy machine takes its time to fill memory, or to dump core
+    patience_s = 1.0 if attack == b"HANG" else 30.0  # a busy machine is slow to fill memory, or to dump core
     decoder = attacked(on_replaced=lambda: replaced.append(1), timeout_s=patience_s)
     (before,) = decoder.pids
     sound = decode(decoder, images.jpeg())
@@ -82,7 +82,7 @@ def test_a_frame_that_ends_its_process_is_rejected_alone(
     (after,) = decoder.pids
     assert after != before
     assert not psutil.pid_exists(before)
-    assert len(replaced) == 2  # it had a second look
+    assert len(replaced) == 2  # it had a second attempt
 
 
 def test_a_process_that_is_killed_from_outside_costs_no_frame(attacked: Open, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_frame_that_ends_its_process_is_rejected_alone(
         assert end in outcome.detail
         sound.pop(2 if number == 2 else 6)
     assert outcomes == sound
-    assert len(replaced) == 5  # with the chunk, and then each of the two twice alone
+    assert len(replaced) == 5  # once with the chunk, then twice for each of the two frames alone
     assert decode_all(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
 
 
@@ -160,7 +160,7 @@ def test_no_descriptor_stays_open(shared: Open, ring: SharedMemory) -> None:
     """Catches a leak at each replacement, a descriptor that keeps the ring's memory, and a false alarm at the end."""
     replaced: list[int] = []
     decoder = shared(on_replaced=lambda: replaced.append(1))
-    gc.disable()  # what waits for the collector would keep 16 MiB a process
+    gc.disable()  # so that an object that only the collector can free is detected: it would keep 16 MiB per process
     try:
         before = open_files()
         decode_all(decoder, [b"ABORT", b"SEGV"], ring.array[0], range(2))
