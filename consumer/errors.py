@@ -43,7 +43,7 @@ class KafkaError(SluiceError):
 
 
 class RefusedError(KafkaError):
-    """A person must fix it first: a permission, a password, a setting, expired offsets, a shared transactional ID."""
+    """The brokers refuse until a person fixes a permission, a password, a setting, expired offsets or a shared ID."""
 
     retriable = False
 

@@ -1,9 +1,9 @@
 """Defines the values that travel through the pipeline.
 
-All of them are immutable. Names of numeric fields end in their unit (`_ms`, `_s`, `_bytes`).
+All types are immutable. The unit of a field is in its name (`_ms`, `_s`, `_bytes`) or beside it.
 
-Types that are created for every frame are named tuples: one takes a quarter to half of the time of a frozen dataclass.
-Other types are frozen dataclasses with slots.
+Types of which every frame needs an instance are named tuples. To create one takes a quarter to half of the time of a
+frozen dataclass.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Frames that go through the detector in one call, in the order of their admission."""
+    """Frames that are processed together, in the order of their admission."""
 
     frames: tuple[Frame, ...]
     closed_by: ClosedBy

@@ -22,7 +22,7 @@ class Detector(Protocol):
 
     The inference thread constructs the detector, calls all its methods and closes it. No other thread uses it, so an
     implementation needs no locks. The calls come in this order: `pin` once, `warm_up` at least once, `detect` for each
-    batch, `close` once. After an error, `close` is the next call and the last one.
+    batch. `close` is the last call, also if another call raised an error.
 
     A constructor raises `ModelError`, with a message for a person, if the model cannot be used as configured.
     """
@@ -99,4 +99,4 @@ class Detector(Protocol):
         """
 
     def close(self) -> None:
-        """Free the device. Called once, also after an error. It is the last call."""
+        """Free the device. A second call has no effect."""

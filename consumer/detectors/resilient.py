@@ -74,7 +74,7 @@ class ResilientDetector:
             letterboxes: The placement of each image in its canvas, one per slot.
 
         Returns:
-            One result per slot, in the same order. A frame on which only the detector fails is `Rejected`.
+            One result per slot, in the same order. A frame is `Rejected` if the detector fails on this frame alone.
 
         Raises:
             EngineError: The device itself has failed. Then no frame of the batch has a result.
@@ -121,7 +121,7 @@ class ResilientDetector:
             return self._detector.detect(slots, letterboxes)
         except EngineError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a native library raises is judged by the caller
+        except Exception as error:  # noqa: BLE001 - a native library may raise anything, and the caller decides
             return _without_tracebacks(error)
 
     def _halve(
