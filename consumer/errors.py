@@ -1,8 +1,7 @@
-"""Errors that end the process, each with its policy in the class.
+"""Defines the errors that end the process, with the exit code of each.
 
-A bad frame is not an error: it is a `types.Rejected` value that travels with its batch. An exception from here
-means that the program cannot go on as configured. `exit_code` is what the process exits with; `retriable` says
-whether a restarted pod can be expected to get further without a person changing something.
+A bad frame is not an error: it is a `types.Rejected` value that travels with its batch. An exception from this module
+means that the program cannot continue as configured. `docs/reference.md` lists the first line of each docstring.
 
 The message of each error is for a person: what happened, where, and what to do.
 """
@@ -13,7 +12,12 @@ from typing import ClassVar
 
 
 class SluiceError(Exception):
-    """Base of all errors raised on purpose. Never raised itself."""
+    """Base class of all errors that Sluice raises on purpose. Never raised itself.
+
+    Attributes:
+        exit_code: The exit code of the process.
+        retriable: Whether a restarted process can succeed although nobody has changed anything.
+    """
 
     exit_code: ClassVar[int] = 1
     retriable: ClassVar[bool] = False
@@ -32,20 +36,20 @@ class ModelError(SluiceError):
 
 
 class KafkaError(SluiceError):
-    """The brokers were away for too long, or a client died."""
+    """The brokers were unreachable for too long, or a Kafka client failed."""
 
     exit_code = 4
     retriable = True
 
 
 class RefusedError(KafkaError):
-    """The brokers refuse until a person mends it: a right, a password, a setting, offsets that expired, a shared ID."""
+    """The brokers refuse until a person fixes a permission, a password, a setting, expired offsets or a shared ID."""
 
     retriable = False
 
 
 class TopicReplacedError(KafkaError):
-    """An input topic was created again, or its log was cut, while it was read. Nothing more of it is committed."""
+    """An input topic was re-created or truncated while Sluice read it. No further offset of it is committed."""
 
     def __init__(self, message: str, topic: str) -> None:
         super().__init__(message)
@@ -53,7 +57,7 @@ class TopicReplacedError(KafkaError):
 
 
 class OffsetsLostError(RefusedError):
-    """The next offset is not in the log: a person chooses where to read on. Nothing more of its topic is committed."""
+    """The next offset is no longer in the log. A person must choose where to resume; no further offset is committed."""
 
     def __init__(self, message: str, topic: str) -> None:
         super().__init__(message)
@@ -61,54 +65,61 @@ class OffsetsLostError(RefusedError):
 
 
 class PublishError(KafkaError):
-    """An outcome could not be written within `delivery.timeout.ms`. Nothing after it was committed."""
+    """An outcome could not be written within `delivery.timeout.ms`. No offset after it was committed."""
 
     exit_code = 5
 
 
 class UnwritableError(PublishError):
-    """The brokers refuse to write an outcome until a person mends it: a right, a size, a topic that is not there."""
+    """The brokers refuse an outcome. A person must fix a permission, a size limit or a missing topic first."""
 
     retriable = False
 
 
 class TransactionError(KafkaError):
-    """A transaction failed; `rolled_back`: for certain. Exactly-once delivery tries again for a while."""
+    """A transaction failed. Exactly-once delivery retries for a limited time.
+
+    Args:
+        message: The cause.
+        rolled_back: Whether it is certain that the brokers rolled the transaction back.
+        expelled: Whether the group has expelled this process. Then the next transaction fails too, unless a poll has
+            let the process rejoin.
+    """
 
     def __init__(self, message: str, *, rolled_back: bool, expelled: bool = False) -> None:
         super().__init__(message)
         self.rolled_back = rolled_back
-        self.expelled = expelled  # by the group: the next one fails, too, unless a poll has let this process join again
+        self.expelled = expelled
 
 
 class EngineError(SluiceError):
-    """The detector failed in a way that no retry on this device can mend. Nothing of the batch was committed."""
+    """The detector failed, and no retry on this device can help. No frame of the batch was committed."""
 
     exit_code = 6
     retriable = True
 
 
 class DrainError(SluiceError):
-    """Work in flight did not end within the drain deadline. It was not committed and will be repeated."""
+    """Frames in flight were not finished within the drain deadline. They were not committed and will be repeated."""
 
     exit_code = 7
     retriable = True
 
 
 class RejectRateError(SluiceError):
-    """So many frames in a row were rejected that a misconfiguration is likelier than bad frames."""
+    """Too many frames in a row were rejected. A misconfiguration is more likely than that many bad frames."""
 
     exit_code = 8
 
 
 class StalledError(SluiceError):
-    """The main loop has not turned for too long; the process ends itself so that another pod takes over."""
+    """The main loop made no progress for too long. The process ends itself so that another pod takes over."""
 
     exit_code = 9
     retriable = True
 
 
 class OwnershipError(SluiceError):
-    """A client object was called from a thread that does not own it. This is a bug in Sluice: please report it."""
+    """A Kafka client was called from a thread that does not own it. This is a bug in Sluice: please report it."""
 
     exit_code = 70

@@ -1,6 +1,9 @@
-"""The values that travel through the pipeline: immutable, slotted, units in their names.
+"""Defines the values that travel through the pipeline.
 
-What is made for every frame is a named tuple, which takes a quarter to half of the time of a frozen dataclass.
+All types are immutable. The unit of a field is in its name (`_ms`, `_s`, `_bytes`) or beside it.
+
+Types of which every frame needs an instance are named tuples. To create one takes a quarter to half of the time of a
+frozen dataclass.
 """
 
 from __future__ import annotations
@@ -12,18 +15,20 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Monotonic seconds. Injected wherever time matters, so that tests run in virtual time.
+# Returns monotonic seconds. Injected wherever time matters, so that tests run in virtual time.
 Clock = Callable[[], float]
 
+# (name, value) pairs in the order of the record. Kafka allows repeated names and null values.
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
+# The condition that closed a batch. A closed set, because it is a metric label.
 ClosedBy = Literal["size", "bytes", "delay", "idle_engine", "drain"]
 CLOSED_BY: tuple[ClosedBy, ...] = ("size", "bytes", "delay", "idle_engine", "drain")
 
 
 class TopicPartition(NamedTuple):
-    """One partition of one topic. A tuple, because it is hashed for every frame."""
+    """One partition of one topic. A named tuple, because it is hashed for every frame."""
 
     topic: str
     partition: int
@@ -32,15 +37,18 @@ class TopicPartition(NamedTuple):
         return f"{self.topic}[{self.partition}]"
 
 
-# What Python needs for a header beside its letters: a tuple, a str and a bytes object, and their place in the list.
+# Memory overhead of one header in Python: a tuple, a str object, a bytes object, and the list entry.
 _HEADER_BYTES: Final = 150
 
 
 class Receipt(NamedTuple):
-    """Where a frame came from, and under which assignment.
+    """The input position of a frame, and the assignment under which it was read.
 
-    `epoch` is new with each assignment of a partition to this process, and after each rewind. A completion whose epoch
-    is not the current one belongs to an assignment that has ended and must neither be published nor committed.
+    Attributes:
+        partition: The partition that the record was read from.
+        offset: The offset of the record in that partition.
+        epoch: The number of the assignment. Each assignment of a partition to this process, and each rewind, starts a
+            new epoch. An outcome with an older epoch must be neither published nor committed: its assignment has ended.
     """
 
     partition: TopicPartition
@@ -49,17 +57,20 @@ class Receipt(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An input record as the broker gave it; kept whole so that a dead letter loses nothing."""
+    """An input record, unchanged. The pipeline keeps all of it, so that a dead letter loses nothing."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers
-    timestamp_ms: int | None  # None where the record has none
-    headers_lost: bool = False  # it has headers that the client library cannot read; then `headers` is empty
+    timestamp_ms: int | None  # Unix milliseconds; None if the record has no timestamp
+    headers_lost: bool = False  # True if the client library cannot read the headers; `headers` is empty then
 
     @property
     def size_bytes(self) -> int:
-        """What it keeps in memory as long as it is held: headers and key count, or they could be the attack."""
+        """The bytes of memory that the record occupies, approximately.
+
+        The key and the headers count too. Otherwise large headers could exhaust the memory unnoticed.
+        """
         size = len(self.value or b"") + len(self.key or b"")
         if self.headers:
             size += sum(_HEADER_BYTES + len(name) + len(value or b"") for name, value in self.headers)
@@ -68,10 +79,12 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """This frame can never become a detection: it goes to the dead-letter topic.
+    """The outcome of a frame that can never become a detection. The frame goes to the dead-letter topic.
 
-    `stage` is where it was found out, `reason` one of the `REASONS` (a closed set: it labels a metric),
-    `detail` a sentence for a person; it may quote sizes and numbers of the input, never its raw bytes.
+    Attributes:
+        stage: The pipeline stage that rejected the frame.
+        reason: One of `REASONS`. A closed set, because it is a metric label.
+        detail: An explanation for a person. It may quote sizes and numbers of the input, never its raw bytes.
     """
 
     stage: Literal["parse", "decode", "infer", "publish"]
@@ -79,60 +92,68 @@ class Rejected:
     detail: str
 
 
-# Why a frame was rejected. A closed set, because it is a metric label; `schemas/README.md` explains each.
+# The reasons for a rejection. A closed set, because the reason is a metric label. `schemas/README.md` explains each.
 REASONS: tuple[str, ...] = (
     "empty",  # tombstone, or a value or image of zero bytes
-    "bad_envelope",  # a msgpack envelope that is not a valid one, or a header that stands for one of its fields
-    "unreadable_headers",  # a header name is not UTF-8, and the client library reads none of the record's headers
+    "bad_envelope",  # the msgpack envelope is invalid, or a header that replaces one of its fields is invalid
+    "unreadable_headers",  # a header name is not UTF-8, so the client library cannot read any header of the record
     "bad_source_id",  # missing, too long, not UTF-8 or not printable
-    "too_large",  # more encoded bytes than decode.max_bytes
+    "too_large",  # the image has more encoded bytes than decode.max_bytes
     "unsupported_format",  # the magic bytes are not those of JPEG, PNG or WebP
     "bad_header",  # the image header is damaged or contradicts itself
     "too_many_pixels",  # the header claims more pixels than decode.max_pixels
-    "too_many_scans",  # a progressive JPEG with more scans than decode.max_scans
-    "damaged",  # the decoder failed on it, or found it truncated (strict)
-    "decoder_crashed",  # decode.workers: the decoding process ended over it, twice
-    "decoder_timeout",  # decode.isolation: not decoded within decode.timeout_s, twice
-    "decoder_memory",  # decode.isolation: needs more than decode.memory_limit_bytes
-    "engine",  # the detector failed on this frame alone, and on no other of its batch
-    "unpublishable",  # its result is not finite, or larger than the producer's message.max.bytes
+    "too_many_scans",  # a JPEG with more scans than decode.max_scans
+    "damaged",  # the decoder failed on the image, or the image is truncated (decode.strict)
+    "decoder_crashed",  # decode.workers: the frame crashed its decoding process, twice
+    "decoder_timeout",  # decode.isolation: the frame was not decoded within decode.timeout_s, twice
+    "decoder_memory",  # decode.isolation: the frame needs more than decode.memory_limit_bytes
+    "engine",  # the detector failed on this frame alone, and on no other frame of its batch
+    "unpublishable",  # the result is not finite, or is larger than the producer's message.max.bytes
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """This frame was not looked at, on purpose. Published, so that it differs from "nothing seen"."""
+    """The outcome of a frame that was left out on purpose.
+
+    It is published as a message of its own, so that a reader can distinguish it from an empty detection.
+
+    Attributes:
+        reason: `stale` if the frame was older than `batching.max_frame_age_ms`.
+        age_ms: The age of the frame since its capture, in milliseconds.
+    """
 
     reason: Literal["stale"]
     age_ms: float
 
 
 class Frame(NamedTuple):
-    """One input record, parsed. `verdict` is set where its outcome is known before it is looked at.
+    """One input record, parsed.
 
-    Such a frame still takes its place in a batch, so that outcomes of one source keep their order.
+    If the outcome is known before detection, `verdict` holds it. The frame still takes its place in a batch, so that
+    the outcomes of one source keep their order.
     """
 
     source_id: str
     frame_id: str
-    captured_at_ms: int | None  # Unix milliseconds: from the producer, else the record's timestamp
-    payload: bytes  # the encoded image; b"" where `verdict` is set
-    received_at: float  # seconds on the injected clock, when it left the consumer
+    captured_at_ms: int | None  # Unix milliseconds: set by the producer, else the timestamp of the record
+    payload: bytes  # the encoded image; b"" if `verdict` is set
+    received_at: float  # seconds on the injected clock, when the Kafka consumer returned the record
     receipt: Receipt
     record: Record
-    traceparent: str | None = None
+    traceparent: str | None = None  # W3C trace context
     verdict: Rejected | Skipped | None = None
-    copied_bytes: int = 0  # of the payload, if it is a copy: of a part of an envelope
+    copied_bytes: int = 0  # size of the payload if it was copied out of an envelope, else 0
 
     @property
     def size_bytes(self) -> int:
-        """What the frame keeps in memory: its record, and a payload that is a copy. It never changes."""
+        """The bytes of memory that the frame occupies: its record, and the payload if it is a copy. Never changes."""
         return self.record.size_bytes + self.copied_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Frames that go through the detector together, in admission order."""
+    """Frames that are processed together, in the order of their admission."""
 
     frames: tuple[Frame, ...]
     closed_by: ClosedBy
@@ -140,10 +161,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LetterboxPolicy:
-    """How a detector wants its canvases: at most `size` pixels on each side.
+    """The canvas layout that a detector requires.
 
-    With `rect`, the canvas is cut to the smallest multiple of `stride` that holds the scaled image, as Ultralytics'
-    `predict` does for models with dynamic shapes; otherwise it is always `size` x `size`.
+    Attributes:
+        size: The maximum length of a side of the canvas, in pixels.
+        stride: The stride of the model, in pixels.
+        rect: If true, each side is the smallest multiple of `stride` that holds the scaled image, as in Ultralytics'
+            `predict` for models with dynamic shapes. If false, every canvas is `size` x `size`.
     """
 
     size: int = 640
@@ -152,13 +176,13 @@ class LetterboxPolicy:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of the largest canvas, which is what a slot has room for."""
+        """The size of a slot in bytes. A slot has room for the largest canvas, uint8 (size, size, 3)."""
         return self.size * self.size * 3
 
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How an image lies in its canvas, all in pixels: scaled to `scaled_*`, then padded on both sides."""
+    """The placement of an image in its canvas: scaled to `scaled_*`, then padded. All values are in pixels."""
 
     width: int  # of the original image
     height: int
@@ -171,10 +195,17 @@ class Letterbox:
 
     @classmethod
     def fit(cls, width: int, height: int, policy: LetterboxPolicy) -> Letterbox:
-        """The letterbox of an image of `width` x `height` pixels, rounded as Ultralytics' `LetterBox` rounds.
+        """Return the letterbox of an image, rounded as Ultralytics' `LetterBox` rounds.
 
         Source: ultralytics/data/augment.py, `LetterBox.get_params` with `auto=policy.rect`, `center=True`.
-        Raises ValueError where a side is not positive.
+
+        Args:
+            width: The width of the original image in pixels.
+            height: The height of the original image in pixels.
+            policy: The canvas layout that the detector requires.
+
+        Raises:
+            ValueError: A side is not positive.
         """
         if width <= 0 or height <= 0:
             raise ValueError(f"image sides must be positive, got {width}x{height}")
@@ -190,24 +221,28 @@ class Letterbox:
             canvas_height=scaled_height + slack_y,
             scaled_width=scaled_width,
             scaled_height=scaled_height,
-            # The 0.1 makes an odd slack fall to the right and below, as Ultralytics does.
+            # With the 0.1, the odd pixel of the padding goes to the right and to the bottom, as in Ultralytics.
             pad_x=round(slack_x / 2 - 0.1),
             pad_y=round(slack_y / 2 - 0.1),
         )
 
     @property
     def canvas_shape(self) -> tuple[int, int]:
-        """(height, width) of the canvas: frames of one shape can share a forward pass."""
+        """The canvas size as (height, width). Frames with the same shape can share a forward pass."""
         return self.canvas_height, self.canvas_width
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was seen in one frame, best score first.
+    """The detected objects of one frame, best score first.
 
-    boxes: float32 (n, 4), x1 y1 x2 y2 in pixels of the original image.
-    scores: float32 (n,), 0 to 1.  class_ids: int32 (n,).
-    Raises ValueError, with expected and actual, where shapes or dtypes are others.
+    Attributes:
+        boxes: float32 (n, 4): x1, y1, x2, y2 in pixels of the original image.
+        scores: float32 (n,), from 0 to 1.
+        class_ids: int32 (n,). `ModelInfo.label` maps each to a name.
+
+    Raises:
+        ValueError: An array has another shape or dtype. The message has the expected and the actual values.
     """
 
     boxes: NDArray[np.float32]
@@ -229,28 +264,36 @@ class Detections:
 
     @classmethod
     def none(cls) -> Detections:
-        """The frame was looked at and nothing was seen."""
+        """Return an empty result: the detector processed the frame and found no object."""
         return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
 
 
 class Detected(NamedTuple):
-    """The frame was looked at. `width` and `height` are those of the original image, in pixels."""
+    """The outcome of a frame that the detector processed.
+
+    Attributes:
+        detections: The detected objects; empty if there are none.
+        width: The width of the original image in pixels.
+        height: The height of the original image in pixels.
+    """
 
     detections: Detections
     width: int
     height: int
 
 
+# Every input record gets exactly one of these.
 Outcome = Detected | Skipped | Rejected
 
 
 @dataclass(frozen=True, slots=True)
 class StageTimings:
-    """Where a batch spent its time, in milliseconds.
+    """The time that one batch spent in each stage, in milliseconds.
 
-    `decode_wait` is what the engine still waited for the last decode once it had taken the batch; `infer` is the
-    engine's own time, pre- and post-processing included; `decode` is what the decode threads spent on the batch, all
-    together, before and during that wait.
+    Attributes:
+        decode_wait_ms: From when the inference thread took the batch until its last frame was decoded.
+        infer_ms: The time of the detector, with preprocessing and postprocessing.
+        decode_ms: The sum over all decode threads, before and during the wait.
     """
 
     decode_wait_ms: float
@@ -260,7 +303,17 @@ class StageTimings:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Exactly one outcome per frame of `batch`, in its order. `taken_at`: seconds, when the engine took the batch."""
+    """The outcomes of one batch.
+
+    Attributes:
+        batch: The frames.
+        outcomes: Exactly one outcome per frame, in the order of `batch.frames`.
+        timings: The time that the batch spent in each stage.
+        taken_at: When the inference thread took the batch, in seconds on the injected clock.
+
+    Raises:
+        ValueError: The number of outcomes differs from the number of frames.
+    """
 
     batch: Batch
     outcomes: Sequence[Outcome]
@@ -273,20 +326,23 @@ class BatchResult:
 
     @property
     def summary(self) -> BatchSummary:
-        """What is still needed of the batch once its outcomes are on their way."""
+        """The facts about the batch that its outcomes still need when the batch itself is gone."""
         return BatchSummary(len(self.batch.frames), self.timings, self.taken_at)
 
 
 class BatchSummary(NamedTuple):
-    """What an outcome says of its batch. It refers to no frame, so a held outcome keeps no other frame in memory."""
+    """The facts about a batch that each of its outcomes reports.
+
+    It refers to no frame. So an outcome that must wait keeps no other frame of its batch in memory.
+    """
 
     size: int  # frames
     timings: StageTimings
-    taken_at: float  # seconds on the injected clock, when the engine took the batch
+    taken_at: float  # seconds on the injected clock, when the inference thread took the batch
 
 
 class Finished(NamedTuple):
-    """A frame that is through the engine, and its outcome, which is to be written. `batch`: the one it was in."""
+    """A frame with its outcome, ready to be published. `batch` describes the batch that the frame was in."""
 
     frame: Frame
     outcome: Outcome
@@ -295,19 +351,31 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that looked: `name` is the file's, `digest` its SHA-256 as `sha256:<hex>`."""
+    """The model that produced a result.
+
+    Attributes:
+        name: The name of the model file.
+        digest: The SHA-256 of the model file, as `sha256:<hex>`.
+        labels: Class names by class ID.
+    """
 
     name: str
     digest: str
     labels: Mapping[int, str] = field(default_factory=dict)
 
     def label(self, class_id: int) -> str:
-        """The model's own name of a class; its number as text where the model has none for it."""
+        """Return the model's name of a class, or the class ID as text if the model has no name for it."""
         return self.labels.get(class_id, str(class_id))
 
 
 class Acknowledged(NamedTuple):
-    """The brokers have the outcome of `frame`. `published_at`: seconds on the injected clock."""
+    """An outcome that the brokers acknowledged.
+
+    Attributes:
+        frame: The frame.
+        outcome: Its outcome.
+        published_at: When the outcome was handed to the producer, in seconds on the injected clock.
+    """
 
     frame: Frame
     outcome: Outcome
@@ -315,16 +383,20 @@ class Acknowledged(NamedTuple):
 
 
 class DeviceMemory(NamedTuple):
-    """Memory of the device that the detector runs on, by whomever it is used."""
+    """Memory of the device that the detector runs on. `used_bytes` counts the memory of all processes."""
 
     used_bytes: int
     total_bytes: int
 
 
 class Lag(NamedTuple):
-    """How far one partition is behind. `seconds` is the age of its last frame while records wait, else 0.
+    """The lag of one partition.
 
-    None: records wait, and none has been read yet, so that nobody knows how old they are.
+    Attributes:
+        partition: The partition.
+        records: The number of records between the position and the end of the partition.
+        seconds: The age of the last frame that was read, if records wait; else 0. None if records wait and none has
+            been read yet: their age is unknown.
     """
 
     partition: TopicPartition

@@ -1,7 +1,13 @@
-"""The configuration. The environment (`SLUICE_` + the path with `__`) beats the YAML or TOML file.
+"""Defines and loads the configuration.
 
-Only this package reads the environment. `options` declares every option once, `kafka` those of the clients; `loading`
-reads them, `showing` prints them.
+An environment variable (`SLUICE_` and the path of the option with `__`) overrides the YAML or TOML file. Only this
+package reads the environment.
+
+- `options` declares every option once, except those of the Kafka clients.
+- `kafka` declares the options of the Kafka clients.
+- `section` has what all sections share.
+- `loading` reads the options.
+- `showing` prints them, without secrets.
 """
 
 from consumer.config.kafka import OWN_SETTINGS, TRANSACTION_TIMEOUT_MS, KafkaConfig

@@ -1,4 +1,4 @@
-"""The options of the Kafka clients, with the settings of librdkafka that are not free, and secrets from files."""
+"""Declares the options of the Kafka clients, checks librdkafka settings, and reads secrets from files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from consumer.config.section import Section, Text
 
-# librdkafka takes every setting as text; YAML gives numbers and booleans, which it spells `true` and `false`.
+# librdkafka accepts every setting as text. YAML also has numbers and booleans (`true` and `false`).
 Librdkafka = dict[str, str | int | float | bool]
 
-# Our default of transaction.timeout.ms: the transaction of a member that died stays open for so long.
+# The default of transaction.timeout.ms in Sluice. If a member dies, its transaction stays open for this time.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
-# The brokers look for transactions that are too old every 10 s (their default), and need some time to end them.
+# The brokers check for expired transactions every 10 s (their default), and need some time to abort them.
 _ENDING_MS: Final = 15_000
 _MAX_POLL_INTERVAL_MS: Final = 300_000  # librdkafka's default
 
 _FETCH_BACKOFF: Final = "fetch.error.backoff.ms"
 _LEAST_FETCH_BACKOFF_MS: Final = 500  # librdkafka's default
-_SECRET_BYTES: Final = 64 * 1024  # a chain of certificates has a few thousand
+_SECRET_BYTES: Final = 64 * 1024  # the maximum size; a chain of certificates has a few thousand bytes
 
-# librdkafka settings on which a promise stands, each with what to do instead.
+# The librdkafka settings that users may not set, because a guarantee depends on them, each with the alternative.
 OWN_SETTINGS: Final[dict[str, str]] = {
     "bootstrap.servers": "set kafka.bootstrap_servers",
     "metadata.broker.list": "set kafka.bootstrap_servers",
@@ -41,40 +41,45 @@ OWN_SETTINGS: Final[dict[str, str]] = {
 
 
 class KafkaConfig(Section):
-    bootstrap_servers: Text = Field("localhost:9092", description="Brokers to ask first: host:port, comma-separated.")
-    group_id: Text = Field("sluice", description="Consumer group. Pods of one group share the partitions.")
+    bootstrap_servers: Text = Field(
+        "localhost:9092", description="Brokers for the first connection: host:port, comma-separated."
+    )
+    group_id: Text = Field("sluice", description="Consumer group. The pods of one group share the partitions.")
     client: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer and the producer.")
-    consumer: Librdkafka = Field({}, description="Any librdkafka setting, for the consumer alone.")
-    producer: Librdkafka = Field({}, description="Any librdkafka setting, for the producer alone.")
+    consumer: Librdkafka = Field({}, description="Any librdkafka setting, only for the consumer.")
+    producer: Librdkafka = Field({}, description="Any librdkafka setting, only for the producer.")
     secrets: dict[str, str] = Field(
         {},
-        description="librdkafka settings whose values stand in files, for the consumer and the producer: "
-        '{"sasl.password": "/run/secrets/kafka-password"}. Read at the start, without the newline at their end.',
+        description="librdkafka settings whose values are read from files, for the consumer and the producer: "
+        '{"sasl.password": "/run/secrets/kafka-password"}. Read once at the start; a newline at the end is removed.',
     )
     commit_interval_ms: int = Field(
         500,
         ge=10,
         le=60_000,
-        description="at_least_once: milliseconds between commits of what was acknowledged.",
+        description="at_least_once: milliseconds between commits of acknowledged offsets.",
     )
     transactional_id: str = Field(
         "",
         pattern=r"^[\x21-\x7e]{0,249}$",
-        description="exactly_once: the name of this process's transactions. It must stay the same over restarts and be "
-        "different in every process. Empty: sluice-<group_id>-<host name>-0.",
+        description="exactly_once: transactional ID of this process. It must stay the same after a restart, and every "
+        "process needs a different one. Empty: sluice-<group_id>-<host name>-0.",
     )
-    _from_files: dict[str, str] = PrivateAttr(default_factory=dict)  # private, so that nothing prints them
+    _from_files: dict[str, str] = PrivateAttr(default_factory=dict)  # private, so that nothing prints the secrets
 
     @property
     def shared(self) -> dict[str, str | int | float | bool]:
-        """The settings of every client: `client`, and what the files of `secrets` hold."""
+        """The settings of every client: those of `client`, and the contents of the files in `secrets`."""
         return {**self.client, **self._from_files}
 
     @property
     def longest_transaction_s(self) -> float:
-        """Seconds until the brokers have ended the transaction of a member that died: they are asked for no longer.
+        """The seconds after which the brokers have certainly ended the transaction of a dead member.
 
-        Raises ValueError if `transaction.timeout.ms` is no number.
+        Sluice waits no longer than this.
+
+        Raises:
+            ValueError: `transaction.timeout.ms` is not a number.
         """
         return (self._transaction_timeout_ms + _ENDING_MS) / 1000
 
@@ -83,7 +88,11 @@ class KafkaConfig(Section):
         return _milliseconds({**self.shared, **self.producer}, "transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
 
     def check_transaction_timeout(self) -> None:
-        """For exactly_once. Raises ValueError if a consumer cannot wait for the longest transaction."""
+        """Check that a consumer can wait for the longest transaction. Needed for `exactly_once`.
+
+        Raises:
+            ValueError: `transaction.timeout.ms` is too long for `max.poll.interval.ms`, or is not a number.
+        """
         timeout_ms = self._transaction_timeout_ms
         longest_ms = _milliseconds({**self.shared, **self.consumer}, "max.poll.interval.ms", _MAX_POLL_INTERVAL_MS)
         if timeout_ms > TRANSACTION_TIMEOUT_MS and longest_ms < timeout_ms + _ENDING_MS:
@@ -124,7 +133,7 @@ class KafkaConfig(Section):
 
 
 def _milliseconds(settings: Librdkafka, name: str, default: int) -> float:
-    """The value of a librdkafka setting. Raises ValueError if it is no number."""
+    """Return the value of a librdkafka setting. Raises ValueError if it is not a number."""
     value = settings.get(name, default)
     try:
         return float(value)
@@ -133,8 +142,8 @@ def _milliseconds(settings: Librdkafka, name: str, default: int) -> float:
 
 
 def _read_secret(name: str, file: str) -> str:
-    """The content of a file, without one newline at its end. Raises ValueError with what is wrong with the file."""
-    if not file.startswith("/"):  # nor is it shown: it may be the secret itself
+    """Return the content of a file without one newline at its end. Raises ValueError if the file is unusable."""
+    if not file.startswith("/"):  # the error does not show the text, because it may be the secret itself
         raise ValueError(f"secrets: {name}: expected the absolute path of a file, as in /run/secrets/kafka-password")
     try:
         with Path(file).open("rb") as opened:
@@ -156,14 +165,14 @@ def _read_secret(name: str, file: str) -> str:
     value = value.removesuffix("\n").removesuffix("\r")
     if not value:
         raise ValueError(f"secrets: {name}: {file} is empty")
-    if "\0" in value:  # librdkafka would take what stands before it
+    if "\0" in value:  # librdkafka would use only the part before it
         raise ValueError(f"secrets: {name}: {file} holds a NUL byte")
     return value
 
 
 def _is_a_path(text: str) -> bool:
-    """Whether something on this machine shows that it was meant as a path: a password may begin with a slash, too."""
-    folder = os.path.dirname(text)  # noqa: PTH120 - of what may be no path at all
+    """Return whether the text is clearly a path: it or its folder exists. A password may also begin with a slash."""
+    folder = os.path.dirname(text)  # noqa: PTH120 - the text may not be a path at all
     try:
         return os.path.lexists(text) or (os.path.isdir(folder) and not os.path.samefile(folder, "/"))  # noqa: PTH112, PTH121
     except (OSError, ValueError):

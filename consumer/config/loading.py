@@ -1,4 +1,4 @@
-"""The file and the environment -> `Config`, or one message that names every wrong option."""
+"""Loads the configuration from the file and the environment, and explains every invalid option."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from consumer.config.options import Config
 from consumer.config.section import ENV_PREFIX, SECRET
 from consumer.errors import ConfigError
 
-# Not options: the path of the file, and what the test suite reads.
+# Variables that are not options: the path of the file, and those of the test suite.
 _FOREIGN_ENV: Final = re.compile(r"^SLUICE_(CONFIG|TEST_.*)$")
-# Nor is what Kubernetes puts into every pod beside a Service "sluice" or "sluice-metrics": NAME_SERVICE_HOST and more.
+# Kubernetes adds variables such as NAME_SERVICE_HOST for each Service of the namespace to every pod. For a Service
+# "sluice" or "sluice-metrics" they begin with SLUICE_, but are not options.
 _SERVICE_HOST: Final = "_SERVICE_HOST"
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read the file (`path`, else `$SLUICE_CONFIG`, else none) and the environment.
+    """Load the configuration.
 
-    `overrides` (nested, as in the file) beat the file, not the environment.
-    Raises ConfigError with one message that names every wrong option.
+    Args:
+        path: The YAML or TOML file. None: the file in `SLUICE_CONFIG`, or no file if that is not set.
+        overrides: Options that override the file but not the environment, nested as in the file.
+
+    Raises:
+        ConfigError: The file cannot be read, or an option is invalid. The message names every invalid option.
     """
     if path is None and (from_env := os.environ.get("SLUICE_CONFIG")):
         path = Path(from_env)
@@ -37,7 +42,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         return Config(**values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from None
-    except ValueError as error:  # pydantic-settings: a list or map in the environment that is not JSON
+    except ValueError as error:  # from pydantic-settings: a list or map in the environment is not JSON
         raise ConfigError(f"{error}: lists and maps in the environment are written as JSON") from None
 
 
@@ -59,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _place_of(error: yaml.YAMLError) -> str:
-    """Where it is, without the line itself, which the library quotes: a password may stand there."""
+    """Return the position of the error without the text of the line, which may contain a password."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return type(error).__name__
@@ -97,7 +102,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
             continue
         message = item["msg"].removeprefix("Value error, ")
         given = item["input"]
-        # Not only the name: someone may have written "sasl.password=..." where a map belongs.
+        # The value is checked too, not only the name: it may be "sasl.password=..." instead of a map.
         harmless = isinstance(given, str | int | float) and not any(map(SECRET.search, (where, str(given))))
         shown = f" (got {given!r})" if where and harmless else ""
         yield f"{where}: {message}{shown}" if where else message

@@ -1,4 +1,7 @@
-"""Every option, declared once: name, meaning, unit, default, bounds. The docs and `sluice config` come from here."""
+"""Declares every option once, with its meaning, unit, default and bounds.
+
+`docs/reference.md` and the output of `sluice config` are generated from these declarations.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class InputConfig(Section):
 
 
 class OutputConfig(Section):
-    topic: TopicName = Field("detections", description="Topic for one message per frame, keyed by source ID.")
+    topic: TopicName = Field("detections", description="Topic for results: one message per frame, keyed by source ID.")
     format: Literal["msgpack", "json"] = Field("msgpack", description="Encoding of the messages.")
 
 
@@ -27,31 +30,36 @@ class DeadLetterConfig(Section):
     max_consecutive: int = Field(
         1000,
         ge=0,
-        description="Stop when so many frames in a row were rejected: then a misconfigured model or codec is likelier "
-        "than bad frames. 0: never.",
+        description="The process stops after this number of rejected frames in a row, because the probable cause is a "
+        "wrong model or codec. 0: never.",
     )
 
 
 class BatchingConfig(Section):
     policy: Literal["dynamic", "window", "static"] = Field(
         "dynamic",
-        description="dynamic: an idle engine takes what is there, a busy one lets the batch grow. window: size or "
-        "delay, whichever comes first. static: full batches only, the delay counts when draining.",
+        description="dynamic: an idle detector takes the frames that are ready; while it is busy, the batch grows. "
+        "window: a batch closes by size or delay, whichever comes first. static: only full batches, until draining.",
     )
-    max_batch_size: int = Field(32, ge=1, le=1024, description="Frames in a batch at most.")
+    max_batch_size: int = Field(32, ge=1, le=1024, description="Maximum number of frames in a batch.")
     max_queue_delay_ms: float = Field(
-        10, ge=0, le=60_000, description="Milliseconds that the first frame of a batch waits for others at most."
+        10, ge=0, le=60_000, description="Maximum time that the first frame of a batch waits for others, milliseconds."
     )
     preferred_batch_sizes: list[int] = Field(
         [],
-        description="dynamic: sizes that the engine runs best at. A batch closes at the largest that is ready; an idle "
-        "engine waits for the smallest of them until the delay is over.",
+        description="dynamic: sizes at which the detector is most efficient. A batch closes at the largest size that "
+        "is ready. An idle detector waits for the smallest size until the delay has passed.",
     )
     max_batch_bytes: int = Field(
-        64 * 2**20, ge=1024, description="Encoded bytes in a batch at most. A single larger frame goes alone."
+        64 * 2**20,
+        ge=1024,
+        description="Maximum number of encoded bytes in a batch. A larger frame forms a batch of its own.",
     )
     max_frame_age_ms: float | None = Field(
-        None, gt=0, description="Milliseconds since capture after which a frame is published as skipped. Unset: never."
+        None,
+        gt=0,
+        description="Maximum age of a frame since capture, milliseconds. Older frames are published as skipped. Unset: "
+        "no limit.",
     )
 
     @model_validator(mode="after")
@@ -66,29 +74,34 @@ class BatchingConfig(Section):
 
 class DecodeConfig(Section):
     threads: int | Literal["auto"] = Field(
-        "auto", description="Decoding threads, or processes. auto: one per core, 2 to 8."
+        "auto", description="Number of decode threads or processes. auto: one per core, 2 to 8."
     )
     strict: bool = Field(
-        True, description="Reject truncated and damaged JPEGs. false: decode what can be decoded of them."
+        True, description="Reject truncated and damaged JPEGs. false: decode the part that can be decoded."
     )
-    max_bytes: int = Field(16 * 2**20, ge=1024, description="Encoded bytes of one frame at most.")
+    max_bytes: int = Field(16 * 2**20, ge=1024, description="Maximum number of encoded bytes of one frame.")
     max_pixels: int = Field(
-        33_177_600, ge=1024, description="Pixels of one frame at most, from its header. Default: 7680x4320."
+        33_177_600,
+        ge=1024,
+        description="Maximum number of pixels of one frame, according to its header. Default: 7680x4320.",
     )
-    max_scans: int = Field(16, ge=1, description="Scans of one progressive JPEG at most. Cameras write 1 to 10.")
+    max_scans: int = Field(16, ge=1, description="Maximum number of scans of one JPEG. Cameras write 1 to 10.")
     workers: Literal["auto", "threads", "processes"] = Field(
         "auto",
-        description="processes: one per decoding thread, so that decoding does not wait for the program's Python and a "
-        "crash in an image library costs a frame; Linux only. auto: processes where they can be started, else threads.",
+        description="processes: one per decode thread. Decoding does not compete for the lock of the Python "
+        "interpreter, and a crash in an image library costs only one frame. Linux only. auto: processes if they can be "
+        "started, else threads.",
     )
     isolation: Literal["none", "process"] = Field(
         "none",
-        description="process: processes that share no pictures and are also killed when a frame hangs or bloats them. "
-        "For cameras that are not trusted; Linux only. docs/security.md has the cost.",
+        description="process: decode in processes that share no images, and kill a process if a frame takes too long "
+        "or too much memory. For untrusted cameras. Linux only. docs/security.md states the cost.",
     )
-    timeout_s: Seconds = Field(5, description="With isolation: seconds for one frame at most.")
+    timeout_s: Seconds = Field(5, description="With isolation: maximum time to decode one frame, seconds.")
     memory_limit_bytes: int = Field(
-        2**30, ge=64 * 2**20, description="With isolation: memory for one frame at most, on top of an idle process."
+        2**30,
+        ge=64 * 2**20,
+        description="With isolation: maximum memory to decode one frame, in addition to that of an idle process.",
     )
 
     @field_validator("threads")
@@ -106,14 +119,14 @@ class DecodeConfig(Section):
 
     @property
     def in_processes(self) -> bool:
-        """Whether processes are asked for: by name, or by `auto` on a system that has what they need."""
+        """Whether to decode in processes: requested by name, or by `auto` on a system that supports it."""
         if self.isolation == "process" or self.workers == "processes":
             return True
         return self.workers == "auto" and hasattr(os, "memfd_create")
 
     @property
     def thread_count(self) -> int:
-        """The number of decoding threads, with `auto` resolved for this machine."""
+        """The number of decode threads, with `auto` resolved for this machine."""
         if isinstance(self.threads, int):
             return self.threads
         return min(8, max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2))
@@ -126,70 +139,79 @@ class DetectorConfig(Section):
         "are refused in this version.",
     )
     backend: Literal["auto", "torch", "onnx", "tensorrt", "simulated"] = Field(
-        "auto", description="What runs the model. auto: by the suffix of model."
+        "auto", description="Library that runs the model. auto: chosen by the suffix of model."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto: cuda where there is one.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto: cuda if there is a GPU, else cpu.")
     image_size: int = Field(640, ge=32, le=4096, multiple_of=32, description="Longer side of the canvas, pixels.")
-    confidence: float = Field(0.25, ge=0, le=1, description="Score below which a detection is dropped.")
-    iou: float = Field(0.7, ge=0, le=1, description="Overlap above which the weaker of two boxes is dropped (NMS).")
-    max_detections: int = Field(300, ge=1, le=10_000, description="Detections per frame at most, best first.")
+    confidence: float = Field(0.25, ge=0, le=1, description="Detections with a score up to this value are dropped.")
+    iou: float = Field(
+        0.7, ge=0, le=1, description="If two boxes overlap (IoU) by more than this, the weaker one is dropped (NMS)."
+    )
+    max_detections: int = Field(
+        300, ge=1, le=10_000, description="Maximum number of detections per frame; the best scores are kept."
+    )
     half: bool = Field(
-        False, description="Half precision on CUDA: faster; scores change in the third digit, boxes by a pixel."
+        False, description="Half precision on CUDA: faster, but scores change in the third digit and boxes by a pixel."
     )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that the model file must have. Unset: not checked."
     )
     allow_download: bool = Field(
-        False, description="Let Ultralytics fetch a model of its own that is not there, such as yolo26n.pt."
+        False, description="Allow Ultralytics to download a missing model of its own, such as yolo26n.pt."
     )
 
 
 class LimitsConfig(Section):
     drain_timeout_s: Seconds = Field(
-        25, description="Seconds for finishing work in flight: on SIGTERM in all, on a rebalance at most half of it."
+        25,
+        description="Maximum time to finish frames in flight, seconds: all of it on SIGTERM, at most half of it on a "
+        "rebalance.",
     )
     max_in_flight_bytes: int = Field(
         512 * 2**20,
         ge=2**20,
-        description="Bytes of records held at most: waiting, in batches, not yet acknowledged. The copies of dead "
-        "letters on their way to the brokers come on top: 32 MiB, or one letter if it is larger.",
+        description="Maximum bytes of records in memory: waiting, in batches, or not yet acknowledged. Copies of dead "
+        "letters that are being written are not included: at most 32 MiB, or one dead letter if that is larger.",
     )
     max_unacknowledged: int = Field(
-        10_000, ge=1, description="Outcomes written and not yet acknowledged at most; then polling pauses."
+        10_000,
+        ge=1,
+        description="Maximum number of outcomes that are written and not yet acknowledged; above it, polling pauses.",
     )
     stall_timeout_s: Seconds = Field(
         60,
         ge=45,
-        description="Seconds before the process ends without a turn of the loop, or with one batch in the engine and "
-        "no frame of it decoded.",
+        description="The process ends itself after this time without progress, seconds: the main loop hangs, or one "
+        "batch is in the detector and no frame of it is decoded.",
     )
 
 
 class HttpConfig(Section):
     host: Text = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz. In a pod: 0.0.0.0.")
-    port: int = Field(8080, ge=0, le=65_535, description="Port; 0 turns the server off.")
+    port: int = Field(8080, ge=0, le=65_535, description="Port of the HTTP server. 0: no server.")
 
 
 class LogConfig(Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to print.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level to log.")
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json.")
 
 
 class TracesConfig(Section):
     endpoint: str = Field(
         "",
-        description="OTLP/HTTP address for spans, such as http://collector:4318/v1/traces. Empty: off.",
+        description="OTLP/HTTP address for spans, such as http://collector:4318/v1/traces. Empty: no traces.",
     )
     sample_ratio: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="Share that is traced of the frames without a traceparent; the others follow their producer.",
+        description="Share of the frames without a traceparent to trace. With one, the sampled flag of the producer "
+        "decides.",
     )
 
 
 class Config(BaseSettings):
-    """The whole configuration, immutable. Build it with `load_config`."""
+    """The whole configuration, immutable. Create it with `load_config`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
@@ -201,8 +223,8 @@ class Config(BaseSettings):
     dead_letter: DeadLetterConfig = DeadLetterConfig()
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
-        description="at_least_once: repeats after a crash. exactly_once: results and offsets in one transaction; its "
-        "readers must be read_committed.",
+        description="at_least_once: outcomes may be repeated after a crash. exactly_once: outcomes and offsets are in "
+        "one transaction; readers must use read_committed.",
     )
     batching: BatchingConfig = BatchingConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -215,13 +237,13 @@ class Config(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature of the base, here and below
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the base class has this signature; also below
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings  # what the file says arrives as init settings; the environment beats it
+        return env_settings, init_settings  # the file is passed as init settings, and the environment overrides it
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
@@ -251,5 +273,5 @@ class Config(BaseSettings):
 
     @property
     def transactional_id(self) -> str:
-        """The name of this process's transactions; the host name is the pod's in Kubernetes."""
+        """The transactional ID of this process. In Kubernetes, the host name is that of the pod."""
         return self.kafka.transactional_id or f"sluice-{self.kafka.group_id}-{platform.node()}-0"

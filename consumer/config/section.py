@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of."""
+"""Defines the base class and the field types of the sections of the configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 ENV_PREFIX: Final = "SLUICE_"
-# Names and values that may hold a secret: never shown, not even in an error.
+# Names and values that may contain a secret. Values are never shown then, not even in an error.
 SECRET: Final = re.compile(
     r"password|passphrase|secret|\.pem$|\.key$|ssl\.key|token|sasl\.jaas|credentials", re.IGNORECASE
 )
@@ -27,4 +27,6 @@ TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 
 
 class Section(BaseModel):
+    """A section of the configuration: immutable, without unknown options."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

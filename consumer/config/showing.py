@@ -1,4 +1,4 @@
-"""`Config` -> what a person may see of it."""
+"""Converts the configuration to plain values for display, without secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MASK: Final = "********"
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """The configuration as plain values, with every secret replaced by `MASK`. Paths of secrets are none."""
+    """Return the configuration as plain values, with `MASK` for each secret. The paths of secret files are shown."""
 
     def masked(value: Any, name: str = "") -> Any:
         if name == "secrets":
@@ -27,7 +27,7 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def options() -> Iterator[tuple[str, str, Any, str]]:
-    """(path, environment variable, default, meaning) of every option, in the order of this file."""
+    """Yield (path, environment variable, default, meaning) of every option, in the order of declaration."""
     for section, field in Config.model_fields.items():
         nested = getattr(field.annotation, "model_fields", None)
         if nested is None:

@@ -1,4 +1,4 @@
-"""Encoded bytes in, a letterboxed RGB canvas in the batch's slot out, or `Rejected`. Pure and thread-safe."""
+"""Decodes encoded images into letterboxed RGB canvases, or rejects them. Pure and thread-safe."""
 
 from consumer.decoding.decoder import Decoder, configure_opencv
 

@@ -1,4 +1,7 @@
-"""One frame: guards, decoding, turning, letterboxing. Numbered in the order that keeps them safe."""
+"""Decodes one frame: check it, decode it, rotate it, letterbox it.
+
+The docstrings number these steps. The order is what makes them safe.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from consumer.types import Letterbox, LetterboxPolicy, Rejected
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB
 
-# What Ultralytics' LetterBox pads with.
+# The grey value of the padding, as in Ultralytics' LetterBox.
 PADDING = 114
 
-# Exif orientation: what makes the stored picture upright.
+# Exif orientation to the operation that makes the stored image upright.
 _UPRIGHT: dict[int, Callable[[Image], Any]] = {
     2: lambda image: cv2.flip(image, 1),
     3: lambda image: cv2.rotate(image, cv2.ROTATE_180),
@@ -33,19 +36,21 @@ _UPRIGHT: dict[int, Callable[[Image], Any]] = {
 
 
 def configure_opencv() -> None:
-    """Settings of the whole process, so only the program's entry calls this, not an import.
+    """Configure OpenCV for this process: one thread, no log output.
 
-    The decode pool has a thread per core already: a resize that spreads over all cores again only gets in its way.
-    What OpenCV would print about a damaged picture is in its dead letter.
+    These settings are global to the process, so only entry points call this function, never an import.
+
+    The decode pool already has a thread per core. A resize that uses all cores again would only compete with it. What
+    OpenCV would print about a damaged image is in the dead letter of the frame.
     """
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Guards(Protocol):
-    """What is refused before it is decoded: `DecodeConfig` has them, and a decoding process is sent them.
+    """The limits for images. `DecodeConfig` has them, and each decoding process receives them.
 
-    A protocol, because a process that only decodes should not spend its start on the libraries of a configuration.
+    A protocol, so that a decoding process need not import the libraries of the configuration at its start.
     """
 
     @property
@@ -59,47 +64,72 @@ class Guards(Protocol):
 
 
 class Decoder:
-    """Encoded bytes to a letterboxed canvas in the batch's slot. Any thread may call it, on different slots at once.
+    """Decodes encoded images into letterboxed canvases. Threads may call it at the same time for different slots.
 
-    The pixels equal those of Ultralytics' `LetterBox` over `cv2.imdecode(payload, IMREAD_COLOR)`, in RGB: Exif
-    orientation is applied, so width, height and boxes are those of the upright picture.
+    The pixels equal those of Ultralytics' `LetterBox` after `cv2.imdecode(payload, IMREAD_COLOR)`, but in RGB. The Exif
+    orientation is applied, so width, height and boxes refer to the upright image.
+
+    Args:
+        guards: The limits for images.
+        policy: The canvas layout that the detector requires.
     """
 
     def __init__(self, guards: Guards, policy: LetterboxPolicy) -> None:
         self._guards = guards
         self._policy = policy
-        # Cameras send one size; the cache is bounded because senders choose what is in it.
+        # A camera sends one image size. The cache is bounded, because senders choose the sizes.
         self._fit = lru_cache(maxsize=256)(partial(Letterbox.fit, policy=policy))
 
     def close(self) -> None:
-        """There is nothing to close; one in processes has something."""
+        """No-op. The process-based decoder overrides this."""
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes that a slot must have: the largest canvas."""
+        """The size of a slot in bytes, which is that of the largest canvas."""
         return self._policy.slot_bytes
 
     def decode_into(
         self, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]
     ) -> Iterator[tuple[int, Letterbox | Rejected]]:
-        """`judge` for each payload, into the row of `slots` that `places` says: (place, outcome) as they come."""
+        """Decode several images, each into its row of `slots`.
+
+        Args:
+            payloads: The encoded images.
+            slots: uint8 (n, slot_bytes), contiguous.
+            places: For each payload, the row of `slots` for its canvas.
+
+        Yields:
+            (place, outcome) for each payload, as `judge` returns it.
+        """
         for payload, place in zip(payloads, places, strict=True):
             yield place, self.judge(payload, slots[place])
 
     def judge(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
-        """`decode`, where every error but want of memory is the frame's: a restart would only meet it again."""
+        """Decode one image as `decode` does, and reject the frame for every error except MemoryError.
+
+        Decoding is deterministic, so after a restart the same frame would raise the same error.
+        """
         try:
             return self.decode(payload, slot)
-        except MemoryError:  # the machine's fault, and no frame's
+        except MemoryError:  # the fault of the machine, not of the frame
             raise
         except Exception as error:  # noqa: BLE001 - decoding is deterministic
             return Rejected("decode", "damaged", f"{type(error).__name__}: {error}")
 
     def decode(self, payload: bytes, slot: NDArray[np.uint8]) -> Letterbox | Rejected:
-        """Fill the first canvas_height * canvas_width * 3 bytes of `slot`, contiguous uint8, `slot_bytes` long.
+        """Decode one image into the first `canvas_height * canvas_width * 3` bytes of `slot`.
 
-        A bad frame is a `Rejected`, and leaves the slot with unspecified contents. Raises ValueError for a slot of
-        another shape, and lets MemoryError through: want of memory is the machine's fault, not the frame's.
+        Args:
+            payload: The encoded image.
+            slot: uint8 (slot_bytes,), contiguous.
+
+        Returns:
+            The placement of the image in its canvas, or `Rejected`. After `Rejected`, the content of the slot is
+            unspecified.
+
+        Raises:
+            ValueError: The slot has another shape or dtype.
+            MemoryError: The machine has too little memory. The frame is not at fault.
         """
         if slot.shape != (self.slot_bytes,) or slot.dtype != np.uint8 or not slot.flags.c_contiguous:
             raise ValueError(f"slot: expected contiguous uint8 ({self.slot_bytes},), got {slot.dtype} {slot.shape}")
@@ -112,7 +142,7 @@ class Decoder:
             return Rejected("decode", refused.reason, refused.detail)
 
     def _admit(self, payload: bytes) -> Header:
-        """1. Everything that can be refused before a byte is decoded or allocated."""
+        """Step 1: refuse everything that can be refused before a byte is decoded or allocated."""
         guards = self._guards
         if not payload:
             raise Refused("empty", "the frame has no bytes")
@@ -133,7 +163,10 @@ class Decoder:
         return header
 
     def _decode_jpeg(self, payload: bytes, header: Header, slot: NDArray[np.uint8]) -> Letterbox:
-        """2a. Straight into the slot where the picture is upright, needs no scaling and spans the canvas."""
+        """Step 2a: decode a JPEG.
+
+        The image is decoded directly into the slot if it is upright, needs no scaling and spans the canvas width.
+        """
         stored = header.height, header.width, 3
         upright = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
         box = self._fit(*upright)
@@ -141,7 +174,7 @@ class Decoder:
         if header.orientation == 1 and region.shape == stored and region.flags.c_contiguous:
             self._run_libjpeg(payload, header, region)
             return box
-        # Memory that is new for each frame costs nothing measurable beside the decoding of it.
+        # Compared with decoding, a new allocation for each frame has no measurable cost.
         image: Image = np.empty(stored, np.uint8)
         self._run_libjpeg(payload, header, image)
         turn = _UPRIGHT.get(header.orientation)
@@ -149,7 +182,7 @@ class Decoder:
         return box
 
     def _run_libjpeg(self, payload: bytes, header: Header, out: Image) -> None:
-        """libjpeg-turbo into `out`, whose size comes from the header that was checked: a larger picture raises."""
+        """Run libjpeg-turbo into `out`. Its size comes from the checked header; an image of another size is refused."""
         cmyk = header.components == 4
         buffer = np.empty((header.height, header.width, 4), np.uint8) if cmyk else out
         try:
@@ -170,7 +203,7 @@ class Decoder:
             _cmyk_to_rgb(buffer, out)
 
     def _decode_other(self, payload: bytes, header: Header, slot: NDArray[np.uint8]) -> Letterbox:
-        """2b. PNG and WebP, by OpenCV, which applies the orientation itself."""
+        """Step 2b: decode a PNG or WebP with OpenCV, which applies the orientation itself."""
         if header.format == "PNG":
             payload = essential(payload, header, self._guards.max_pixels)
         try:
@@ -187,7 +220,7 @@ class Decoder:
 
 
 def _lay_out(slot: NDArray[np.uint8], box: Letterbox) -> Image:
-    """3. Pad the canvas at the head of the slot; the part of it that the picture fills is left to the caller."""
+    """Step 3: write the padding of the canvas at the start of the slot. Return the region of the image, unfilled."""
     canvas = slot[: box.canvas_height * box.canvas_width * 3].reshape(box.canvas_height, box.canvas_width, 3)
     bottom, right = box.pad_y + box.scaled_height, box.pad_x + box.scaled_width
     canvas[: box.pad_y] = PADDING
@@ -198,7 +231,7 @@ def _lay_out(slot: NDArray[np.uint8], box: Letterbox) -> Image:
 
 
 def _place(image: Image, region: Image) -> None:
-    """4. Scale into the slot. OpenCV writes in place where rows are strided, as long as pixels are packed."""
+    """Step 4: scale the image into its region. OpenCV can write into strided rows in place if pixels are packed."""
     if image.shape == region.shape:
         region[...] = image
     else:
@@ -206,6 +239,6 @@ def _place(image: Image, region: Image) -> None:
 
 
 def _cmyk_to_rgb(cmyk: NDArray[np.uint8], out: Image) -> None:
-    """As OpenCV does it (`icvCvt_CMYK2BGR_8u_C4C3R`), with its rounding. No camera writes CMYK."""
+    """Convert as OpenCV does (`icvCvt_CMYK2BGR_8u_C4C3R`), with the same rounding. No camera writes CMYK."""
     ink, black = cmyk[..., :3].astype(np.uint16), cmyk[..., 3:]
     np.subtract(black, (255 - ink) * black >> 8, out=out, casting="unsafe")

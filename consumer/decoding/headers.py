@@ -1,8 +1,9 @@
-"""What a file says about itself, read before anything is decoded or allocated for it.
+"""Reads the image header, before anything is decoded or allocated for the image.
 
-The sender is not trusted, so the bounds must hold for what the decoders will really do, not for what a tidy file
-would mean. The JPEG walk follows libjpeg's marker reader (jdmarker.c: bytes between segments are skipped, a second
-frame header is an error) and refuses where the two could differ. libwebp and libpng take the very fields read here.
+The sender is not trusted. So the limits must hold for what the decoders really do, not for what a well-formed file
+means. The JPEG reader follows the marker reader of libjpeg (jdmarker.c): it skips bytes between segments, and refuses a
+second frame header. It also refuses a file that the two readers could interpret differently. libwebp and libpng use the
+same fields as the readers here.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from typing import Literal
 
 Format = Literal["JPEG", "PNG", "WebP"]
 
-# The longest side of a JPEG. A PNG may claim 2^31, which other people's arithmetic need not survive.
+# The maximum side of a JPEG in pixels. A PNG may claim 2^31, which could overflow the arithmetic of other libraries.
 _MAX_SIDE = 65_535
-# A turn of the walk costs 0.2 us. Photos have 5 to 20 segments, one with a long colour profile 300.
+# One segment costs 0.2 us. Photos have 5 to 20 segments; one with a long colour profile has 300.
 _MAX_SEGMENTS = 4_096
 
 _SOI, _EOI, _SOS, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are DHT, JPG and DAC
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # stuffing, TEM, RSTn: no length follows
+_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # stuffing, TEM, RSTn: no length field follows
 
 
-class Refused(Exception):  # noqa: N818 - not an error of the program: it ends as a `Rejected` in the same call
-    """This frame cannot become a canvas. `reason` is one of `types.REASONS`, `detail` a sentence for a person."""
+class Refused(Exception):  # noqa: N818 - not an error of the program: the same call turns it into a `Rejected`
+    """The frame cannot become a canvas.
+
+    Args:
+        reason: One of `types.REASONS`.
+        detail: An explanation for a person.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -36,10 +42,17 @@ class Refused(Exception):  # noqa: N818 - not an error of the program: it ends a
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`width` and `height` are those stored; an `orientation` of 5 to 8 swaps them when the picture is shown.
+    """The header of an image.
 
-    `orientation` (Exif, 1 to 8), `components` and `scans` are of JPEG alone; OpenCV turns PNG and WebP by itself.
-    `scans` is never less than what libjpeg would work through, and 1 where it stops after the first.
+    `orientation`, `components` and `scans` are set for JPEG only. OpenCV rotates PNG and WebP itself.
+
+    Attributes:
+        format: The image format.
+        width: The stored width in pixels. If `orientation` is 5 to 8, it is the height of the upright image.
+        height: The stored height in pixels.
+        orientation: The Exif orientation, 1 to 8.
+        components: The number of colour components.
+        scans: An upper bound of the scans that libjpeg would process. 1 if libjpeg stops after the first scan.
     """
 
     format: Format
@@ -51,7 +64,14 @@ class Header:
 
 
 def read_header(payload: bytes) -> Header:
-    """Raises Refused: by the magic bytes, or for a header that is cut off or makes no sense."""
+    """Read the header of a JPEG, PNG or WebP image.
+
+    Args:
+        payload: The encoded image.
+
+    Raises:
+        Refused: The magic bytes are unknown, or the header is truncated or invalid.
+    """
     reader = next((read for magic, read in _READERS if payload.startswith(magic)), None)
     if reader is None:
         raise Refused("unsupported_format", f"{len(payload)} bytes that begin neither as JPEG nor as PNG nor as WebP")
@@ -76,7 +96,7 @@ def _read_jpeg(payload: bytes) -> Header:
         if at == 0:
             raise IndexError
         marker = payload[at]
-        if marker == 0xFF:  # a fill byte: the marker's code is still to come
+        if marker == 0xFF:  # a fill byte: the code of the marker follows
             continue
         at += 1
         if marker in _BARE:
@@ -84,7 +104,7 @@ def _read_jpeg(payload: bytes) -> Header:
         if marker in (_SOI, _EOI):
             raise Refused("bad_header", f"JPEG marker 0x{marker:02X} at byte {at - 2}, before the first scan")
         (length,) = struct.unpack_from(">H", payload, at)
-        if length < 2:  # libjpeg would go on behind the length, another reader before it
+        if length < 2:  # libjpeg would continue after the length field, another reader before it
             raise Refused("bad_header", f"JPEG segment 0x{marker:02X} at byte {at - 2} has a length of {length}")
         if marker in _SOF:
             if frame is not None:
@@ -99,21 +119,21 @@ def _read_jpeg(payload: bytes) -> Header:
 
 
 def _jpeg_header(payload: bytes, sos: int, frame: tuple[int, int, int, int] | None, orientation: int) -> Header:
-    """`sos` is where the length of the first scan's header stands."""
+    """Build the header from the frame header. `sos` is the position of the length field of the first scan header."""
     if frame is None:
         raise Refused("bad_header", "a JPEG scan without a frame header before it")
     marker, height, width, components = frame
     scans = 1
-    # libjpeg reads on after the first scan only in these two cases.
+    # libjpeg continues after the first scan only in these two cases.
     if marker in _PROGRESSIVE or payload[sos + 2] < components:
-        # Every scan begins with these two bytes and coded data cannot contain them, so this is an upper bound,
-        # whatever the bytes between are made to look like. It is too high by what later metadata may hold by chance.
+        # Every scan begins with these two bytes, and coded data cannot contain them. So the count is an upper bound,
+        # also for a hostile file. It is too high if later metadata contains the two bytes by chance.
         scans = payload.count(b"\xff\xda", sos - 2)
     return Header("JPEG", width, height, orientation, components, scans)
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """1 to 8; 1, as stored, where it says nothing that makes sense."""
+    """Return the orientation, 1 to 8; or 1 (as stored) if the Exif data has no valid orientation."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
@@ -143,14 +163,14 @@ def _read_webp(payload: bytes) -> Header:
     if form != b"WEBP":
         raise Refused("unsupported_format", "a RIFF file that is not a WebP")
     if chunk == b"VP8X":
-        # The canvas; libwebp fails where a still picture has another size, or a frame of an animation leaves it.
+        # The canvas size. libwebp fails if a still image has another size, or if a frame of an animation exceeds it.
         width = int.from_bytes(payload[24:27], "little") + 1
         height = int.from_bytes(payload[27:30], "little") + 1
     elif chunk == b"VP8 ":
         start_code, width, height = struct.unpack_from("<3sHH", payload, 23)
         if start_code != b"\x9d\x01\x2a":
             raise Refused("bad_header", "the WebP does not begin with a key frame")
-        width, height = width & 0x3FFF, height & 0x3FFF  # the two bits above ask for scaling
+        width, height = width & 0x3FFF, height & 0x3FFF  # the two upper bits are the scale
     elif chunk == b"VP8L":
         (bits,) = struct.unpack_from("<I", payload, 21)
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

@@ -1,6 +1,7 @@
-"""The decode pool: chunks of frames in, their slots and verdicts filled. It keeps no state of its own.
+"""Decodes chunks of frames into slots on a pool of threads.
 
-Each of its threads decodes, or waits for a process that does: `decode.workers`.
+Each thread decodes itself, or waits for a process that decodes, depending on `decode.workers`. The pool keeps no state
+between chunks.
 """
 
 from __future__ import annotations
@@ -23,19 +24,33 @@ from consumer.types import Clock, Frame, Letterbox, LetterboxPolicy, Outcome, Re
 
 _log = structlog.get_logger(__name__)
 
+# The result of decoding: the placement of the image in its canvas, or the final outcome of the frame.
 Verdict = Outcome | Letterbox
 
 
 class SlotDecoder(Protocol):
-    """`Decoder` or `ProcessDecoder`."""
+    """Decodes images into slots: `Decoder` in this process, or `ProcessDecoder` in others. Any thread may call it."""
 
     def decode_into(
         self, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]
     ) -> Iterator[tuple[int, Letterbox | Rejected]]:
-        """(place, outcome) for each payload, in any order; its canvas is in that row of `slots` then."""
+        """Decode several images, each into its row of `slots`.
+
+        Args:
+            payloads: The encoded images.
+            slots: uint8 (n, slot_bytes), contiguous.
+            places: For each payload, the row of `slots` for its canvas.
+
+        Yields:
+            (place, outcome) for each payload, in any order. The canvas is complete when its outcome is yielded.
+
+        Raises:
+            MemoryError: The machine has too little memory.
+            EngineError: The decoder cannot continue.
+        """
 
     def close(self) -> None:
-        """Nothing is decoded any more."""
+        """Stop decoding and free all resources."""
 
 
 def make_decoder(
@@ -45,10 +60,22 @@ def make_decoder(
     *,
     on_replaced: Callable[[], None],
 ) -> tuple[SlotDecoder, NDArray[np.uint8]]:
-    """What `decode.workers` and `decode.isolation` ask for, and zeroed memory of `shape` that it can decode into.
+    """Create the decoder for `decode.workers` and `decode.isolation`, and the memory that it decodes into.
 
-    `on_replaced` is called on a decoding thread, for each process that was. Raises EngineError where processes were
-    asked for by name and cannot be started; by `auto`, threads do their work then.
+    With `decode.workers: auto`, it falls back to threads if processes cannot be started.
+
+    Args:
+        config: The `decode` options.
+        policy: The canvas layout that the detector requires.
+        shape: The shape of the memory: (slots, slot_bytes).
+        on_replaced: Called on a decode thread for each decoding process that was replaced.
+
+    Returns:
+        The decoder, and zeroed uint8 memory of `shape`.
+
+    Raises:
+        ConfigError: The options require processes, and the system is not Linux.
+        EngineError: The options require processes, and they cannot be started.
     """
     if config.in_processes and not hasattr(os, "memfd_create"):
         raise ConfigError("decode.workers: processes and decode.isolation: process need Linux")
@@ -68,7 +95,7 @@ def make_decoder(
 
 
 class DecodePool:
-    """Threads that decode straight into the slots of the ring, several chunks at once."""
+    """Threads that decode directly into the slots of the ring buffer, several chunks at the same time."""
 
     def __init__(self, decoder: SlotDecoder, threads: int, *, clock: Clock) -> None:
         self._decoder = decoder
@@ -79,15 +106,24 @@ class DecodePool:
     def submit(
         self, frames: Sequence[Frame], slots: NDArray[np.uint8], verdicts: list[Verdict | None], first: int
     ) -> Future[float]:
-        """Decode `frames` into `slots[first:]`, and write a verdict for each into `verdicts`, at the same places.
+        """Start a job that decodes frames into consecutive slots.
 
-        Nobody else may touch these slots until the job is done; it returns the seconds that it took. A frame that
-        cannot be decoded is a `Rejected` among the verdicts; only MemoryError and EngineError fail the job.
+        Until the job is done, no other code may use these slots.
+
+        Args:
+            frames: The frames. One whose outcome is already known is not decoded.
+            slots: uint8 (n, slot_bytes), contiguous.
+            verdicts: One entry per slot. The job writes the result of each frame here; a frame that cannot be decoded
+                gets a `Rejected`.
+            first: The index of the slot and of the entry for the first frame.
+
+        Returns:
+            A future of the time that the job took, in seconds. It fails only with MemoryError or EngineError.
         """
         return self._executor.submit(self._decode, frames, slots, verdicts, first)
 
     def close(self) -> None:
-        """Drop what has not begun. Does not wait for what has."""
+        """Cancel the jobs that have not started, and close the decoder. Does not wait for running jobs."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._decoder.close()
 

@@ -1,4 +1,7 @@
-"""The contract of every detector backend. `tests/detectors/test_contract.py` runs it over all of them."""
+"""Defines the protocol that every detector backend implements.
+
+`tests/detectors/test_contract.py` checks every backend against it.
+"""
 
 from __future__ import annotations
 
@@ -12,50 +15,88 @@ from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy,
 
 
 class Detector(Protocol):
-    """Turns canvases into detections. Lives on the inference thread: built, used and closed there, by nobody else.
+    """Turns canvases into detections.
 
-    `load_detector` builds one; an error while building is a `ModelError` with a message for a person.
+    A canvas is an image that was scaled and padded to the layout of `policy`. The decode pool writes the canvases into
+    the slots of a ring buffer, and the detector reads them from there.
+
+    The inference thread constructs the detector, calls all its methods and closes it. No other thread uses it, so an
+    implementation needs no locks. The calls come in this order: `pin` once, `warm_up` at least once, `detect` for each
+    batch. `close` is the last call, also if another call raised an error.
+
+    A constructor raises `ModelError`, with a message for a person, if the model cannot be used as configured.
     """
 
     @property
     def info(self) -> ModelInfo:
-        """Name, digest and labels of the model."""
+        """The name, digest and labels of the model."""
 
     @property
     def device(self) -> str:
-        """Where it runs, for logs and benchmarks: "cpu", "cuda:0", "simulated"."""
+        """The device that the detector runs on, for logs and benchmarks: `cpu`, `cuda:0` or `simulated`."""
 
     @property
     def policy(self) -> LetterboxPolicy:
-        """How the canvases must be laid out. Constant; frames are decoded with it."""
+        """The required layout of the canvases. Constant, because the decode threads use it for every frame."""
 
     @property
     def max_batch_size(self) -> int | None:
-        """Frames that `detect` takes at once at most; None: as many as memory holds."""
+        """The maximum number of frames per `detect` call. None if only memory limits it."""
 
     def pin(self, memory: NDArray[np.uint8]) -> None:
-        """Prepare the ring's memory, where the device copies faster from it then. Called once, before `warm_up`.
+        """Prepare the memory of the ring buffer for faster copies to the device, for example by page-locking it.
 
-        It stays as it is, and valid, until `close`.
+        Called once, before `warm_up`. A backend that gains nothing from it does nothing.
+
+        Args:
+            memory: uint8 (slots, slot_bytes), contiguous. The batches of the pipeline are rows of it, but `detect` must
+                accept other memory too. It stays valid and at the same address until `close`.
+
+        Raises:
+            EngineError: The memory cannot be prepared.
         """
 
     def warm_up(self, batch_size: int) -> None:
-        """Run once at `batch_size` and at 1 so that no real frame pays for lazy initialisation. May take a minute."""
+        """Run the model once at `batch_size` and once at 1, so that no real frame waits for lazy initialisation.
+
+        May take a minute.
+
+        Args:
+            batch_size: The number of frames in a full batch.
+
+        Raises:
+            ModelError: The model does not give usable results.
+            MemoryError: The batch does not fit into memory. The caller retries with half of it.
+        """
 
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
-        """N in, N out, in the same order; boxes in pixels of the original images, best score first.
+        """Run the model on one batch. Blocks until the device has finished.
 
-        slots: uint8 (n, slot_bytes); of row i the first canvas_height * canvas_width * 3 bytes are an RGB canvas,
-        HWC, laid out as `letterboxes[i]` says. Canvases of different shapes may come in one call; a frame's result
-        does not depend on its neighbours. The memory is reused after the return: nothing may keep a view.
+        The canvases of one call may have different shapes. The result of a frame must not depend on the other frames
+        of the batch.
 
-        Blocks for as long as the device needs. Any exception means that none of these frames was looked at; the
-        caller retries, then bisects. `EngineError` means that the device is lost and no retry will help.
-        `MemoryError` (or torch's OutOfMemoryError) means that fewer frames may fit.
+        Args:
+            slots: uint8 (n, slot_bytes). The first `canvas_height * canvas_width * 3` bytes of row i hold one canvas:
+                RGB, HWC, laid out as in `letterboxes[i]`. The caller reuses this memory after the call, so the
+                implementation must not keep a view of it.
+            letterboxes: The placement of each image in its canvas, one per slot.
+
+        Returns:
+            One result per slot, in the same order. Boxes are in pixels of the original image, best score first.
+
+        Raises:
+            EngineError: The device is lost, and no retry can help. The process ends, and the batch is not committed.
+            MemoryError: Fewer frames may fit into memory. The caller halves the batch. `torch.OutOfMemoryError` has the
+                same meaning.
+            Exception: Any exception means that no frame of the call has a result. For all other types the caller
+                retries once, then bisects the batch to find the frame that fails.
         """
 
     def device_memory(self) -> DeviceMemory | None:
-        """The memory of the device, for the metrics; None where the device has none of its own. Takes no time."""
+        """Return the memory of the device for the metrics, or None if the device has no memory of its own.
+
+        Called between batches, at most once a second. It must return immediately.
+        """
 
     def close(self) -> None:
-        """Free the device. Called once; `detect` is not called after it."""
+        """Free the device. A second call has no effect."""

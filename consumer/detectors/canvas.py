@@ -1,4 +1,4 @@
-"""How frames lie in the ring's slots, and which of them can share a forward pass. Shared by the backends; pure."""
+"""Groups the frames of a batch by the shape of their canvas. Shared by the backends; pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ CHANNELS = 3
 
 
 class Group(NamedTuple):
-    """Frames of one call whose canvases have one shape; `rows` are their places in the call, ascending."""
+    """Frames of one `detect` call whose canvases have the same shape.
+
+    Attributes:
+        height: The height of the canvases in pixels.
+        width: The width of the canvases in pixels.
+        rows: The indices of the frames in the call, ascending.
+    """
 
     height: int
     width: int
@@ -27,11 +33,20 @@ class Group(NamedTuple):
 
 
 def group_by_shape(slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Group]:
-    """One group per canvas shape, in order of first appearance; every row is in exactly one.
+    """Group the frames of a call by the shape of their canvas.
 
-    A canvas is never padded to that of a neighbour: the padding would be seen by the model, and a frame's result
-    would depend on what it happened to share a batch with.
-    Raises ValueError where the slots do not hold what the letterboxes claim.
+    A canvas is never padded to the shape of another one. The model would see the padding, and the result of a frame
+    would depend on the other frames of its batch.
+
+    Args:
+        slots: uint8 (n, slot_bytes), as in `Detector.detect`.
+        letterboxes: The placement of each image in its canvas, one per slot.
+
+    Returns:
+        One group per shape, in the order of first appearance. Every row is in exactly one group.
+
+    Raises:
+        ValueError: The slots do not match the letterboxes in dtype, number or size.
     """
     if slots.ndim != 2 or slots.dtype != np.uint8 or len(slots) != len(letterboxes):
         raise ValueError(f"slots: expected uint8 ({len(letterboxes)}, slot_bytes), got {slots.dtype} {slots.shape}")
@@ -49,7 +64,10 @@ def group_by_shape(slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -
 
 
 def canvases(slots: NDArray[np.uint8], group: Group) -> NDArray[np.uint8]:
-    """The canvases of a group as (n, height, width, 3): a view where its rows lie side by side, else a copy."""
+    """Return the canvases of a group as uint8 (n, height, width, 3).
+
+    The result is a view if the rows of the group are consecutive, else a copy.
+    """
     first, last = group.rows[0], group.rows[-1]
     gapless = last - first + 1 == len(group.rows)
     held = slots[first : last + 1] if gapless else slots[list(group.rows)]
@@ -57,7 +75,16 @@ def canvases(slots: NDArray[np.uint8], group: Group) -> NDArray[np.uint8]:
 
 
 def policy_for(image_size: int, stride: int, *, rect: bool) -> LetterboxPolicy:
-    """The canvases of a model with `stride`. Raises ModelError where the configured size does not suit it."""
+    """Return the canvas layout for a model.
+
+    Args:
+        image_size: The option `detector.image_size`, in pixels.
+        stride: The stride of the model, in pixels.
+        rect: Whether the model takes canvases that are not square.
+
+    Raises:
+        ModelError: `image_size` is not a multiple of `stride`.
+    """
     if image_size % stride:
         near = max(stride, round(image_size / stride) * stride)
         raise ModelError(

@@ -1,4 +1,4 @@
-"""What `detector.device` asks for, before any backend is imported."""
+"""Parses the option `detector.device`, without an import of any backend."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from consumer.errors import ModelError
 
 
 class Wanted(NamedTuple):
-    """`auto` takes a GPU where there is one; `cuda` insists on one. `ordinal` counts GPUs from 0."""
+    """The requested device.
+
+    Attributes:
+        kind: `auto` uses a GPU if there is one, `cuda` requires one.
+        ordinal: The number of the GPU, from 0.
+    """
 
     kind: Literal["auto", "cpu", "cuda"]
     ordinal: int = 0
 
 
 def parse_device(device: str) -> Wanted:
-    """Read auto, cpu, cuda or cuda:N. Raises ModelError for anything else."""
+    """Parse `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ModelError: The text has another form.
+    """
     if device == "auto":
         return Wanted("auto")
     if device == "cpu":

@@ -1,6 +1,6 @@
-"""From `detector.*` to a detector: which backend, is the file there, is it the one that was meant.
+"""Builds the detector that the `detector` options describe.
 
-Nothing of a model file is interpreted before its SHA-256 has been compared; a backend is imported only when chosen.
+The model file is not interpreted before its SHA-256 was compared. A backend is imported only if it is used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ _BY_SUFFIX: dict[str, Backend] = {".pt": "torch", ".onnx": "onnx", ".engine": "t
 
 
 def load_detector(config: DetectorConfig) -> Detector:
-    """Build the detector that `config` describes. Call it on the inference thread, which then owns it.
+    """Build the detector that `config` describes.
 
-    Raises ModelError, with what to do, where the model is missing, unsafe, of the wrong kind or not the one whose
-    SHA-256 was configured, or where its engine or device is not there.
+    Call it on the inference thread, which owns the detector from then on.
+
+    Raises:
+        ModelError: The model is missing, unsafe, of the wrong kind, or does not have the configured SHA-256. Or its
+            backend or device is not available. The message contains the remedy.
     """
     backend = _backend(config)
     if backend == "simulated":
@@ -42,7 +45,7 @@ def load_detector(config: DetectorConfig) -> Detector:
 
 
 def _backend(config: DetectorConfig) -> Backend:
-    """The backend that the model's name asks for, checked against `detector.backend`."""
+    """Return the backend for the suffix or scheme of the model, checked against `detector.backend`."""
     model = config.model
     if not model:
         raise ModelError("detector.model is not set: give the path of a .pt or .onnx file (SLUICE_DETECTOR__MODEL)")
@@ -61,7 +64,10 @@ def _backend(config: DetectorConfig) -> Backend:
 
 
 def _present(config: DetectorConfig, backend: Backend) -> Path:
-    """The model file, fetched first where that is allowed. Absolute, so that no loader looks for it elsewhere."""
+    """Return the path of the model file; download the file first if that is allowed and necessary.
+
+    The path is absolute, so that no loader searches for the file elsewhere.
+    """
     path = Path(config.model).expanduser()
     if path.is_file():
         return path.resolve()
@@ -82,7 +88,11 @@ def _present(config: DetectorConfig, backend: Backend) -> Path:
 
 
 def _checked_digest(path: Path, expected: str | None) -> str:
-    """`sha256:<hex>` of the file, read once in chunks. Raises ModelError where another one was configured."""
+    """Return `sha256:<hex>` of the file, which is read once in chunks.
+
+    Raises:
+        ModelError: The file cannot be read, or has another SHA-256 than `expected`.
+    """
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()

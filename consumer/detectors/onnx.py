@@ -1,7 +1,10 @@
-"""`.onnx` models through onnxruntime; torch is not imported, so that a CPU pod can do without it.
+"""Runs `.onnx` models with onnxruntime.
 
-Batch and canvas sides may be dynamic or fixed. A fixed batch of N is filled in chunks of N, the last one padded with
-zeros. On CUDA, frames cross the bus as floats and NMS runs on the CPU: for a GPU the `.pt` file is the better choice.
+It does not import torch, so that a pod without a GPU does not need it.
+
+The batch size and the canvas size of the model may be dynamic or fixed. For a fixed batch size N, frames are processed
+in chunks of N, and the last chunk is padded with zeros. On CUDA, frames are transferred as floats and NMS runs on the
+CPU, so the `.pt` file is the better choice for a GPU.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ _NO_MEMORY = ("Failed to allocate memory", "out of memory")
 
 
 class OnnxDetector:
-    """Results equal Ultralytics' `YOLO(path).predict(frame)` for each frame alone, at the same settings.
+    """A `Detector` for `.onnx` models.
 
-    `MemoryError` from `detect` means that fewer frames may fit. The number of threads is onnxruntime's own default.
+    The result of each frame equals that of Ultralytics' `YOLO(path).predict(frame)` at the same settings. The number of
+    threads is the default of onnxruntime.
     """
 
     def __init__(self, path: Path, digest: str, config: DetectorConfig) -> None:
@@ -59,7 +63,7 @@ class OnnxDetector:
         self._check_output(path)
 
     def pin(self, memory: NDArray[np.uint8]) -> None:
-        """Gains nothing: onnxruntime is given arrays that are made from it."""
+        """No-op: onnxruntime gets new arrays, not this memory."""
 
     def warm_up(self, batch_size: int) -> None:
         side = self.policy.size
@@ -81,34 +85,34 @@ class OnnxDetector:
         return results
 
     def device_memory(self) -> DeviceMemory | None:
-        return None  # onnxruntime has no call for it
+        return None  # onnxruntime has no function for it
 
     def close(self) -> None:
         self._session = None
 
     def _run(self, frames: NDArray[np.uint8]) -> NDArray[np.floating]:
-        """One forward pass of at most a fixed batch: uint8 (n, height, width, 3) to the raw output."""
+        """Run one forward pass: uint8 (n, height, width, 3) to the raw output. n is at most a fixed batch size."""
         n, height, width, _ = frames.shape
         tensor = np.zeros((self._batch or n, CHANNELS, height, width), self._dtype)
-        # In float32 also where the model wants float16, in which NumPy computes slowly.
+        # The division is in float32 also for a float16 model, because NumPy computes slowly in float16.
         np.divide(frames.transpose(0, 3, 1, 2), np.float32(255), out=tensor[:n], dtype=np.float32, casting="same_kind")
         with _faults_explained():
             output: NDArray[np.floating] = self._session.run(None, {self._input: tensor})[0]
         return output
 
     def _check_output(self, path: Path) -> None:
-        """Run once on an empty canvas, so that a model of another kind is found out here and not by its results."""
+        """Run the model once on an empty canvas, to detect a model of another kind now and not by its results."""
         side = self.policy.size
         try:
             shape = self._run(np.zeros((1, side, side, CHANNELS), np.uint8)).shape
         except EngineError:
             raise
-        except Exception as error:  # onnxruntime's own types; whatever it is, the model does not run
+        except Exception as error:  # onnxruntime has its own types; for each of them the model does not run
             raise ModelError(f"{path} does not run on a {side}x{side} canvas: {error}") from error
         labels = len(self.info.labels)
         if len(shape) == 3 and is_end_to_end(shape):
             return
-        # Without labels, more classes than anchors give away a transposed output, that of YOLOv5 for example.
+        # Without labels, an output with more classes than anchors must be transposed, as that of YOLOv5 is.
         if len(shape) != 3 or (labels and shape[1] != 4 + labels) or shape[1] > shape[2] > labels:
             raise ModelError(
                 f"{path}: expected an output (batch, 4 + {labels or 'classes'}, anchors) or (batch, boxes, 6), got "
@@ -117,7 +121,11 @@ class OnnxDetector:
 
 
 def _session(path: Path, device: str) -> Any:
-    """Open the model on the device that was asked for, and on no other. Raises ModelError."""
+    """Open the model on the configured device, and on no other one.
+
+    Raises:
+        ModelError: The device is not available, or onnxruntime cannot open the model.
+    """
     wanted = parse_device(device)
     try:
         import onnxruntime
@@ -131,10 +139,10 @@ def _session(path: Path, device: str) -> Any:
         )
     providers: list[Any] = ["CPUExecutionProvider"]
     if wanted.kind != "cpu" and cuda_built:
-        # By default cuDNN tries every algorithm for each new shape, and batches come in every size. (Not run yet.)
+        # By default cuDNN tries every algorithm for each new shape, and batches have every size. Not run on a GPU yet.
         cuda = {"device_id": wanted.ordinal, "cudnn_conv_algo_search": "HEURISTIC"}
         providers.insert(0, ("CUDAExecutionProvider", cuda))
-    # The key of the entry that names the file, as protobuf writes it.
+    # In protobuf, the key of the entry that names an external file.
     if b"\n\x08location\x12" in path.read_bytes():
         raise ModelError(
             f"{path} keeps weights in another file, which no SHA-256 of it covers: export it as one file "
@@ -142,7 +150,7 @@ def _session(path: Path, device: str) -> Any:
         )
     try:
         session = onnxruntime.InferenceSession(str(path), providers=providers)
-    except Exception as error:  # onnxruntime's own types share no base below it
+    except Exception as error:  # the types of onnxruntime have no common base class below Exception
         raise ModelError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {error}") from error
     if wanted.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise ModelError(f"detector.device is {device}, but onnxruntime fell back to {session.get_providers()[0]}")
@@ -150,7 +158,11 @@ def _session(path: Path, device: str) -> Any:
 
 
 def _metadata(path: Path, raw: Mapping[str, str]) -> dict[str, str]:
-    """What Ultralytics wrote into the file; empty for a model exported by something else. Raises ModelError."""
+    """Return the metadata that Ultralytics wrote into the file; empty for a model that another tool exported.
+
+    Raises:
+        ModelError: The model is not one for YOLO detection.
+    """
     task, head = raw.get("task", "detect"), raw.get("head", "Detect")
     if task != "detect":
         raise ModelError(f"{path} is a {task} model; Sluice needs one for detection (task detect)")
@@ -160,7 +172,7 @@ def _metadata(path: Path, raw: Mapping[str, str]) -> dict[str, str]:
 
 
 def _labels(path: Path, metadata: Mapping[str, str]) -> dict[int, str]:
-    """Class names, written by Ultralytics as a Python literal, {0: 'person', ...}."""
+    """Return the class names. Ultralytics writes them as a Python literal, {0: 'person', ...}."""
     if "names" not in metadata:
         return {}
     try:
@@ -191,7 +203,7 @@ def _described(values: Sequence[Any]) -> str:
 
 @contextlib.contextmanager
 def _faults_explained() -> Iterator[None]:
-    """Tell what a caller must act upon apart: out of memory, and a device that is lost."""
+    """Translate the errors that the caller handles: out of memory to MemoryError, a lost device to EngineError."""
     try:
         yield
     except Exception as error:

@@ -1,9 +1,7 @@
-"""From a model's raw output to boxes in the original image, as Ultralytics does it. NumPy only, shared by backends.
+"""Turns the raw output of a model into boxes in the original image, as Ultralytics does. NumPy only, for all backends.
 
-Rows are float32 (k, 6): x1 y1 x2 y2 in pixels of the canvas, score, class; best score first.
-
-Sources: ultralytics/utils/nms.py `non_max_suppression`, ultralytics/utils/ops.py `scale_boxes`, and torchvision's
-CPU kernel for the order of ties and the comparison with the threshold.
+Sources: ultralytics/utils/nms.py `non_max_suppression`, ultralytics/utils/ops.py `scale_boxes`. The order of ties and
+the comparison with the threshold follow the CPU kernel of torchvision.
 """
 
 from __future__ import annotations
@@ -17,18 +15,27 @@ from consumer.config import DetectorConfig
 from consumer.errors import ModelError
 from consumer.types import Detections, Letterbox
 
+# float32 (k, 6): x1, y1, x2, y2 in pixels of the canvas, score, class ID; best score first.
 Rows = NDArray[np.float32]
 
-# Boxes of different classes never suppress each other: each class lies this many pixels from the next.
+# The offset in pixels between the boxes of two classes. With it, boxes of different classes never suppress each other.
 CLASS_SPAN = 7680
-# Candidates of one image that take part in NMS, the best ones.
+# The maximum number of candidates per image for NMS. The candidates with the best scores are kept.
 MAX_CANDIDATES = 30_000
-# Columns of a row, and the width by which an output that needs no NMS is known: (n, k, 6).
+# The number of columns of a row. An output of this width, (n, k, 6), needs no NMS.
 ROW_WIDTH = 6
 
 
 def check_finite(name: str, results: Sequence[Detections]) -> None:
-    """For the results of a warm-up. Raises ModelError where there is a NaN: each frame would be a dead letter."""
+    """Check the results of a warm-up.
+
+    Args:
+        name: The name of the model, for the error message.
+        results: One result per frame of the warm-up.
+
+    Raises:
+        ModelError: A number is NaN or infinite. With this model every frame would become a dead letter.
+    """
     if not all(np.isfinite(result.scores).all() and np.isfinite(result.boxes).all() for result in results):
         raise ModelError(
             f"{name} gives numbers that are not finite for an empty picture: export it anew; with detector.half it may "
@@ -37,12 +44,20 @@ def check_finite(name: str, results: Sequence[Detections]) -> None:
 
 
 def is_end_to_end(shape: tuple[int, ...]) -> bool:
-    """Whether an output of this shape holds final boxes (n, k, 6) rather than candidates (n, 4 + classes, anchors)."""
+    """Return whether an output of this shape has final boxes (n, k, 6), not candidates (n, 4 + classes, anchors)."""
     return shape[-1] == ROW_WIDTH
 
 
 def select(prediction: NDArray[np.floating], config: DetectorConfig) -> list[Rows]:
-    """The detections of each image of a forward pass: above the confidence, not suppressed, at most so many."""
+    """Select the detections of each image of a forward pass.
+
+    Args:
+        prediction: The raw output: final boxes (n, k, 6) or candidates (n, 4 + classes, anchors).
+        config: `confidence`, `iou` and `max_detections` are used.
+
+    Returns:
+        The rows of each image: scores above `confidence`, not suppressed by NMS, at most `max_detections`.
+    """
     outputs = prediction.astype(np.float32, copy=False)
     if is_end_to_end(outputs.shape):
         return [_select_final(output, config) for output in outputs]
@@ -50,7 +65,10 @@ def select(prediction: NDArray[np.floating], config: DetectorConfig) -> list[Row
 
 
 def _told(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """With one NaN, in place of all others, where there is any: it must not look like an image that shows nothing."""
+    """Reduce scores that contain a NaN to a single NaN, with 0 in all other places.
+
+    The NaN must reach the result: without it, the image would look like one without objects.
+    """
     if not np.isnan(scores).any():
         return scores
     told = np.zeros_like(scores)
@@ -59,7 +77,7 @@ def _told(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _select_final(output: NDArray[np.float32], config: DetectorConfig) -> Rows:
-    """`output` is (boxes, 6), as a row is."""
+    """Select rows from final boxes, (boxes, 6) with the columns of `Rows`."""
     scores = _told(output[:, 4])
     kept = np.flatnonzero(~(scores <= config.confidence))[: config.max_detections]
     rows = output[kept]
@@ -68,7 +86,7 @@ def _select_final(output: NDArray[np.float32], config: DetectorConfig) -> Rows:
 
 
 def _select_from_candidates(output: NDArray[np.float32], config: DetectorConfig) -> Rows:
-    """`output` is (4 + classes, anchors): centre x, centre y, width, height, then a score per class."""
+    """Select rows from candidates, (4 + classes, anchors): centre x, centre y, width, height, a score per class."""
     best = _told(output[4:].max(axis=0))
     candidates = np.flatnonzero(~(best <= config.confidence))
     if len(candidates) > MAX_CANDIDATES:
@@ -85,9 +103,19 @@ def _select_from_candidates(output: NDArray[np.float32], config: DetectorConfig)
 
 
 def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float, limit: int) -> NDArray[np.intp]:
-    """Greedy NMS: indices of at most `limit` boxes, best score first, none overlapping a better one by more than `iou`.
+    """Run greedy non-maximum suppression (NMS).
 
-    Stops at `limit`: later boxes cannot displace earlier ones, so dense scenes cost no more than `limit` rounds.
+    It stops at `limit` boxes, because later boxes cannot displace earlier ones. So a dense scene costs at most `limit`
+    rounds.
+
+    Args:
+        boxes: float32 (n, 4): x1, y1, x2, y2.
+        scores: float32 (n,).
+        iou: A box is dropped if its IoU with a better box is above this value.
+        limit: The maximum number of boxes to keep.
+
+    Returns:
+        The indices of the boxes that were kept, best score first.
     """
     order = np.argsort(-scores, kind="stable")
     x1, y1, x2, y2 = boxes[order].T
@@ -100,30 +128,38 @@ def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float
         width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest])
         height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest])
         shared = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # boxes without area: NaN, which suppresses nothing
+        with np.errstate(divide="ignore", invalid="ignore"):  # boxes without area give NaN, which suppresses nothing
             overlap = shared / (areas[best] + areas[rest] - shared)
-        # In float64, as torchvision compares: 0.6 as float32 is above 0.6.
+        # torchvision compares in float64, where 0.6 as float32 is above 0.6.
         alive = rest[~(overlap > np.float64(iou))]
     return order[kept]
 
 
 def to_original(boxes: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float32]:
-    """Boxes (n, 4) x1 y1 x2 y2 from canvas pixels to pixels of the original image, clipped to it; a new array.
+    """Map boxes from the canvas to the original image.
 
-    Each axis has its own gain, because each scaled side was rounded to whole pixels by itself. Ultralytics works the
-    gains out again from the two sizes; in one of 140 random image sizes (none of a common camera) it is then off by a
-    few pixels of the canvas, and this is not.
+    Each axis has its own gain, because each scaled side was rounded to whole pixels separately. Ultralytics derives the
+    gains from the two sizes instead. For one of 140 random image sizes (none of a common camera) its boxes are off by a
+    few canvas pixels; these are not.
+
+    Args:
+        boxes: float32 (n, 4): x1, y1, x2, y2 in pixels of the canvas.
+        letterbox: The placement of the image in its canvas.
+
+    Returns:
+        A new array of the same shape, in pixels of the original image, clipped to the image. Infinite values become
+        NaN.
     """
     lb = letterbox
     moved = boxes - np.array([lb.pad_x, lb.pad_y] * 2, np.float32)
     moved /= np.array([lb.scaled_width / lb.width, lb.scaled_height / lb.height] * 2, np.float32)
-    moved[np.isinf(moved)] = np.nan  # the edge of the image would be a lie
+    moved[np.isinf(moved)] = np.nan  # clipping would turn infinity into a plausible box at the edge of the image
     return np.clip(moved, 0, np.array([lb.width, lb.height] * 2, np.float32), out=moved)
 
 
 def to_detections(rows: Rows, letterbox: Letterbox) -> Detections:
-    """The rows of one frame as its result. Copies: nothing refers to the engine's memory."""
+    """Convert the rows of one frame to its result. All arrays are copies, so none refers to memory of the detector."""
     if not len(rows):
         return Detections.none()
-    rows = rows[np.argsort(-rows[:, 4], kind="stable")]  # a head without NMS promises no order
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")]  # a head without NMS guarantees no order
     return Detections(to_original(rows[:, :4], letterbox), rows[:, 4].copy(), rows[:, 5].astype(np.int32))

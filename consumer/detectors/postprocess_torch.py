@@ -1,4 +1,7 @@
-"""What `postprocess.select` does, on the device: only what is kept crosses back, in one transfer per forward pass."""
+"""Selects detections on the device, with the same result as `postprocess.select`.
+
+Only the selected rows are copied to the host, in one transfer per forward pass.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,25 @@ from torch import Tensor
 from consumer.config import DetectorConfig
 from consumer.detectors.postprocess import CLASS_SPAN, MAX_CANDIDATES, Rows, is_end_to_end
 
-# Above so many candidates in a forward pass, each image has its own NMS: its cost grows with their square.
+# The maximum number of candidates for one NMS over several images. With more, each image gets its own NMS, because the
+# cost grows with the square of the number.
 POOLED_CANDIDATES = 4096
-# Images that share an NMS: they lie apart in y, as far as float32 still knows a twentieth of a pixel.
+# The maximum number of images in one NMS. They are offset in y, and with 64 images float32 still resolves a twentieth
+# of a pixel.
 POOLED_IMAGES = 64
 
 
 def select(prediction: Tensor, config: DetectorConfig) -> list[Rows]:
-    """The detections of each image of a forward pass: above the confidence, not suppressed, at most so many."""
+    """Select the detections of each image of a forward pass.
+
+    Args:
+        prediction: The raw output on the device: final boxes (n, k, 6) or candidates (n, 4 + classes, anchors).
+        config: `confidence`, `iou` and `max_detections` are used.
+
+    Returns:
+        The rows of each image, on the host: scores above `confidence`, not suppressed by NMS, at most
+        `max_detections`.
+    """
     prediction = prediction.float()
     if is_end_to_end(prediction.shape):
         kept = _final(prediction, config.confidence)
@@ -27,7 +41,7 @@ def select(prediction: Tensor, config: DetectorConfig) -> list[Rows]:
 
 
 def _final(prediction: Tensor, confidence: float) -> Tensor:
-    """(n, k, 6) -> (m, 7): image, x1 y1 x2 y2, score, class."""
+    """Select from final boxes: (n, k, 6) to (m, 7) with the columns image, x1, y1, x2, y2, score, class ID."""
     scores = _told(prediction[..., 4])
     image, place = (~(scores <= confidence)).nonzero(as_tuple=True)
     found = prediction[image, place]
@@ -35,7 +49,7 @@ def _final(prediction: Tensor, confidence: float) -> Tensor:
 
 
 def _from_candidates(prediction: Tensor, confidence: float, iou: float) -> Tensor:
-    """(n, 4 + classes, anchors) -> (m, 7) as in `_final`, without what NMS suppresses."""
+    """Select from candidates: (n, 4 + classes, anchors) to (m, 7) as in `_final`, with NMS."""
     best, label = prediction[:, 4:].max(1)
     best = _told(best)
     image, anchor = (~(best <= confidence)).nonzero(as_tuple=True)
@@ -50,17 +64,23 @@ def _from_candidates(prediction: Tensor, confidence: float, iou: float) -> Tenso
 
 
 def _told(scores: Tensor) -> Tensor:
-    """Scores (n, k) with one NaN, in place of all others, for an image that has any: it must not look like nothing."""
+    """Reduce the scores of each image that contain a NaN to a single NaN, with 0 in all other places.
+
+    `scores` is (n, k). The NaN must reach the result: without it, the image would look like one without objects.
+    """
     broken = scores.isnan().any(1, keepdim=True)
     first = torch.arange(scores.shape[1], device=scores.device) == 0
     return torch.where(broken, torch.where(first, torch.nan, 0.0), scores)
 
 
 def _suppressed(table: Tensor, iou: float) -> Tensor:
-    """One NMS over the images in `table`, best score first; only boxes of one image and class compete.
+    """Run one NMS over all images in `table`. Only boxes of the same image and class suppress each other.
 
-    Classes lie apart in x and images in y, at most 64 of them. One common offset for both would reach 2e7 at 32 images
-    and 80 classes, where float32 knows only every second pixel; so it stays as exact as Ultralytics' own.
+    Classes are offset in x, and images (at most 64) in y. One common offset for both would reach 2e7 at 32 images and
+    80 classes, where float32 resolves only every second pixel. With two offsets it is as exact as NMS in Ultralytics.
+
+    Returns:
+        The rows that were kept, best score first.
     """
     if len(table) > MAX_CANDIDATES:
         table = table[table[:, 5].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]

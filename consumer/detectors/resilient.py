@@ -1,7 +1,7 @@
-"""What to do when a detector fails: retry, halve, isolate the frame, or give the device up.
+"""Handles the failures of a detector: it retries, halves the batch, isolates the bad frame, or gives the device up.
 
-The rule behind it: a bad frame never fails its neighbours, and a bad engine never rejects a good frame. Before a frame
-is blamed, the engine must prove on a grey canvas that it still works.
+A bad frame must never fail the other frames of its batch, and a failing detector must never reject a good frame. So a
+frame is rejected only if the detector still works on a grey canvas.
 """
 
 from __future__ import annotations
@@ -18,30 +18,38 @@ from consumer.types import Detections, DeviceMemory, Letterbox, Rejected
 
 _log = structlog.get_logger(__name__)
 _GREY = 114
-# Full batches at the ceiling before a larger one is tried, as memory may be free again; each time that it is not,
-# twice as many, up to the most. So a device that stays small wastes a call in a hundred at first, and ever fewer.
+# The number of full batches at the ceiling before a larger batch is tried, because memory may be free again. The number
+# doubles, up to the maximum, each time that memory runs out again. So a device that stays short of memory wastes one
+# call in a hundred at first, and fewer later.
 _TRUST = 100
 _MOST_TRUST = 12_800
 
 
 class ResilientDetector:
-    """Wraps a detector's `detect`. Lives on the inference thread, like the detector.
+    """Wraps a `Detector` with retries. Used on the inference thread only, like the detector itself.
 
-    `ceiling` is the largest batch that the device's memory is trusted with since it last ran out; None: any. What did
-    not fit while warming up stays too large; what did not fit later is tried again after a while.
+    A batch size that did not fit into memory during warm-up is never tried again. One that did not fit later is tried
+    again after some time.
+
+    Attributes:
+        ceiling: The maximum batch size since memory last ran out. None if it never did.
     """
 
     def __init__(self, detector: Detector, on_retry: Callable[[], None] = lambda: None) -> None:
         self._detector = detector
         self._on_retry = on_retry
         self.ceiling: int | None = None
-        self._highest: int | None = None  # the ceiling that it never rises above
+        self._highest: int | None = None  # the upper limit of the ceiling
         self._trust = _TRUST
-        self._calm = 0  # full batches at this ceiling since it changed
-        self._risen = False  # it has, since memory ran out last
+        self._calm = 0  # full batches since the ceiling changed
+        self._risen = False  # whether the ceiling was raised since memory last ran out
 
     def warm_up(self, batch_size: int) -> None:
-        """As `Detector.warm_up`; where memory does not hold `batch_size`, half of it, and so on."""
+        """Warm the detector up, and halve the batch size until it fits into memory.
+
+        Raises:
+            Exception: What `Detector.warm_up` raised, if the cause was not memory or the batch size is 1.
+        """
         size = batch_size
         while True:
             try:
@@ -55,13 +63,21 @@ class ResilientDetector:
                 return
 
     def device_memory(self) -> DeviceMemory | None:
-        """As `Detector.device_memory`."""
+        """Return the memory of the device; see `Detector.device_memory`."""
         return self._detector.device_memory()
 
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections | Rejected]:
-        """N in, N out, in order, as `Detector.detect`; a frame that the engine cannot take is `Rejected`.
+        """Run the detector on one batch, in several calls if necessary.
 
-        Raises EngineError where the device itself has failed: then nothing is known of any of these frames.
+        Args:
+            slots: uint8 (n, slot_bytes), as in `Detector.detect`.
+            letterboxes: The placement of each image in its canvas, one per slot.
+
+        Returns:
+            One result per slot, in the same order. A frame is `Rejected` if the detector fails on this frame alone.
+
+        Raises:
+            EngineError: The device itself has failed. Then no frame of the batch has a result.
         """
         results: list[Detections | Rejected] = []
         while len(results) < len(letterboxes):
@@ -89,22 +105,23 @@ class ResilientDetector:
             return self._attempt(slots, letterboxes, retries - 1)
         if count == 1:
             return [self._blame(slots, letterboxes, found)]
-        half = count // 2  # each half once: a healthy half costs one call, the bad frame log2(count)
+        half = count // 2  # no retries for the halves: a good half costs one call, a bad frame log2(count) calls
         return [
             *self._attempt(slots[:half], letterboxes[:half], 0),
             *self._attempt(slots[half:], letterboxes[half:], 0),
         ]
 
     def _call(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> Sequence[Detections] | Exception:
-        """What the engine says, or why it says nothing: without the tracebacks.
+        """Call the detector and return its results, or its error without tracebacks.
 
-        They hold the tensors of the failed call, and so the memory that the next, smaller one needs.
+        The tracebacks refer to the tensors of the failed call. They would keep the memory that the next, smaller call
+        needs.
         """
         try:
             return self._detector.detect(slots, letterboxes)
         except EngineError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a native library raises is judged by the caller
+        except Exception as error:  # noqa: BLE001 - a native library may raise anything, and the caller decides
             return _without_tracebacks(error)
 
     def _halve(
@@ -125,7 +142,7 @@ class ResilientDetector:
         return self.detect(slots, letterboxes)
 
     def _raise_ceiling(self, wanted: int) -> None:
-        """After a while at the ceiling, twice as much is tried, up to `_highest`, where larger batches are `wanted`."""
+        """Double the ceiling, up to `_highest`, after enough full batches, and only if the batch is larger than it."""
         self._calm += 1
         if self.ceiling is None or self._calm < self._trust or wanted <= self.ceiling:
             return
@@ -137,21 +154,21 @@ class ResilientDetector:
     def _blame(
         self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox], error: BaseException
     ) -> Detections | Rejected:
-        """The frame is to blame only if the engine still takes a grey canvas of the same shape."""
+        """Reject the frame, but only if the detector works on a grey canvas of the same shape and fails on it again."""
         probe = self._call(np.full_like(slots, _GREY), letterboxes)
         if isinstance(probe, Exception):
             raise EngineError(
                 f"the engine on {self._detector.device} fails on every frame, a grey canvas too: {_line(probe)}; "
                 "nothing of this batch was committed"
             ) from error
-        again = self._call(slots, letterboxes)  # the engine works now: was it the frame at all?
+        again = self._call(slots, letterboxes)  # the detector works now, so perhaps the frame was not the cause
         if isinstance(again, Exception):
             return Rejected("infer", "engine", f"the engine fails on this frame alone: {_line(again)}")
         return again[0]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError is no MemoryError, and onnxruntime says it only in its text.
+    # torch.OutOfMemoryError is not a MemoryError, and onnxruntime has only a text for it.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -1,15 +1,18 @@
-"""Faults of the simulated detector, as its address tells them: `simulated://5ms@1?fault=oom>16@100+&fault=hang@500`.
+"""Simulates detector faults from a script in the address of the simulated detector.
 
-    error@CALLS        the call fails with an error that says nothing of the device
-    error:black@CALLS  it fails where a picture with a black middle is among its frames: a poison frame
-    oom>FRAMES@CALLS   a batch of more frames than that runs out of memory
-    hang@CALLS         the call never returns
-    lost@CALLS         the device is lost: the call raises EngineError, as a backend does that knows the error
-    slow:MSms@CALLS    the call takes so many milliseconds longer
-    load:MSms          loading the model takes so many milliseconds; it has no calls
+Example: `simulated://5ms@1?fault=oom>16@100+&fault=hang@500`. The faults are:
 
-CALLS counts the calls of `detect` from 1, retries and probes included: `7` is the seventh, `7+` all from the seventh
-on, `7-9` three of them, `*/7` every seventh. Without `@CALLS` it is every call, and for `oom` the warm-up, too.
+- `error@CALLS`: the call raises RuntimeError.
+- `error:black@CALLS`: the call raises RuntimeError if one of its images has a black centre (a poison frame).
+- `oom>FRAMES@CALLS`: a batch of more than FRAMES frames runs out of memory.
+- `hang@CALLS`: the call never returns.
+- `lost@CALLS`: the device is lost. The call raises EngineError, as a backend does for a lost device.
+- `slow:MSms@CALLS`: the call takes MS milliseconds longer.
+- `load:MSms`: loading the model takes MS milliseconds longer. It has no CALLS.
+
+CALLS counts the calls of `detect` from 1, with retries and probes. `7` is the seventh call, `7+` the seventh and all
+later ones, `7-9` three calls, `*/7` every seventh one. Without `@CALLS` a fault applies to every call, and an `oom`
+fault to the warm-up too.
 """
 
 from __future__ import annotations
@@ -30,13 +33,13 @@ _FAULT = re.compile(
     r"(?:(?P<kind>error|hang|lost)|error:(?P<black>black)|oom>(?P<above>\d{1,4})|(?P<late>slow|load):(?P<ms>\d{1,6})ms)"
     r"(?P<calls>@(?:\*/(?P<every>\d{1,9})|(?P<first>\d{1,9})(?P<on>\+|-(?P<last>\d{1,9}))?))?"
 )
-_BLACK = 16  # a middle pixel as dark as this in all colours; JPEG does not keep 0 exactly
+_BLACK = 16  # the maximum of each colour of a black pixel; JPEG does not keep 0 exactly
 _HANG_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
-    """Which calls: from `first` to `last` (None: all later ones), and of those every `every`-th."""
+    """The calls to which a fault applies: from `first` to `last` (None: no end), if divisible by `every`."""
 
     first: int = 1
     last: int | None = None
@@ -56,7 +59,7 @@ class _Fault:
 
 
 class Script:
-    """The faults of one detector. It counts the calls, so it belongs to one detector."""
+    """The faults of one detector. It counts the calls, so each detector needs its own."""
 
     def __init__(self, faults: Sequence[_Fault], sleep: Callable[[float], None]) -> None:
         self._faults = faults
@@ -65,23 +68,41 @@ class Script:
 
     @classmethod
     def parse(cls, query: str, sleep: Callable[[float], None]) -> Script:
-        """query: what follows the `?`, or "". Raises ModelError that quotes what is wrong and shows the forms."""
+        """Parse the faults of an address.
+
+        Args:
+            query: The part of the address after the `?`; may be empty.
+            sleep: Sleeps for a number of seconds.
+
+        Raises:
+            ModelError: A fault is malformed. The message quotes it and lists the valid forms.
+        """
         return cls([_parse(text) for text in query.split("&")] if query else [], sleep)
 
     def load(self) -> None:
-        """Takes as long as loading a model is to take."""
+        """Sleep for the time of the `load` faults."""
         for fault in self._faults:
             if fault.kind == "load":
                 self._sleep(fault.ms / 1000)
 
     def warm_up(self, frames: int) -> None:
-        """Raises MemoryError where a fault that is always there says so."""
+        """Simulate the faults of the warm-up.
+
+        Raises:
+            MemoryError: An `oom` fault applies to every call, and `frames` is above its limit.
+        """
         for fault in self._faults:
             if fault.kind == "oom" and fault.calls == _Calls() and frames > fault.above:
                 raise MemoryError(_said(fault))
 
     def play(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> None:
-        """What happens in this call, before anything is looked at. Returns where nothing does."""
+        """Count one call of `detect` and simulate its faults, before any frame is processed.
+
+        Raises:
+            EngineError: A `lost` fault applies.
+            MemoryError: An `oom` fault applies.
+            RuntimeError: An `error` fault applies.
+        """
         self._call += 1
         for fault in self._faults:
             if self._call in fault.calls and fault.kind != "load":

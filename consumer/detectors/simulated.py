@@ -1,10 +1,10 @@
-"""A detector that sees nothing and takes as long as it is told: for benchmarks, capacity planning and fault tests.
+"""Simulates a detector with a configurable service time, for benchmarks, capacity planning and fault tests.
 
-`simulated://6.667ms@1,40ms@32` takes 6.667 ms for a batch of one and 40 ms for a batch of 32, and in between and
-beyond what the straight line through both says: a fixed cost per batch plus a cost per frame, which is how a GPU
-behaves. With one point, `simulated://5ms@1`, every batch takes that long, whatever its size.
+`simulated://6.667ms@1,40ms@32` takes 6.667 ms for a batch of one and 40 ms for a batch of 32. For other sizes it takes
+the time on the straight line through both points. So a batch has a fixed cost and a cost per frame, as on a GPU. With
+one point, as in `simulated://5ms@1`, every batch takes the same time.
 
-`simulated://5ms@1?fault=oom>16` has trouble on purpose: see `scripted`.
+`simulated://5ms@1?fault=oom>16` simulates faults; see `scripted`.
 """
 
 from __future__ import annotations
@@ -37,19 +37,24 @@ _STRIDE = 32
 
 @dataclass(frozen=True, slots=True)
 class ServiceTime:
-    """Milliseconds that a batch of n frames takes: `fixed_ms + n * per_frame_ms`."""
+    """The time of a batch of n frames in milliseconds: `fixed_ms + n * per_frame_ms`."""
 
     fixed_ms: float
     per_frame_ms: float
 
     def seconds(self, frames: int) -> float:
+        """Return the time of a batch of `frames` frames in seconds."""
         return (self.fixed_ms + frames * self.per_frame_ms) / 1000
 
     @classmethod
     def parse(cls, url: str) -> ServiceTime:
-        """Read `simulated://A@n` or `simulated://A@n,B@m`; what follows a `?` is left alone.
+        """Parse `simulated://A@n` or `simulated://A@n,B@m`.
 
-        Raises ModelError that shows the right form.
+        Args:
+            url: The option `detector.model`. A part after a `?` is ignored.
+
+        Raises:
+            ModelError: The address is malformed. The message shows the valid form.
         """
 
         def wrong(why: str) -> ModelError:
@@ -79,7 +84,10 @@ class ServiceTime:
 
 
 class SimulatedDetector:
-    """Sleeps for the service time and reports one box, the middle half of the image, in every frame."""
+    """A `Detector` that sleeps for the service time and reports one box in every frame, the middle half of the image.
+
+    The score of the box is `SCORE`. If `detector.confidence` is not below it, frames have no boxes.
+    """
 
     def __init__(
         self, config: DetectorConfig, *, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -89,7 +97,7 @@ class SimulatedDetector:
         self._sees = config.confidence < SCORE
         self._clock = clock
         self._sleep = sleep
-        # Made once per size of picture and shared: a GPU does not spend this thread's time on results either.
+        # One result per image size, shared by all frames: a GPU spends no time of this thread on results either.
         self._see = lru_cache(maxsize=256)(self._look)
         self._script.load()
         digest = hashlib.sha256(config.model.encode()).hexdigest()
@@ -99,19 +107,19 @@ class SimulatedDetector:
         self.max_batch_size: int | None = None
 
     def pin(self, memory: NDArray[np.uint8]) -> None:
-        """There is no device."""
+        """No-op: there is no device."""
 
     def warm_up(self, batch_size: int) -> None:
-        """Nothing is lazy here, but memory may be short."""
+        """Simulate the memory faults of the script; there is nothing to initialise."""
         self._script.warm_up(batch_size)
 
     def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
-        """Takes the service time in all: what is spent on the results is taken off the sleep."""
+        """Return one result per frame after the service time, which includes the time to build the results."""
         if not letterboxes:
             return []
         self._script.play(slots, letterboxes)
         ends_at = self._clock() + self._service_time.seconds(len(letterboxes))
-        group_by_shape(slots, letterboxes)  # the same checks as in a real backend
+        group_by_shape(slots, letterboxes)  # for its checks, which are those of a real backend
         results = [self._see(letterbox.width, letterbox.height) for letterbox in letterboxes]
         if (left := ends_at - self._clock()) > 0:
             self._sleep(left)
@@ -121,7 +129,7 @@ class SimulatedDetector:
         return None
 
     def close(self) -> None:
-        """Holds nothing."""
+        """No-op: there is nothing to free."""
 
     def _look(self, width: int, height: int) -> Detections:
         if not self._sees:

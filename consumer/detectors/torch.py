@@ -1,12 +1,14 @@
-"""Ultralytics `.pt` models through torch.
+"""Runs Ultralytics `.pt` models with torch.
 
-On a GPU, frames cross the bus as uint8 from page-locked memory on a stream of their own; layout, scale and precision
-happen on the device, one NMS serves a whole forward pass, and only final boxes come back, in one transfer.
-The CUDA paths (`pin`, `_upload`, `_arrived`, `half`, the fault translation) have not been run on a GPU yet: the machine
-that this was written on has none. There are no CUDA graphs yet for the same reason.
+On a GPU, frames are transferred as uint8 from page-locked memory, on a stream of their own. The device converts
+layout, scale and precision. One NMS processes a whole forward pass, and only final boxes are copied back, in one
+transfer.
 
-A `.pt` file is a pickle. It is loaded with `torch.load(weights_only=True)` and Ultralytics' list of known classes
-alone, so that a file which asks for anything else is refused before any of its code runs.
+The CUDA paths (`pin`, `_upload`, `_arrived`, `half`, the translation of faults) have not been run on a GPU yet, because
+the development machine has none. For the same reason there are no CUDA graphs yet.
+
+A `.pt` file is a pickle. It is loaded with `torch.load(weights_only=True)` and only the classes that Ultralytics lists.
+A file that needs any other class is refused before any of its code runs.
 """
 
 from __future__ import annotations
@@ -31,18 +33,20 @@ from consumer.detectors.postprocess_torch import select
 from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
-# Ultralytics lets an end-to-end head propose at least so many boxes, whatever max_detections says.
+# In Ultralytics, an end-to-end head proposes at least this number of boxes, also if max_detections is lower.
 _MIN_PROPOSALS = 300
 _MIN_STRIDE = 32
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every CUDA context of the process
 
 
 class TorchDetector:
-    """Results equal Ultralytics' `YOLO(path).predict(frame)` for each frame alone, at the same settings.
+    """A `Detector` for Ultralytics `.pt` models.
 
-    That includes which head of a model with two (YOLO26, YOLOv10) is used: the one that `predict` would use.
-    `torch.OutOfMemoryError` passes through `detect`. `half` counts on CUDA only, as in Ultralytics. The number of
-    threads is torch's own default.
+    The result of each frame equals that of Ultralytics' `YOLO(path).predict(frame)` at the same settings. For a model
+    with two heads (YOLO26, YOLOv10), it uses the head that `predict` would use. The option `half` has an effect only on
+    CUDA, as in Ultralytics. The number of threads is the default of torch.
+
+    `detect` raises `torch.OutOfMemoryError` if the device has too little memory.
     """
 
     def __init__(self, path: Path, digest: str, config: DetectorConfig) -> None:
@@ -51,7 +55,7 @@ class TorchDetector:
         self._cuda = self._device.type == "cuda"
         self._dtype = torch.float16 if config.half and self._cuda else torch.float32
         if self._cuda:
-            torch.cuda.set_device(self._device)  # for this thread, which owns the detector
+            torch.cuda.set_device(self._device)  # applies to this thread, which owns the detector
         self._pinned: NDArray[np.uint8] | None = None
         self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
         model = _load(path, config)
@@ -73,7 +77,7 @@ class TorchDetector:
         slots = np.zeros((batch_size, self.policy.slot_bytes), np.uint8)
         for n in (batch_size, 1):
             check_finite(self.info.name, self.detect(slots[:n], [letterbox] * n))
-        # An empty canvas gives NMS nothing to do, and the first real frame would pay for loading its kernel.
+        # NMS does not run for an empty canvas. Without this call, the first real frame would wait for its kernel.
         boxes = torch.rand(16, 4, device=self._device)
         torchvision.ops.nms(boxes, boxes[:, 0], self._config.iou).cpu()
 
@@ -81,7 +85,7 @@ class TorchDetector:
         results = [Detections.none()] * len(letterboxes)
         groups = group_by_shape(slots, letterboxes)
         with _faults_explained(), torch.inference_mode():
-            # All copies are queued first, so that those of later groups run beside the first group's forward pass.
+            # All copies are queued first, so that those of later groups overlap with the forward pass of the first one.
             uploads = [self._upload(slots, group) for group in groups]
             for group, upload in zip(groups, uploads, strict=True):
                 frames = self._arrived(upload).permute(0, 3, 1, 2)
@@ -97,7 +101,7 @@ class TorchDetector:
             return None
         try:
             free, total = torch.cuda.mem_get_info(self._device)
-        except RuntimeError:  # the device is lost; the next batch says so, with what to do
+        except RuntimeError:  # the device is lost; the next batch raises the error, with the remedy
             return None
         return DeviceMemory(total - free, total)
 
@@ -110,38 +114,38 @@ class TorchDetector:
             torch.cuda.empty_cache()
 
     def _upload(self, slots: NDArray[np.uint8], group: Group) -> _Upload:
-        """Queue the group's canvases for the device, (n, height, width, 3); on a CPU they stay where they are."""
+        """Queue the copy of a group's canvases to the device. On a CPU nothing is copied."""
         if self._copies is None:
             return _Upload(torch.from_numpy(canvases(slots, group)), None)
         host = torch.from_numpy(slots)
         with torch.cuda.stream(self._copies):
             staged = torch.empty((len(group.rows), group.canvas_bytes), dtype=torch.uint8, device=self._device)
-            # Row by row: each canvas is contiguous, the rows together are not, and torch would gather them into
-            # pageable memory first.
+            # Row by row, because only each single canvas is contiguous. torch would first gather all rows into pageable
+            # memory.
             for place, row in enumerate(group.rows):
                 staged[place].copy_(host[row, : group.canvas_bytes], non_blocking=True)
             copied = self._copies.record_event()
         return _Upload(staged.view(-1, group.height, group.width, CHANNELS), copied)
 
     def _arrived(self, upload: _Upload) -> Tensor:
-        """The uploaded canvases, for the stream that computes; it waits on the device, this thread does not."""
+        """Return the uploaded canvases for the compute stream. The stream waits for the copy; this thread does not."""
         if upload.copied is not None:
             compute = torch.cuda.current_stream(self._device)
             compute.wait_event(upload.copied)
-            upload.canvases.record_stream(compute)  # its memory is not reused before the forward pass has read it
+            upload.canvases.record_stream(compute)  # keeps the memory until the forward pass has read it
         return upload.canvases
 
 
 class _Upload(NamedTuple):
-    canvases: Tensor
-    copied: torch.cuda.Event | None  # None: they were there already
+    canvases: Tensor  # uint8 (n, height, width, 3)
+    copied: torch.cuda.Event | None  # None if no copy was necessary
 
 
 def _page_lock(memory: NDArray[np.uint8]) -> None:
-    """As torch does with state that others share (`distributed._state_dict_utils`)."""
+    """Page-lock memory in place, as torch does for shared state (`distributed._state_dict_utils`)."""
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = int(cudart.cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE))
-    if status:  # it cannot go on without: the error would come up again in whatever is asked of the device next
+    if status:  # not ignorable: CUDA would report the error again in the next call, whatever that is
         raise EngineError(
             f"{memory.nbytes} bytes for frames cannot be page-locked for the GPU: CUDA error {status}; "
             "lower batching.max_batch_size or detector.image_size"
@@ -149,7 +153,17 @@ def _page_lock(memory: NDArray[np.uint8]) -> None:
 
 
 def download(name: str) -> Path:
-    """Fetch one of Ultralytics' own models by its bare name into the working directory. Raises ModelError."""
+    """Download one of Ultralytics' own models into the working directory.
+
+    Args:
+        name: The file name, such as `yolo26n.pt`.
+
+    Returns:
+        The absolute path of the file.
+
+    Raises:
+        ModelError: Ultralytics has no model of this name, or the download failed.
+    """
     _quiet_ultralytics()
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
@@ -165,10 +179,11 @@ def download(name: str) -> Path:
 
 
 def _quiet_ultralytics() -> None:
-    """Keep Ultralytics from installing packages and from asking the network whether it is there.
+    """Keep Ultralytics from installing packages and from probing the network.
 
-    It reads these variables once, when it is first imported; the attribute covers a process that had imported it.
-    Safe loading needs no variable: `_load` asks for it by argument, and fails where that is not understood.
+    Ultralytics reads these variables once, at its first import. The attribute covers a process that has imported it
+    before. Safe loading needs no variable: `_checkpoint` requests it by argument, which an Ultralytics without safe
+    loading would not accept.
     """
     os.environ["YOLO_AUTOINSTALL"] = "false"
     os.environ.setdefault("YOLO_OFFLINE", "true")
@@ -191,7 +206,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _load(path: Path, config: DetectorConfig) -> Any:
-    """The model in the checkpoint: safe, a detector, fused, in evaluation mode, on the CPU."""
+    """Return the model in the checkpoint: safely loaded, checked, fused, in evaluation mode, on the CPU."""
     _quiet_ultralytics()
     from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -199,15 +214,15 @@ def _load(path: Path, config: DetectorConfig) -> Any:
     model: Any = checkpoint.get("ema") or checkpoint.get("model")
     _check_kind(path, model)
     head = model.model[-1]
-    # A model may have two heads: one that needs NMS and one that does not. `predict` takes the second one only with
-    # nms=False, or where a fused model has no other.
+    # A model may have two heads: one that needs NMS and one that does not. `predict` uses the second one only with
+    # nms=False, or if a fused model has no other head.
     model.end2end = DEFAULT_CFG_DICT.get("nms") is False and hasattr(head, "one2one_cv2")
     head.max_det = max(config.max_detections, _MIN_PROPOSALS)
     return model.float().fuse(verbose=False).eval()
 
 
 def _check_kind(path: Path, model: object) -> None:
-    """Raise ModelError where the model is not a YOLO detector of RGB images."""
+    """Raise ModelError if the model is not a YOLO detector of RGB images."""
     from ultralytics.nn.modules.head import Detect
     from ultralytics.nn.tasks import DetectionModel, guess_model_task
 
@@ -226,8 +241,8 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     from ultralytics.nn.tasks import torch_safe_load
     from ultralytics.utils.checks import check_yolov5u_filename
 
-    # Ultralytics opens another file than it is asked for where the name has a quote or is that of an old YOLOv5,
-    # and would look for that one on the network.
+    # If the name has a quote, or is that of an old YOLOv5 model, Ultralytics opens another file instead. It would also
+    # search for that file on the network.
     opened = check_yolov5u_filename(str(path).strip().replace("'", ""), verbose=False)
     if opened != str(path):
         raise ModelError(f"{path}: Ultralytics would open {opened} instead; rename the file")
@@ -243,7 +258,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _faults_explained() -> Iterator[None]:
-    """Out of memory passes through, for the caller to take fewer frames; a lost device becomes EngineError."""
+    """Translate the error of a lost device to EngineError. Pass on OutOfMemoryError: the caller halves the batch."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,7 +1,9 @@
-"""Infer: the inference thread and the decode pool. Frames go in, batch results come out, in order.
+"""Runs inference: takes frames in, forms batches, and returns the results in order.
 
-`worker` is the thread and what the main thread may ask of it; `assembly` knows which frame lies in which slot;
-`decoding` is the pool that fills the slots.
+- `worker` has the inference thread, and the interface for the main thread.
+- `batcher` decides which frames form a batch, and when.
+- `slots` assigns frames to slots and starts their decoding.
+- `ring_buffer` manages the memory of the slots.
 """
 
 from consumer.inference.slots import BATCHES

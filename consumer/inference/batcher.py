@@ -1,7 +1,9 @@
-"""Batch: which frames go through the detector together, and when. Pure: clocks are injected; no I/O, no locks.
+"""Decides which frames form a batch, and when the batch closes.
 
-Frames pass two places. Each source has a waiting line; from the lines, one frame a source in turn, they are admitted
-to the open batch, where their decoding starts. `due` says whether the open batch should close, and `take` closes it.
+Each source has a queue of waiting frames. Frames are admitted from the queues to the open batch, one frame per source
+in turn, and their decoding starts at admission. `due` decides whether the open batch closes, and `take` closes it.
+
+Pure: clocks are injected; no I/O, no locks.
 """
 
 from __future__ import annotations
@@ -13,21 +15,24 @@ from typing import NamedTuple
 from consumer.config import BatchingConfig
 from consumer.types import Batch, Clock, ClosedBy, Frame, Skipped, TopicPartition
 
-# Waiting frames, in batches. Enough for each source to have its turn when a fetch brings many frames of one.
+# The maximum number of waiting frames, in batches. So if a fetch brings many frames of one source, others get a turn.
 WAITING_BATCHES = 4
 
 
 class Due(NamedTuple):
-    """Close the open batch now, with its first `size` frames."""
+    """The decision to close the open batch now, with its first `size` frames."""
 
     size: int
     closed_by: ClosedBy
 
 
 class Batcher:
-    """Policies `dynamic`, `window` and `static` of `BatchingConfig`.
+    """Forms batches with the policies `dynamic`, `window` and `static` of `BatchingConfig`.
 
-    clock: monotonic seconds, the one of `Frame.received_at`. wall_clock_ms: Unix milliseconds, for the age of frames.
+    Args:
+        config: The `batching` options.
+        clock: The clock of `Frame.received_at`, in monotonic seconds.
+        wall_clock_ms: Unix time in milliseconds, for the age of frames.
     """
 
     def __init__(self, config: BatchingConfig, *, clock: Clock, wall_clock_ms: Callable[[], int]) -> None:
@@ -36,31 +41,31 @@ class Batcher:
         self._wall_clock_ms = wall_clock_ms
         self._delay_s = config.max_queue_delay_ms / 1000
         self._preferred = sorted(set(config.preferred_batch_sizes), reverse=True)
-        self._lines: dict[str, deque[Frame]] = {}  # never an empty line; in order of the next turn
+        self._lines: dict[str, deque[Frame]] = {}  # by source ID, in the order of the next turns; no queue is empty
         self._waiting = 0
-        self._admitted: dict[TopicPartition, tuple[int, int]] = {}  # (epoch, offset) of the furthest frame admitted
+        self._admitted: dict[TopicPartition, tuple[int, int]] = {}  # the highest (epoch, offset) that was admitted
         self._open: list[Frame] = []
         self._open_bytes = 0
-        self._capacity = 0  # frames that the open batch can hold
-        self._bytes_full = False  # the next frame would break max_batch_bytes
+        self._capacity = 0  # the number of frames that the open batch can hold
+        self._bytes_full = False  # whether the next frame would exceed max_batch_bytes
 
     @property
     def room(self) -> int:
-        """Frames that may be offered now."""
+        """The number of frames that may be offered now."""
         return max(0, WAITING_BATCHES * self._config.max_batch_size - self._waiting)
 
     @property
     def waiting(self) -> int:
-        """Frames in the waiting lines, not yet admitted."""
+        """The number of frames in the queues, not yet admitted."""
         return self._waiting
 
     @property
     def open_size(self) -> int:
-        """Frames in the open batch."""
+        """The number of frames in the open batch."""
         return len(self._open)
 
     def offer(self, frame: Frame) -> None:
-        """Put a frame at the end of its source's line."""
+        """Append a frame to the queue of its source."""
         line = self._lines.get(frame.source_id)
         if line is None:
             self._lines[frame.source_id] = line = deque()
@@ -68,15 +73,25 @@ class Batcher:
         self._waiting += 1
 
     def reserve(self, slots: int) -> None:
-        """Let the open batch hold `slots` frames. Each one begins with none. Raises ValueError where it holds more."""
+        """Set the capacity of the open batch. The capacity of a new batch is 0.
+
+        Args:
+            slots: The number of frames. `max_batch_size` limits it.
+
+        Raises:
+            ValueError: The open batch already has more frames.
+        """
         if slots < len(self._open):
             raise ValueError(f"{len(self._open)} frames are in the open batch already: {slots} slots are too few")
         self._capacity = min(slots, self._config.max_batch_size)
 
     def admit(self) -> list[Frame]:
-        """Move waiting frames into the open batch, one a source in turn, and return those, in slot order.
+        """Move waiting frames into the open batch, one frame per source in turn.
 
-        A frame that is too old by now gets its verdict here, before any work is spent on it.
+        A frame that is too old by now is marked as skipped here, before it is decoded.
+
+        Returns:
+            The admitted frames, in the order of their slots.
         """
         admitted: list[Frame] = []
         while self._lines and len(self._open) < self._capacity and not self._bytes_full:
@@ -89,7 +104,7 @@ class Batcher:
                 break
             line.popleft()
             self._waiting -= 1
-            del self._lines[source_id]  # its next turn comes after everyone else's
+            del self._lines[source_id]  # its next turn comes after those of all other sources
             if line:
                 self._lines[source_id] = line
             self._open.append(frame)
@@ -100,9 +115,16 @@ class Batcher:
         return admitted
 
     def due(self, *, idle: bool, draining: bool = False, decoded: int | None = None) -> Due | None:
-        """Whether to close now. `idle`: the engine waits for work. `draining`: nothing more will come.
+        """Decide whether the open batch closes now.
 
-        decoded: how many frames at the front may go without the others, which are being decoded. None: all go together.
+        Args:
+            idle: Whether the detector is idle.
+            draining: Whether no more frames will come.
+            decoded: The number of frames at the start of the open batch that may close without the others, which are
+                still being decoded. None: the batch can only close with all its frames.
+
+        Returns:
+            The decision, or None if the batch stays open.
         """
         ready = len(self._open)
         if not ready:
@@ -114,7 +136,7 @@ class Batcher:
         if self._config.policy == "dynamic" and idle:
             most = self._preferred_size(ready)
             soon = most if decoded is None else self._preferred_size(decoded)
-            # Each moment that the engine waits for the last few is one for all: they go with the next batch instead.
+            # Waiting for the last frames would delay the whole batch, so they go with the next batch instead.
             for size in (soon, most):
                 if size * 3 >= most * 2 and (not self._preferred or size in self._preferred):
                     return Due(size, "idle_engine")
@@ -127,31 +149,39 @@ class Batcher:
         return None
 
     def wake_in_s(self) -> float | None:
-        """Seconds until the delay makes the open batch due for an idle engine; None: only a new frame can."""
+        """Return the seconds until the delay closes the open batch, or None if only a new frame can close it."""
         if not self._open or self._config.policy == "static":
             return None
         return max(0.0, self._delay_s - self._age_s())
 
     def take(self, due: Due) -> Batch:
-        """Close the open batch with its first `due.size` frames. The others stay open, in order, in their slots.
+        """Close the open batch with its first `due.size` frames.
 
-        With those it is full until more is reserved for it.
+        The other frames form the new open batch. They keep their order and their slots. The new batch is full until
+        `reserve` is called.
         """
         batch = Batch(tuple(self._open[: due.size]), due.closed_by)
         del self._open[: due.size]
         self._capacity = len(self._open)
         self._open_bytes = sum(len(frame.payload) for frame in self._open)
-        # What stays behind can take the frame that did not fit, or it goes next.
+        # The frame that did not fit can join the new open batch, or starts the one after it.
         self._bytes_full = False
         return batch
 
     def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
-        """Drop the waiting frames of these partitions and return them. The open batch is left alone.
+        """Drop waiting frames of some partitions. The open batch stays as it is.
 
-        Without `overtaken`, frames stay that a later offset of their partition has overtaken: finishing them lets the
-        watermark rise over what was finished beyond them, which would be repeated otherwise.
+        A frame is overtaken if a frame with a later offset of its partition was admitted before it. If overtaken frames
+        are finished too, the watermark can advance over the later offsets, which would be repeated otherwise.
+
+        Args:
+            partitions: The partitions.
+            overtaken: Whether to drop overtaken frames too.
+
+        Returns:
+            The dropped frames.
         """
-        chosen = frozenset(partitions)  # thousands of frames wait, and the worker's lock is held
+        chosen = frozenset(partitions)  # for speed: thousands of frames may wait, and the worker's lock is held
 
         def leaves(frame: Frame) -> bool:
             partition, offset, epoch = frame.receipt

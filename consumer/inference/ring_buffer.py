@@ -1,4 +1,7 @@
-"""The ring of slots: allocated once, decoded into, given back in order. Memory stays bounded by construction."""
+"""Manages the ring buffer of slots that frames are decoded into.
+
+The memory is allocated once, so it is bounded.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ from numpy.typing import NDArray
 
 
 class Ring:
-    """Slots for batches: each batch has a range of them, since a device copies it in one piece.
+    """A ring buffer of slots. Each batch holds a contiguous range of slots, because a device copies it in one piece.
 
-    Batches follow one another, and begin again at the first slot where the rest is too short for a full one: of those
-    that are a little less than full it holds one fewer. They are given back in the order in which they were held.
+    Each batch begins after the previous one. If the slots up to the end are too few for a full batch, it begins at the
+    first slot instead. So if batches are slightly less than full, the buffer holds one batch fewer. Batches are given
+    back in the order in which they were held.
 
-    `memory` is uint8 (slots, slot_bytes), contiguous, with room for a batch of `batch_size` at least; ValueError for
-    any other. Not thread-safe: its one user, the worker, has a lock.
+    Not thread-safe: its only user, the worker, has a lock.
+
+    Args:
+        memory: uint8 (slots, slot_bytes), contiguous.
+        batch_size: The number of frames in a full batch.
+
+    Raises:
+        ValueError: The memory has another shape or dtype, or is too small for one full batch.
     """
 
     def __init__(self, memory: NDArray[np.uint8], batch_size: int) -> None:
@@ -32,16 +42,20 @@ class Ring:
 
     @property
     def free(self) -> int:
-        """How many more batches may begin: in all as many as there is room for if they are full, however small.
+        """The number of batches that may still begin.
 
-        Below 0 where what was left over of some was held by itself.
+        The limit is the number of full batches that fit into the memory, also if batches are small. The value can be
+        negative: the frames that remain when a batch closes can become a batch without a call of `begin`.
         """
         return len(self.slots) // self.batch_size - len(self._held)
 
     def begin(self) -> int | None:
-        """The slot where a full batch may begin; None while there is no room, or enough are held: the backpressure.
+        """Return the first slot for a new batch that may become full.
 
-        With nothing held it is the first slot, whatever came before: few frames stay in a few slots, warm in the cache.
+        If no batch is held, it is always slot 0. So a few frames stay in a few slots, which stay in the CPU cache.
+
+        Returns:
+            The slot, or None if there is no room or too many batches are held. None is the backpressure.
         """
         if self.free > 0:
             for first in (self._held[-1][1] if self._held else 0, 0):
@@ -50,11 +64,11 @@ class Ring:
         return None
 
     def room(self, first: int) -> int:
-        """Free slots from `first` on, one after the other; `batch_size` at most."""
+        """Return the number of consecutive free slots from `first`, at most `batch_size`."""
         end = len(self.slots)
         if self._held:
             (oldest, _), (_, newest) = self._held[0], self._held[-1]
-            around = newest <= oldest  # what is held goes over the end
+            around = newest <= oldest  # whether the held range wraps around
             if first < newest:
                 end = first if around else oldest
             elif around:
@@ -62,13 +76,21 @@ class Ring:
         return max(0, min(self.batch_size, end - first))
 
     def hold(self, first: int, stop: int) -> None:
-        """A batch lies in [first, stop). Raises ValueError where another one does: both would write there."""
+        """Hold the slots [first, stop) for a batch.
+
+        Raises:
+            ValueError: A slot is not free. Two batches would write to it.
+        """
         if not first < stop <= first + self.room(first):
             raise ValueError(f"ring: slots {first} to {stop} are not free; held are {list(self._held)}")
         self._held.append((first, stop))
 
     def give_back(self, first: int, stop: int) -> None:
-        """Raises ValueError for what is not the oldest batch: slots would be used that another one still has."""
+        """Free the slots [first, stop) of the oldest batch.
+
+        Raises:
+            ValueError: It is not the oldest batch. Slots of another batch would be reused too early.
+        """
         if not self._held or self._held[0] != (first, stop):
             raise ValueError(f"ring: slots {first} to {stop} are not the oldest of {list(self._held)}")
         self._held.popleft()

@@ -1,7 +1,9 @@
-"""Which frame lies in which slot, from admission until its batch is through the engine.
+"""Assigns frames to slots, from their admission until the detector has processed their batch.
 
-Not thread-safe: every call is made under the worker's lock. Frames are decoded at admission, straight into the slots of
-the open batch, so that batch k+1 is decoded while batch k is in the engine.
+Frames are decoded at admission, directly into the slots of the open batch. So batch k+1 is decoded while the detector
+processes batch k.
+
+Not thread-safe: every call is made under the lock of the worker.
 """
 
 from __future__ import annotations
@@ -17,20 +19,24 @@ from consumer.inference.batcher import Batcher, Due
 from consumer.inference.ring_buffer import Ring
 from consumer.types import Batch, Frame, TopicPartition
 
-# Batches that the ring has room for: one in the engine, two that are decoded for it, and one that the main thread has
-# yet to give back, or to admit to.
+# The number of batches in the ring buffer. One is in the detector, and two are decoded for it. The main thread has yet
+# to give the fourth one back, or to admit frames to it.
 BATCHES = 4
-# Frames per decoding job at most. Under load jobs are as long as all threads allow, because each costs CPU; of a few
-# frames that come together each thread gets a part, because then it is their latency that counts.
+# The maximum number of frames per decoding job. Each job costs CPU time, so jobs are long under load. A few frames that
+# arrive together are divided among all threads, because their latency counts then.
 CHUNK = 32
-# Behind a closed batch, and with more frames waiting, two batches are decoded at once: a job may have twice its share.
+# If a closed batch and more frames wait, two batches are decoded at the same time, so a job may be twice as long.
 _AT_ONCE = 2
 
 
 class Chunk(NamedTuple):
-    """A decoding job, and the slots that it writes to: [first, stop). It returns the seconds that it took.
+    """A decoding job and the slots [first, stop) that it writes to.
 
-    `since`: the first slot of all frames that came together with these.
+    Attributes:
+        first: The first slot.
+        stop: The slot after the last one.
+        job: The job. Its result is the time that it took, in seconds.
+        since: The first slot of all frames that arrived together with these.
     """
 
     first: int
@@ -41,7 +47,13 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A closed batch: its frames lie in the slots [start, stop)."""
+    """A closed batch, whose frames are in the slots [start, stop).
+
+    Attributes:
+        batch: The frames.
+        start: The first slot.
+        decoding: The jobs that write to its slots. The last one may also write to slots of the next batch.
+    """
 
     batch: Batch
     start: int
@@ -49,18 +61,18 @@ class Work:
 
     @property
     def stop(self) -> int:
-        """The slot behind its last frame."""
+        """The slot after its last frame."""
         return self.start + len(self.batch.frames)
 
     @property
     def places(self) -> slice:
-        """Its part of `Assembly.slots` and `verdicts`."""
+        """The range of its slots in `Assembly.slots` and `Assembly.verdicts`."""
         return slice(self.start, self.stop)
 
 
 @dataclass(slots=True)
 class _Open:
-    """Where the open batch lies: [start, used). `decoding`: jobs that may still write to its slots."""
+    """The slots [start, used) of the open batch, and the decoding jobs that may still write to them."""
 
     start: int
     used: int
@@ -68,9 +80,12 @@ class _Open:
 
 
 class Assembly:
-    """Puts frames into batches and batches into slots. `draining`: what is open goes without waiting for more.
+    """Puts frames into batches, and batches into slots.
 
-    `verdicts`: per slot, of the frame that has it; written by the decode pool, None until then.
+    Attributes:
+        slots: uint8 (slots, slot_bytes), the memory of the ring buffer.
+        verdicts: One entry per slot: the result of decoding its frame. The decode pool writes it; None until then.
+        draining: If true, the open batch does not wait for more frames.
     """
 
     def __init__(self, batcher: Batcher, ring: Ring, pool: DecodePool) -> None:
@@ -85,27 +100,27 @@ class Assembly:
 
     @property
     def room(self) -> int:
-        """Frames that `admit` takes now."""
+        """The number of frames that `admit` accepts now."""
         return self._batcher.room
 
     @property
     def has_work(self) -> bool:
-        """Whether `next` would return something."""
+        """Whether a batch is closed, or is due for an idle detector."""
         return bool(self._closed or self._batcher.due(idle=True, draining=self.draining))
 
     @property
     def wake_in_s(self) -> float | None:
-        """Seconds until `next` may return something without another frame; None: never."""
+        """The seconds until `next` may return a batch without another frame. None if it cannot."""
         return self._batcher.wake_in_s()
 
     def admit(self, frames: Sequence[Frame]) -> None:
-        """Take frames in; their decoding starts now where slots are free."""
+        """Accept frames. If slots are free, their decoding starts now."""
         for frame in frames:
             self._batcher.offer(frame)
         self._fill()
 
     def next(self) -> Work | None:
-        """The next batch for an idle engine, decoded or not; None: there is none yet."""
+        """Return the next batch for an idle detector, decoded or not; or None if there is none yet."""
         if self._closed:
             return self._closed.popleft()
         if self._open is not None:
@@ -117,26 +132,26 @@ class Assembly:
         return None
 
     def release(self, work: Work) -> None:
-        """The batch is through the engine, and nobody reads its slots any more. In the order in which they came."""
+        """Free the slots of a batch that the detector has processed. Batches are released in the order of `next`."""
         self._ring.give_back(work.start, work.stop)
         self._fill()
 
     def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
-        """Drop the waiting frames of these partitions and return them; see `Batcher.discard`."""
+        """Drop waiting frames of some partitions and return them; see `Batcher.discard`."""
         return self._batcher.discard(partitions, overtaken=overtaken)
 
     def _fill(self) -> None:
-        """Admit waiting frames while there are slots; close batches that are full."""
+        """Admit waiting frames while slots are free, and close batches that are due for a busy detector."""
         while self._batcher.waiting:
             if self._open is None:
                 start = self._ring.begin()
                 if start is None:
                     return
                 self._open = _Open(start, start)
-            elif self._ring.free <= 0:  # what was left over of the last batch waits too
+            elif self._ring.free <= 0:  # the frames that remained when the last batch closed must wait too
                 return
             self._batcher.reserve(self._ring.room(self._open.start))
-            due = self._batcher.due(idle=False)  # a window may have passed since the last frame came
+            due = self._batcher.due(idle=False)  # the delay may have passed since the last frame was admitted
             if due is None:
                 self._start_decoding(self._open, self._batcher.admit())
                 due = self._batcher.due(idle=False)
@@ -157,10 +172,14 @@ class Assembly:
             into.used = stop
 
     def _may_go(self, opened: _Open) -> int | None:
-        """How many frames at the front of the open batch are decoded, without any that came with one that is not.
+        """Return the number of frames at the start of the open batch that may close without the others.
 
-        Those that came together go together: of a burst each thread has a part, and none of them is the later one.
-        None where all must go: the others stay in their slots, and could not become a full batch there.
+        These are the frames before the first one that is not decoded, and before all frames that arrived together with
+        that one. Frames that arrive together stay together: the threads decode them in parallel, so none is later.
+
+        Returns:
+            The number of frames, or None if the batch can only close with all its frames. That is so if everything is
+            decoded, or if the other frames could not become a full batch in the slots where they stay.
         """
         for chunk in opened.decoding:
             if not chunk.job.done():

@@ -1,8 +1,10 @@
-"""The inference thread, and what the main thread may ask of it.
+"""Runs the inference thread, and provides its interface for the main thread.
 
-Two threads touch the open batch: the main thread admits frames to it, and the inference thread, when idle, takes what
-it holds. `_changed` is the one lock around the assembly of batches. Between two batches the inference thread does as
-little as it can: slots are given back, and outcomes put together, by the main thread when it takes the results.
+Two threads use the open batch: the main thread admits frames to it, and the idle inference thread takes frames from it.
+`_changed` is the only lock around the assembly of batches.
+
+Between two batches the inference thread does as little as possible. So the main thread frees the slots and builds the
+outcomes when it takes the results.
 """
 
 from __future__ import annotations
@@ -42,17 +44,17 @@ from consumer.types import (
 
 _log = structlog.get_logger(__name__)
 
-# Batches that `results` waits for at most; it returns what else is there. While it does, the engine lives on what waits
-# in the batcher.
+# The maximum number of batches that `results` waits for. During the wait the detector processes the frames that wait in
+# the batcher. Batches that are finished already are returned without a limit.
 _MOST_TOGETHER = WAITING_BATCHES
-# How often the device is asked for its memory.
+# The minimum time between two readings of the device memory.
 _MEMORY_EVERY_S = 1.0
-# How often a decoding job that takes long is asked how far it is.
+# The time between two checks of the progress of a slow decoding job.
 _LOOK_EVERY_S = 1.0
 
 
 class _Inferred(NamedTuple):
-    """A batch that is through the engine. `looked_at`: what was seen in those of its frames that were decoded."""
+    """A batch that the detector has processed. `looked_at`: the results of those frames that were decoded."""
 
     work: Work
     looked_at: Sequence[Detections | Rejected]
@@ -61,10 +63,19 @@ class _Inferred(NamedTuple):
 
 
 class Worker:
-    """Owns the detector (on its own thread), the decode pool, the ring and the batcher.
+    """Owns the inference thread with the detector, the decode pool, the ring buffer and the batcher.
 
-    All public methods are for the main thread. `load` builds the detector and may take a minute; it runs on the
-    inference thread, because each thread has a current CUDA device of its own.
+    All public methods and properties are for the main thread.
+
+    Args:
+        load: Builds the detector; may take a minute. It runs on the inference thread, because the current CUDA device
+            is a property of the thread.
+        batching: The `batching` options.
+        decode: The `decode` options.
+        clock: Monotonic seconds.
+        wall_clock_ms: Unix time in milliseconds, for the age of frames.
+        on_retry: Called on the inference thread after each failed call of the detector.
+        on_decoder_replaced: Called on a decode thread for each decoding process that was replaced.
     """
 
     def __init__(
@@ -97,7 +108,7 @@ class Worker:
         self._device = ""
         self._device_memory: DeviceMemory | None = None
         self._looked_at = 0.0
-        # Known once the detector is: how canvases are laid out, and how many make a batch, is its choice.
+        # Created after the detector, which determines the canvas layout and can limit the batch size.
         self._assembly: Assembly
         self._pool: DecodePool | None = None
         self._detector: ResilientDetector
@@ -105,9 +116,16 @@ class Worker:
     # Main thread: life
 
     def start(self, stop: Stop) -> bool:
-        """Load and warm the detector; block until it is ready. False where `stop` was set before it was.
+        """Load the detector and warm it up. Blocks until it is ready.
 
-        Raises what loading raised: a ModelError or EngineError with a message for a person.
+        Args:
+            stop: Ends the wait.
+
+        Returns:
+            True if the detector is ready, False if `stop` was set first.
+
+        Raises:
+            Exception: The error of loading, usually a ModelError or EngineError with a message for a person.
         """
         self._thread.start()
         while not self._loaded.wait(0.1):
@@ -117,7 +135,14 @@ class Worker:
         return True
 
     def close(self, timeout_s: float) -> bool:
-        """End the threads; work that is not done is dropped. False where the engine did not return in time."""
+        """End the threads and drop unfinished work.
+
+        Args:
+            timeout_s: The maximum time to wait for the inference thread, in seconds.
+
+        Returns:
+            False if the detector did not return in time.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -129,62 +154,71 @@ class Worker:
 
     @property
     def info(self) -> ModelInfo:
-        """The model that is loaded. Only after `start`."""
+        """The loaded model. Raises RuntimeError before `start` has returned."""
         if self._info is None:
             raise RuntimeError("the worker has not loaded its model yet; call start() first")
         return self._info
 
     @property
     def device(self) -> str:
-        """Where the detector runs. Empty before `start`."""
+        """The device that the detector runs on. Empty before `start`."""
         return self._device
 
     @property
     def device_memory(self) -> DeviceMemory | None:
-        """The device's memory, a second old at most while batches come; None where the device has none of its own."""
+        """The memory of the device, updated at most once a second. None if the device has no memory of its own."""
         return self._device_memory
 
     # Main thread: work
 
     @property
     def room(self) -> int:
-        """Frames that `admit` takes now."""
+        """The number of frames that `admit` accepts now."""
         with self._changed:
             return self._assembly.room
 
     @property
     def in_flight(self) -> int:
-        """Frames admitted whose result was not handed out yet."""
+        """The number of admitted frames whose result `results` has not returned yet."""
         return self._in_flight
 
     @property
     def expecting(self) -> bool:
-        """Whether a result may come without another frame or a delay: the engine works, or is about to."""
+        """Whether a result may come without another frame or a delay: the detector is busy, or will be at once."""
         with self._changed:
             return self._busy_since is not None or not self._results.empty() or self._assembly.has_work
 
     @property
     def busy_since(self) -> float | None:
-        """Since when the batch in the engine has shown no sign of life, on the injected clock; None while it is idle.
+        """The time of the last progress of the current batch, on the injected clock. None while the thread is idle.
 
-        That is when it was taken, when one of its frames was last decoded, or when it was handed to the detector.
+        Progress is: the thread took the batch, a frame of it was decoded, or the decoded batch went to the detector.
         """
         return self._busy_since
 
     def admit(self, frames: Sequence[Frame]) -> None:
-        """Take frames in; their decoding starts now where slots are free. Does not block."""
+        """Accept frames. If slots are free, their decoding starts now. Does not block."""
         with self._changed:
             self._in_flight += len(frames)
             self._assembly.admit(frames)
             self._changed.notify()
 
     def results(self, timeout_s: float = 0.0, gather_s: float = 0.0) -> list[BatchResult]:
-        """Finished batches, oldest first; blocks up to `timeout_s` for the first, and from there `gather_s` for more.
+        """Return finished batches.
 
-        For those it does not wait where none is on its way, or where the engine alone needed longer for the last.
+        After the first batch it waits for more. It does not wait if the detector is idle, or if its last batch took
+        longer than the remaining time.
 
-        Raises what ended the inference thread, once what was finished before it has been handed out, and every time
-        from then on: nothing more will come.
+        Args:
+            timeout_s: The maximum time to wait for the first batch, in seconds.
+            gather_s: The maximum time to wait for more batches after the first one, in seconds.
+
+        Returns:
+            The finished batches, oldest first; may be empty.
+
+        Raises:
+            Exception: The error that ended the inference thread, usually a SluiceError. It is raised after all finished
+                batches were returned, and again by every later call.
         """
         results: list[BatchResult] = []
         until = 0.0
@@ -196,7 +230,7 @@ class Worker:
                     self._failure = item
                 else:
                     until = until or self._clock() + gather_s
-                    results.append(self._take_out(item))  # its slots serve the next batch while others are awaited
+                    results.append(self._take_out(item))  # frees its slots, so that decoding continues during the wait
         except queue.Empty:
             pass
         if self._failure is not None and not results:
@@ -204,14 +238,14 @@ class Worker:
         return results
 
     def discard(self, partitions: Collection[TopicPartition], *, overtaken: bool) -> list[Frame]:
-        """Drop the waiting frames of these partitions and return them; see `Batcher.discard`."""
+        """Drop waiting frames of some partitions and return them; see `Batcher.discard`."""
         with self._changed:
             dropped = self._assembly.discard(partitions, overtaken=overtaken)
             self._in_flight -= len(dropped)
             return dropped
 
     def drain(self, *, draining: bool) -> None:
-        """While draining, what is open goes to the engine without waiting for more."""
+        """Start or stop draining. While draining, the open batch does not wait for more frames."""
         with self._changed:
             self._assembly.draining = draining
             self._changed.notify()
@@ -245,7 +279,7 @@ class Worker:
             self._loaded.set()
             while (work := self._next()) is not None:
                 self._results.put(self._infer(work))
-                self._busy_since = None  # not before: the main thread would think that nothing is coming
+                self._busy_since = None  # after `put`: else `expecting` could be false although a result is coming
         except SluiceError as error:
             self._results.put(error)
         except BaseException as error:  # noqa: BLE001 - raised again on the main thread
@@ -255,7 +289,7 @@ class Worker:
         finally:
             self._loaded.set()
             if self._stopping and self._pool is not None:
-                self._pool.close()  # it may have been made after `close` had looked for it
+                self._pool.close()  # the pool may have been created after `close` had checked for it
             detector.close()
 
     def _prepare(self, detector: Detector) -> None:
@@ -279,7 +313,7 @@ class Worker:
         self._info, self._device = detector.info, detector.device
 
     def _next(self) -> Work | None:
-        """The next batch for an idle engine; blocks until there is one. None when stopping."""
+        """Return the next batch for the detector. Blocks until there is one; None when stopping."""
         with self._changed:
             while not self._stopping:
                 if (work := self._assembly.next()) is not None:
@@ -293,7 +327,7 @@ class Worker:
         decode_s = 0.0
         for chunk in work.decoding:
             spent_s = self._await(chunk)
-            if chunk.stop <= work.stop:  # else its last frames belong to the next batch, which counts all of it
+            if chunk.stop <= work.stop:  # else its last frames belong to the next batch, which counts the whole job
                 decode_s += spent_s
         self._busy_since = decoded_at = self._clock()
         boxes = [verdict for verdict in self._assembly.verdicts[work.places] if isinstance(verdict, Letterbox)]
@@ -305,21 +339,28 @@ class Worker:
         return _Inferred(work, looked_at, timings, taken_at)
 
     def _await(self, chunk: Chunk) -> float:
-        """The seconds that its decoding took. A batch of pictures that cost seconds each takes minutes: no hang."""
+        """Wait for a decoding job and return the time that it took, in seconds.
+
+        Each decoded frame counts as progress. A batch of images that need seconds each takes minutes, and is no hang.
+        """
         decided = 0
         while True:
             try:
                 return chunk.job.result(_LOOK_EVERY_S)
             except TimeoutError:
                 if chunk.job.done():
-                    return chunk.job.result()  # it ended just now, or this was its own
+                    return chunk.job.result()  # it has just ended, or the job itself raised TimeoutError
             verdicts = self._assembly.verdicts[chunk.first : chunk.stop]
             before, decided = decided, sum(verdict is not None for verdict in verdicts)
             if decided > before:
                 self._busy_since = self._clock()
 
     def _canvases(self, work: Work, decoded: int) -> NDArray[np.uint8]:
-        """The slots of the frames that were decoded, moved together in place: a GPU copies from this memory alone."""
+        """Move the slots of the decoded frames together, in place, because a GPU copies only from this memory.
+
+        Returns:
+            uint8 (decoded, slot_bytes), a view of the ring buffer.
+        """
         slots = self._assembly.slots[work.places]
         if decoded < len(slots):
             verdicts = self._assembly.verdicts[work.places]
@@ -331,7 +372,7 @@ class Worker:
 
 
 def _merged(verdicts: Sequence[Verdict | None], looked_at: Sequence[Detections | Rejected]) -> Iterator[Outcome]:
-    """One outcome per verdict: the detector's, in order, where the frame was decoded; else the verdict itself."""
+    """Yield one outcome per frame: the result of the detector if the frame was decoded, else its early outcome."""
     remaining = iter(looked_at)
     for verdict in verdicts:
         if isinstance(verdict, Letterbox):

@@ -1,7 +1,11 @@
-"""wire: bytes <-> types, following `schemas/`. Pure: no I/O, no clock, no state that outlives a call.
+"""Encodes and decodes messages as defined in `schemas/`.
 
-`frames` reads input records, `results` writes and reads detection messages, `deadletters` writes and reads dead
-letters, `message` is what they share.
+- `frames` reads input records.
+- `results` writes and reads detection messages.
+- `dead_letters` writes and reads dead letters.
+- `message` has the types that they share.
+
+Pure: no I/O, no clock, no state that outlives a call.
 """
 
 from consumer.messages.dead_letters import ORIGINAL_KEY, DeadLetter, encode_dead_letter, message_bytes, read_dead_letter

@@ -1,8 +1,13 @@
-"""Rejected frames -> dead letters, and back for tools. `schemas/dead-letter.schema.json`.
+"""Encodes rejected frames as dead letters, and decodes dead letters for tools.
 
-A dead letter is the original record, byte for byte, and our headers behind its own. It can always be written: what
-would exceed the limit of the broker is cut, and our headers say what was cut. It has the time of rejection as its
-timestamp: with the frame's own, the broker could refuse it (too far ahead) or retention could delete it at once.
+A dead letter is the original record, byte for byte, with the headers of Sluice after its own headers. See
+`schemas/dead-letter.schema.json`.
+
+A dead letter can always be written. What would exceed the limit of the broker is truncated, and headers report what
+was truncated.
+
+The timestamp of a dead letter is the time of the rejection. With the timestamp of the frame, the broker could refuse
+the dead letter (too far ahead), or retention could delete it at once.
 """
 
 from __future__ import annotations
@@ -15,8 +20,8 @@ from typing import Final
 from consumer.messages.message import ORIGINAL_TIMESTAMP, HeaderList, Message, record_id, utf8
 from consumer.types import Frame, Headers, Record, Rejected
 
-ERRORS: Final = "__connect.errors."  # the names that Kafka Connect uses, so that its tools read ours
-MIN_BYTES: Final = 4096  # our own headers always fit in this
+ERRORS: Final = "__connect.errors."  # the header prefix of Kafka Connect, whose tools can therefore read dead letters
+MIN_BYTES: Final = 4096  # always enough for the headers of Sluice
 
 _STAGES: Final = {
     "parse": "consumer.wire",
@@ -29,7 +34,7 @@ _ORIGINAL_BYTES: Final = "sluice-original-bytes"
 _ORIGINAL_SHA256: Final = "sluice-original-sha256"
 _ORIGINAL_KEY_BYTES: Final = "sluice-original-key-bytes"
 _DROPPED_HEADERS: Final = "sluice-dropped-headers"
-# What was cut is told in these, and each looks so.
+# The headers that report a truncation, with the form of their values.
 _NOTES: Final = {
     _TRUNCATED: re.compile(rb"true"),
     _ORIGINAL_BYTES: re.compile(rb"[0-9]{1,20}"),
@@ -40,7 +45,7 @@ _NOTES: Final = {
 _REJECTED_AT: Final = "sluice-rejected-at-ms"
 _STAMP: Final = re.compile(rb"[0-9]{1,19}")
 ORIGINAL_KEY: Final = (
-    "sluice-original-key"  # "none": the input record has no key, and the topic takes no record without one
+    "sluice-original-key"  # "none": the input record has no key, but the dead-letter topic requires one
 )
 _NO_KEY: Final = re.compile(rb"none")
 _ID: Final = re.compile(rb".+", re.DOTALL)
@@ -62,7 +67,7 @@ _OURS: Final = frozenset((*_ERROR_NAMES, _REJECTED_AT))
 
 _MAX_DETAIL: Final = 1024  # bytes
 _MAX_SOURCE: Final = 256  # bytes
-_KEPT_KEY: Final = 512  # bytes; a source ID has no more
+_KEPT_KEY: Final = 512  # bytes; a source ID has at most this size
 _BATCH_OVERHEAD: Final = 512  # bytes around a lone record in a produce request: batch header, varints, topic name
 _HEADER_OVERHEAD: Final = 10  # bytes around one header: two varints of at most 5
 _NOTES_BYTES: Final = sum(len(name) + 64 + _HEADER_OVERHEAD for name in _NOTES)
@@ -72,7 +77,19 @@ _Parts = tuple[bytes | None, bytes | None, HeaderList, HeaderList]  # key, value
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter taken apart. `record` is the original: what a replay writes back."""
+    """A decoded dead letter.
+
+    Attributes:
+        id: The ID of the original record, `<topic>/<partition>/<offset>`.
+        topic: The input topic.
+        partition: The input partition.
+        offset: The input offset.
+        stage: The stage that rejected the frame; see `Rejected.stage`.
+        reason: The reason; see `Rejected.reason`.
+        detail: An explanation for a person.
+        truncated: Whether the dead letter does not hold the whole original record. A replay of it repairs nothing.
+        record: The original record, which a replay writes back.
+    """
 
     id: str
     topic: str
@@ -81,19 +98,26 @@ class DeadLetter:
     stage: str
     reason: str
     detail: str
-    truncated: bool  # then `record` is not what was sent, and a replay of it is no repair
+    truncated: bool
     record: Record
 
 
 def encode_dead_letter(
     frame: Frame, rejected: Rejected, *, source: str, max_bytes: int, now_ms: int, keyed: bool = False
 ) -> Message:
-    """The dead letter for one frame; always one that a broker with this `max_bytes` takes.
+    """Encode the dead letter of one frame. It never exceeds `max_bytes`.
 
-    Fewer than 4,096 `max_bytes` count as 4,096. `keyed`: the topic refuses records without a key (it is compacted), so
-    the dead letter of a record that has none gets its own ID as the key, and a header that says so.
-    A dead letter that was replayed and fails again keeps its original headers and timestamp and gets our other headers
-    anew: it does not grow.
+    If a replayed dead letter fails again, it keeps its original headers and timestamp, and the other headers of Sluice
+    are replaced. So it does not grow.
+
+    Args:
+        frame: The rejected frame.
+        rejected: The reason for the rejection.
+        source: The name of this consumer, for a header.
+        max_bytes: The maximum size of a message on the broker. A value below 4096 counts as 4096.
+        now_ms: The current Unix time in milliseconds.
+        keyed: Whether the topic refuses records without a key, as a compacted topic does. Then a record without a key
+            gets its ID as the key, and the header `sluice-original-key` marks it.
     """
     record = _original(frame.record)
     original, notes = _original_headers(record.headers)
@@ -113,7 +137,7 @@ def encode_dead_letter(
 
 
 def read_dead_letter(record: Record) -> DeadLetter | None:
-    """What a dead letter says, or None for a record that is none of ours."""
+    """Decode a dead letter. Return None if the record is not a dead letter of Sluice."""
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     partition, offset = headers.get(ERRORS + "partition", ""), headers.get(_OFFSET, "")
     if not (_is_number(partition) and _is_number(offset) and _REJECTED_AT in headers):
@@ -134,7 +158,7 @@ def read_dead_letter(record: Record) -> DeadLetter | None:
 
 
 def message_bytes(message: Message) -> int:
-    """The bytes that a message takes in a produce request of its own, or a few more."""
+    """Return an upper bound of the size of a message in a produce request of its own, in bytes."""
     return _size(message.key, message.value, message.headers)
 
 
@@ -159,21 +183,21 @@ def _our_headers(frame: Frame, rejected: Rejected, source: str, now_ms: int) -> 
 
 
 def _original(record: Record) -> Record:
-    """The input record's key and timestamp, and the headers without those two of ours that tell them.
+    """Restore the key and the timestamp of the input record, and remove the two headers that keep them.
 
-    `record` is an input record, perhaps a replayed one, or a dead letter. Dead letters of earlier versions have the
-    input record's timestamp as their own, and no header for it.
+    `record` is an input record (which may be a replayed one) or a dead letter. A dead letter of an earlier version has
+    the timestamp of the input record as its own timestamp, and no header for it.
     """
     stamp, at = _last(record.headers, ORIGINAL_TIMESTAMP, _STAMP)
     dead = _last(record.headers, _REJECTED_AT, _STAMP)[0]
     keyless, key_at = _last(record.headers, ORIGINAL_KEY, _NO_KEY) if dead is not None else (None, -1)
     if keyless is not None and record.key != _last(record.headers, "ce_id", _ID)[0]:
-        keyless, key_at = None, -1  # a producer's own header of that name
+        keyless, key_at = None, -1  # a header of the producer with the same name
     timestamp = record.timestamp_ms
     if stamp is not None:
         timestamp = int(stamp)
     elif dead is not None and timestamp == int(dead):
-        timestamp = None  # it had none
+        timestamp = None  # the input record had no timestamp
     if at < 0 and key_at < 0:
         return record._replace(timestamp_ms=timestamp)
     headers = tuple(header for n, header in enumerate(record.headers) if n not in (at, key_at))
@@ -181,7 +205,7 @@ def _original(record: Record) -> Record:
 
 
 def _last(headers: Headers, name: str, form: re.Pattern[bytes]) -> tuple[bytes | None, int]:
-    """Value and place of the last header of this name, if it looks so; (None, -1) if not."""
+    """Return the value and index of the last header with this name, or (None, -1) if its value has another form."""
     for n in reversed(range(len(headers))):
         if headers[n][0] == name:
             value = headers[n][1]
@@ -194,10 +218,10 @@ def _shorten(text: str, limit: int) -> str:
 
 
 def _original_headers(headers: Headers) -> tuple[HeaderList, HeaderList]:
-    """The headers that are not ours, and those of ours that tell of an earlier cut.
+    """Return the headers of the original record, and the headers that report an earlier truncation.
 
-    A dead letter that was replayed carries ours: they go, and with them the last `ce_id`. A `ce_id` of the producer
-    stays, in front.
+    A replayed dead letter still has the headers of Sluice. They are removed, and the last `ce_id` with them. A `ce_id`
+    of the producer comes before it, and stays.
     """
     if not any(name == _REJECTED_AT for name, _ in headers):
         return [header for header in headers if header[0] not in _OURS], []
@@ -207,14 +231,14 @@ def _original_headers(headers: Headers) -> tuple[HeaderList, HeaderList]:
 
 
 def _is_note(header: tuple[str, bytes | None]) -> bool:
-    """One of our notes of a cut, and not what a producer wrote under the same name."""
+    """Return whether Sluice wrote this header to report a truncation, and not a producer under the same name."""
     name, value = header
     return name in _NOTES and value is not None and _NOTES[name].fullmatch(value) is not None
 
 
 def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -> _Parts:
-    """Cut to `room` bytes: the value first, then a key that is too long for a source ID, then the largest headers."""
-    # What an earlier cut said of the true original stays true.
+    """Truncate to `room` bytes: first the value, then a key that is too long for a source ID, then large headers."""
+    # The notes of an earlier truncation describe the true original, so they win.
     notes = _notes(record) | dict(earlier)
     room -= _NOTES_BYTES
     key = record.key if record.key is None else record.key[: max(_KEPT_KEY, room - _headers_size(original))]
@@ -230,7 +254,7 @@ def _fit(record: Record, original: HeaderList, earlier: HeaderList, room: int) -
 
 
 def _notes(record: Record) -> dict[str, bytes | None]:
-    """That the dead letter is not all of the record, and which value it had."""
+    """Return the headers that report a truncation, and the size and hash of the original value."""
     return {
         _TRUNCATED: b"true",
         _ORIGINAL_BYTES: b"%d" % len(record.value or b""),
@@ -239,7 +263,7 @@ def _notes(record: Record) -> dict[str, bytes | None]:
 
 
 def _drop_largest(headers: HeaderList, room: int) -> HeaderList:
-    """In their order, without the largest ones that keep the rest from fitting. There may be a million of them."""
+    """Drop the largest headers until the rest fits; keep the order. There may be a million headers."""
     sizes = [_header_size(header) for header in headers]
     total, dropped = sum(sizes), set()
     for n in sorted(range(len(headers)), key=sizes.__getitem__, reverse=True):
@@ -259,5 +283,5 @@ def _headers_size(headers: HeaderList) -> int:
 
 
 def _size(key: bytes | None, value: bytes | None, headers: HeaderList) -> int:
-    """The bytes that a record takes in a produce request, or a few more."""
+    """Return an upper bound of the size of a record in a produce request, in bytes."""
     return len(key or b"") + len(value or b"") + _headers_size(headers) + _BATCH_OVERHEAD

@@ -1,4 +1,7 @@
-"""Input records -> frames. `schemas/README.md` has the rules; the order of the code is the order of the rules."""
+"""Parses input records into frames.
+
+`schemas/README.md` has the rules. The code has the same order as the rules.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from consumer.types import Frame, Receipt, Record, Rejected
 
 MAX_SOURCE_ID: Final = 128  # characters
 MAX_FRAME_ID: Final = 256  # characters
-MAX_FIELDS: Final = 64  # of an envelope, unknown ones included
+MAX_FIELDS: Final = 64  # of an envelope, with the unknown ones
 MAX_TEXT_BYTES: Final = 4096  # of one field name or text of an envelope
-MAX_TIMESTAMP_MS: Final = 2**53  # what every JSON reader still reads exactly
+MAX_TIMESTAMP_MS: Final = 2**53  # every JSON reader can represent integers up to this exactly
 
 _HEADERS: Final = {
     name: name.replace("-", "_")
@@ -25,7 +28,7 @@ _MSGPACK_TYPES: Final = frozenset((b"application/msgpack", b"application/vnd.msg
 _DIGITS: Final = re.compile(rb"[0-9]{1,16}")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-# The fields of an envelope and the kinds of msgpack values that each may have.
+# The fields of an envelope, with the kinds of msgpack values that each may have.
 _FIELDS: Final = {
     "source_id": ("text",),
     "frame_id": ("text", "an integer"),
@@ -38,7 +41,7 @@ _SPELLINGS: Final = {spelling: name for name in _FIELDS for spelling in (name, n
 
 
 def _kind_of(first: int) -> str:
-    """What a msgpack value is, from its first byte alone."""
+    """Return the kind of a msgpack value, which its first byte determines."""
     if first <= 0x7F or first >= 0xE0 or 0xCC <= first <= 0xD3:
         return "an integer"
     if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
@@ -54,14 +57,24 @@ def _kind_of(first: int) -> str:
 _KIND: Final = tuple(_kind_of(first) for first in range(256))
 
 
-class _Unfit(Exception):  # noqa: N818 - not an error: it becomes a verdict a few lines further
+class _Unfit(Exception):  # noqa: N818 - not an error: `parse_frame` turns it into an outcome
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.verdict = Rejected("parse", reason, detail)
 
 
 def parse_frame(record: Record, receipt: Receipt, received_at: float) -> Frame:
-    """Never raises: what cannot be a frame carries its verdict, and takes its place in a batch like any other."""
+    """Parse one input record. Never raises.
+
+    Args:
+        record: The input record.
+        receipt: Its input position and assignment.
+        received_at: When the Kafka consumer returned it, in seconds on the injected clock.
+
+    Returns:
+        The frame. If the record is invalid, `Frame.verdict` is a `Rejected`, and the frame takes its place in a batch
+        like any other.
+    """
     given: dict[str, Any] = {"source_id": record.key}
     content_type = _read_headers(record, given)
     outer_id = given["source_id"]
@@ -104,7 +117,16 @@ def encode_envelope(
     content_type: str | None = None,
     traceparent: str | None = None,
 ) -> bytes:
-    """A frame as one msgpack map, for producers that cannot set headers. What is None is left out."""
+    """Encode a frame as one msgpack map, for producers that cannot set headers. Fields that are None are omitted.
+
+    Args:
+        data: The encoded image.
+        source_id: The ID of the source; see `is_source_id`.
+        frame_id: The ID of the frame.
+        captured_at_ms: The capture time, as Unix time in milliseconds.
+        content_type: The media type of the image.
+        traceparent: The W3C trace context.
+    """
     fields = {
         "source_id": source_id,
         "frame_id": frame_id,
@@ -118,12 +140,15 @@ def encode_envelope(
 
 
 def is_source_id(text: str) -> bool:
-    """Whether frames may carry this source ID: 1 to 128 printable characters without a space at either end."""
+    """Return whether this is a valid source ID: 1 to 128 printable characters without a space at either end."""
     return _text(text, MAX_SOURCE_ID) is not None
 
 
 def _read_headers(record: Record, given: dict[str, Any]) -> bytes | None:
-    """The headers that mean something to us; of several with one name the last counts, one without a value does not."""
+    """Store the known headers in `given`, and return the content type.
+
+    The last header of a name wins. Headers without a value are ignored.
+    """
     content_type = None
     for name, value in record.headers:
         if value is None:
@@ -136,8 +161,8 @@ def _read_headers(record: Record, given: dict[str, Any]) -> bytes | None:
 
 
 def _payload(record: Record, content_type: bytes | None, given: dict[str, Any]) -> bytes:
-    """The encoded image. An envelope's fields go into `given`, over what headers and key said."""
-    if record.headers_lost:  # one of them may have been the source ID
+    """Return the encoded image. The fields of an envelope are stored in `given`; they override headers and key."""
+    if record.headers_lost:  # the source ID may have been one of them
         raise _Unfit("unreadable_headers", "a header name of it is not UTF-8, so none of its headers can be read")
     value = record.value
     if not value:
@@ -156,16 +181,17 @@ def _payload(record: Record, content_type: bytes | None, given: dict[str, Any]) 
 def _is_envelope(value: bytes, content_type: bytes | None) -> bool:
     if content_type is not None and content_type.partition(b";")[0].strip().lower() in _MSGPACK_TYPES:
         return True
-    # A PNG begins like a msgpack map of nine fields, so whole signatures come first.
+    # A PNG begins like a msgpack map of nine fields, so the complete image signatures are checked first.
     if value.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP"):
         return False
     return _KIND[value[0]] == "a map"
 
 
 def _read_envelope(value: bytes, given: dict[str, Any]) -> None:
-    """Reads known fields one by one and skips the others without building them.
+    """Read the known fields one by one, and skip the others without building their values.
 
-    Building them would let a 16 MB value of empty maps cost a gigabyte; skipping costs neither memory nor time.
+    If the values were built, a message of 16 MB with empty maps could cost a gigabyte. Skipping them costs neither
+    memory nor time.
     """
     if _KIND[value[0]] != "a map":
         raise _Unfit("bad_envelope", f"content-type says msgpack; the value is {_KIND[value[0]]}, not a map")
@@ -175,7 +201,7 @@ def _read_envelope(value: bytes, given: dict[str, Any]) -> None:
         max_array_len=0,
         max_map_len=0,
         max_ext_len=0,
-        unicode_errors="surrogateescape",  # what is not UTF-8 then fails as not printable, with its own reason
+        unicode_errors="surrogateescape",  # text that is not UTF-8 then fails as not printable, with its own reason
     )
     unpacker.feed(value)
     try:
@@ -189,7 +215,7 @@ def _read_envelope(value: bytes, given: dict[str, Any]) -> None:
     except msgpack.OutOfData:
         raise _Unfit("bad_envelope", f"the envelope ends too early, after {len(value)} bytes") from None
     except (msgpack.UnpackException, ValueError) as error:
-        # These messages name limits and positions, never content; some have no text.
+        # The messages of these errors name limits and positions, never content. Some have no text.
         detail = f"the envelope is not valid msgpack: {str(error) or type(error).__name__}"
         raise _Unfit("bad_envelope", detail) from None
     if trailing:
@@ -211,7 +237,7 @@ def _read_field(value: bytes, unpacker: Any, given: dict[str, Any], seen: set[st
         given[name] = unpacker.unpack()
         return
     unpacker.skip()
-    if kind != "nil" and name != "traceparent":  # nil is how many serializers write an unset field
+    if kind != "nil" and name != "traceparent":  # many serializers write nil for an unset field
         raise _Unfit(
             "bad_envelope", f"the field {name} of the envelope must be {' or '.join(_FIELDS[name])}, is {kind}"
         )
@@ -225,7 +251,7 @@ def _next_kind(value: bytes, unpacker: Any) -> str:
 
 
 def _text(value: bytes | str | None, limit: int) -> str | None:
-    """The text where it is one that is safe to print, to log and to label with; else None."""
+    """Return the text if it is short enough and safe to print, to log and to use as a label; else None."""
     if isinstance(value, bytes):
         if len(value) > 4 * limit:
             return None
@@ -269,7 +295,7 @@ def _frame_id(value: bytes | str | int | None, default: str) -> str:
 
 
 def _stamp(record: Record, given: dict[str, Any]) -> int | None:
-    """The record's timestamp; of a replayed one, that of the first record."""
+    """Return the timestamp of the record, or of the original record if this one was replayed."""
     stamp = record.timestamp_ms
     if (first := given.get(_ORIGINAL)) is not None and _DIGITS.fullmatch(first):
         stamp = int(first)
@@ -289,7 +315,7 @@ def _captured_at(value: bytes | int | None, default: int | None) -> int | None:
 
 
 def _trace(value: bytes | str | None) -> str | None:
-    """A malformed trace context is dropped, as the W3C asks: tracing must not cost a frame."""
+    """Return the trace context, or None if it is malformed, as the W3C requires: tracing must not cost a frame."""
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     return value if value and _TRACEPARENT.fullmatch(value) else None

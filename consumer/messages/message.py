@@ -1,4 +1,4 @@
-"""What goes to a topic, and the name of what came from one."""
+"""Defines the message type for output topics, and reads records of the Kafka client."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from typing import Any, Final, NamedTuple
 
 from consumer.types import Receipt, Record
 
-# Unix milliseconds. Dead letters and replayed frames are written with the present time and keep the first one in this.
+# The original timestamp in Unix milliseconds. Dead letters and replayed frames have this header, because they are
+# written with the current time.
 ORIGINAL_TIMESTAMP: Final = "sluice-original-timestamp-ms"
 
 HeaderList = list[tuple[str, bytes | None]]
-# Not `message.headers()`: once that line has run a few times, CPython's fast call no longer checks whether the client
-# library reports an error beside its result, and the error appears at a later line, outside of the `try`.
+# Not `message.headers()`. After that line has run a few times, CPython calls it on a fast path. The fast path does not
+# check whether the client library has set an error besides its result. The error then appears at a later line, outside
+# the `try`.
 _headers_of: Final = methodcaller("headers")
 
 
 class Message(NamedTuple):
-    """A record to write, without its topic. `timestamp_ms` None: the client puts the time of writing."""
+    """A record to write, without its topic.
+
+    Attributes:
+        key: The key.
+        value: The value.
+        headers: (name, value) pairs, in order.
+        timestamp_ms: Unix milliseconds. None: the client sets the time of writing.
+    """
 
     key: bytes | None
     value: bytes | None
@@ -26,17 +35,20 @@ class Message(NamedTuple):
 
 
 def record_id(receipt: Receipt) -> str:
-    """`<topic>/<partition>/<offset>`: one name for all outcomes of one input record, so repeats can be dropped."""
+    """Return `<topic>/<partition>/<offset>`, the ID of all outcomes of a record. With it, readers can drop repeats."""
     (topic, partition), offset, _ = receipt
     return f"{topic}/{partition}/{offset}"
 
 
 def read_record(message: Any) -> Record:
-    """A message of the client library as a record, with its headers read once.
+    """Convert a message of the Kafka client to a record. Reads its headers exactly once.
 
-    A header name that is not UTF-8 makes `headers()` of confluent-kafka raise SystemError; asked again it would hand
-    out a list with a hole that crashes the interpreter. Anyone who may write to a topic can send such a name, so it
-    must not end a consumer: the headers are lost, and the record says so.
+    If a header name is not UTF-8, `headers()` of confluent-kafka raises SystemError. A second call would return a list
+    with a hole, which crashes the interpreter. Everyone who may write to a topic can send a name of this kind, so it
+    must not end the consumer. The headers are lost then, and `Record.headers_lost` is true.
+
+    Args:
+        message: A `confluent_kafka.Message`.
     """
     kind, timestamp_ms = message.timestamp()
     headers, lost = (), False
@@ -48,5 +60,5 @@ def read_record(message: Any) -> Record:
 
 
 def utf8(text: str) -> bytes:
-    """UTF-8 that always succeeds: what has no encoding (half a surrogate pair, from a file name) becomes `?`."""
+    """Encode as UTF-8; never fails. A lone surrogate, for example from a file name, becomes `?`."""
     return text.encode("utf-8", "replace")

@@ -1,4 +1,7 @@
-"""Outcomes -> detection messages, and back for readers. `schemas/detections.schema.json` and `skipped.schema.json`."""
+"""Encodes outcomes as detection and skipped messages, and decodes these messages for readers.
+
+See `schemas/detections.schema.json` and `schemas/skipped.schema.json`.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,21 @@ CONTENT_TYPES: Final = {"msgpack": "application/msgpack", "json": "application/j
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
-# Decimals in JSON. Half of the last one moves the IoU of a box of one pixel by 0.0002 (0.01 is the promise).
+# Decimals in JSON. The rounding changes the IoU of a box of one pixel by 0.0002 at most; 0.01 is guaranteed.
 _BOX_DECIMALS: Final = 4
 _SCORE_DECIMALS: Final = 6
 
 
 class ResultEncoder:
-    """Writes one message per outcome. One model, one format, one thread: it reuses a buffer.
+    """Encodes one message per outcome, for one model and one format.
 
-    In msgpack, numbers with a fraction are float32, as the detector gave them. In JSON, boxes have 4 decimals and
-    scores 6. `source` is this consumer as a URI reference, "/sluice/<group>" for example.
+    In msgpack, numbers with a fraction are float32, as the detector returned them. In JSON, boxes have 4 decimals and
+    scores have 6. Not thread-safe, because it reuses a buffer.
+
+    Args:
+        format: The format of the messages.
+        model: The model that produces the results.
+        source: This consumer as a URI reference, for example `/sluice/<group>`.
     """
 
     def __init__(self, *, format: Literal["msgpack", "json"], model: ModelInfo, source: str) -> None:  # noqa: A002
@@ -58,10 +66,19 @@ class ResultEncoder:
         timings_ms: dict[str, float],
         published_at_ms: int,
     ) -> Message:
-        """The message for one frame. `timings_ms` has the keys queue, decode_wait and infer, and no other.
+        """Encode the message of one frame.
 
-        Raises ValueError where a number is NaN or infinite: no reader could use it. The caller makes a dead letter
-        of that frame ("unpublishable"), never an empty detection.
+        Args:
+            frame: The frame.
+            outcome: Its outcome.
+            batch_size: The number of frames in its batch.
+            timings_ms: The times of the stages in milliseconds, with exactly the keys `queue`, `decode_wait` and
+                `infer`.
+            published_at_ms: The current Unix time in milliseconds.
+
+        Raises:
+            ValueError: A number is NaN or infinite, which no reader could use. The caller sends the frame to the
+                dead-letter topic (`unpublishable`); it never publishes an empty detection instead.
         """
         identity = record_id(frame.receipt)
         (topic, partition), offset, _ = frame.receipt
@@ -88,7 +105,7 @@ class ResultEncoder:
             _finite(queue + outcome.age_ms)
             shared = self._skipped_headers
             body["model"] = self._model
-            body["timings_ms"] = {"queue": queue}  # it never saw the engine
+            body["timings_ms"] = {"queue": queue}  # the frame was not decoded or processed by the detector
             body["skipped"] = {"reason": outcome.reason, "age_ms": outcome.age_ms}
         value = _JSON.encode(body).encode() if self._json else self._packer.pack(body)
         key = frame.source_id.encode()
@@ -109,7 +126,7 @@ class ResultEncoder:
             boxes = boxes.astype(np.float64).round(_BOX_DECIMALS)
             scores = scores.astype(np.float64).round(_SCORE_DECIMALS)
         edges, chances = boxes.tolist(), scores.tolist()
-        _finite(sum(map(sum, edges)) + sum(chances))  # one NaN or infinity in any of them shows in the sum
+        _finite(sum(map(sum, edges)) + sum(chances))  # the sum is not finite if any number is NaN or infinite
         labels = self._labels
         return [
             {"class_id": class_id, "label": labels.get(class_id) or str(class_id), "score": score, "box": box}
@@ -118,9 +135,16 @@ class ResultEncoder:
 
 
 def decode_result(value: bytes) -> dict[str, Any]:
-    """The fields of a detection or skipped message, in either format.
+    """Decode a detection or skipped message, in either format.
 
-    Raises ValueError where it is none, or of a later major version of the schema.
+    Args:
+        value: The value of the record.
+
+    Returns:
+        The fields of the message.
+
+    Raises:
+        ValueError: It is not a message of Sluice, or has another major version of the schema.
     """
     try:
         body = json.loads(value, parse_constant=_not_a_number) if value[:1] == b"{" else msgpack.unpackb(value)
@@ -149,7 +173,7 @@ def _finite(number: float) -> float:
     return number
 
 
-@lru_cache(maxsize=64)  # the results of a batch share their time
+@lru_cache(maxsize=64)  # the results of a batch have the same time
 def _rfc3339(unix_ms: int) -> bytes:
     time = _EPOCH + timedelta(milliseconds=unix_ms)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()

@@ -1,1 +1,1 @@
-"""What the program reports about itself: metrics, health, traces and rate-limited log lines."""
+"""Reports the state of the process: metrics, health checks, traces and log lines."""

@@ -1,7 +1,9 @@
-"""Health: `/healthz`, `/readyz` and `/metrics` over HTTP, and the watchdog that ends a process whose loop hangs.
+"""Serves `/healthz`, `/readyz` and `/metrics` over HTTP, and ends the process if its main loop hangs.
 
-The threads here read a heartbeat and a state, nothing else. A consumer group member whose loop has hung can keep its
-partitions for ever (KIP-848 heartbeats go on in the background), so the program must notice it by itself.
+A member of a consumer group whose loop hangs can keep its partitions indefinitely, because KIP-848 heartbeats continue
+in the background. So the process must detect it itself, with a watchdog.
+
+The threads of this module read only a heartbeat and a state.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from consumer.types import Clock
 
 _log = structlog.get_logger(__name__)
 
-# Probes and a scraper need a handful.
+# Probes and a scraper need only a few.
 MAX_CONNECTIONS = 32
-# Of the stack of a loop that hangs: from the step of the loop down.
+# The number of calls to log from the stack of a loop that hangs, the innermost ones.
 _CALLS_SHOWN = 12
 
 
 class State(enum.IntEnum):
-    """What the process is doing. The numbers are exported, so they stay."""
+    """The state of the process. The numbers are exported as a metric, so they must not change."""
 
     STARTING = 0
     RUNNING = 1
@@ -44,7 +46,17 @@ class State(enum.IntEnum):
 
 
 class Health:
-    """Written by the main thread, read by others: one state and one time, each set in one step."""
+    """The health of the process. The main thread writes it, and other threads read it.
+
+    It needs no lock: it has one state and one time, and each is set in one step.
+
+    Args:
+        clock: Monotonic seconds.
+        stall_timeout_s: The maximum time without progress of the main loop, in seconds.
+
+    Attributes:
+        state: The state of the process.
+    """
 
     def __init__(self, *, clock: Clock, stall_timeout_s: float) -> None:
         self._clock = clock
@@ -53,32 +65,37 @@ class Health:
         self.state = State.STARTING
 
     def beat(self) -> None:
-        """The main loop has turned."""
+        """Record progress of the main loop."""
         self._beat = self._clock()
 
     @property
     def loop_age_s(self) -> float:
-        """Seconds since the loop last turned."""
+        """The seconds since the last `beat`."""
         return self._clock() - self._beat
 
     @property
     def stalled(self) -> bool:
-        """The loop should have turned long ago. While starting it need not: loading a model takes its time."""
+        """Whether the main loop hangs. Never true during the start, because loading a model takes long."""
         return self.state is not State.STARTING and self.loop_age_s > self._stall_timeout_s
 
     @property
     def ready(self) -> bool:
-        """Warm, in the loop, and the loop turns."""
+        """Whether the process is running and its loop makes progress. `/readyz` reports it."""
         return self.state is State.RUNNING and self.loop_age_s < min(self._stall_timeout_s, 10.0)
 
     @property
     def alive(self) -> bool:
-        """A restart would not help."""
+        """Whether the process has neither failed nor stalled. If not, it needs a restart. `/healthz` reports it."""
         return self.state is not State.FAILED and not self.stalled
 
 
 class Watchdog:
-    """Ends the process with StalledError's exit code once `health` says that the loop hangs."""
+    """Ends the process with the exit code of `StalledError` if the main loop hangs.
+
+    Args:
+        health: The health of the process.
+        end: Ends the process with an exit code.
+    """
 
     def __init__(self, health: Health, end: Callable[[int], object] = os._exit) -> None:
         self._health = health
@@ -87,7 +104,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Watch until `close`."""
+        """Start to watch the main loop."""
         self._thread.start()
 
     def close(self) -> None:
@@ -97,7 +114,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
             if self._health.stalled:
-                # On a thread of its own: the loop may hang in a write to stderr, holding the lock of the log.
+                # On another thread, because the main loop may hang in a write to stderr and hold the lock of the log.
                 saying = threading.Thread(target=self._say, daemon=True)
                 saying.start()
                 saying.join(1.0)
@@ -114,7 +131,7 @@ class Watchdog:
 
 
 def _where(thread: threading.Thread) -> list[str]:
-    """What a thread is in, the innermost call last: the file, the line and the function of each."""
+    """Return the stack of a thread, innermost call last: file, line and function of each call."""
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - documented, for debuggers
     calls = traceback.extract_stack(frame) if frame is not None else []
     return [f"{'/'.join(Path(call.filename).parts[-2:])}:{call.lineno} {call.name}" for call in calls[-_CALLS_SHOWN:]]
@@ -127,13 +144,16 @@ class _Answer(NamedTuple):
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each connection, and a bound on both: one too many costs the oldest, so that a probe gets in."""
+    """An HTTP server with one thread per connection and a limited number of connections.
+
+    Above the limit it closes the oldest connection, so that a probe is always answered.
+    """
 
     daemon_threads = True
-    request_queue_size = 128  # not yet accepted: with 5, the base's, a burst makes a probe wait for seconds
+    request_queue_size = 128  # with the default of 5, a burst of connections makes a probe wait for seconds
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._connections: dict[Any, None] = {}  # sockets, the oldest first
+        self._connections: dict[Any, None] = {}  # sockets, oldest first
         self._lock = threading.Lock()
         super().__init__(address, handler)
 
@@ -144,7 +164,7 @@ class _Server(ThreadingHTTPServer):
             self._connections.pop(oldest, None)
         if oldest is not None:
             with contextlib.suppress(OSError):
-                oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end of the stream, and ends
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread then reads the end of the stream, and ends
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -153,11 +173,23 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away in mid-answer is not worth a traceback; the base would print one."""
+        """Ignore clients that disconnect during an answer. The base class would print a traceback."""
 
 
 class HealthServer:
-    """The HTTP thread. `port` is the real one where 0 was bound for a test."""
+    """Serves the health endpoints and the metrics on a thread of its own.
+
+    Args:
+        config: The `http` options.
+        health: The health of the process.
+        metrics: The metrics of the process.
+
+    Attributes:
+        port: The port. If a test binds port 0, it is the port that the system chose.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
 
     def __init__(self, config: HttpConfig, health: Health, metrics: Metrics) -> None:
         def answer(path: str) -> _Answer | None:
@@ -173,7 +205,7 @@ class HealthServer:
             return None
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 5  # a client that says nothing does not keep a thread
+            timeout = 5  # seconds, so that a client that sends nothing does not occupy a thread
 
             def do_GET(self) -> None:
                 found = answer(self.path.partition("?")[0])
@@ -185,22 +217,22 @@ class HealthServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature of the base
-                """Probes every few seconds are not worth a line."""
+                """No-op: probes come every few seconds and are not worth a log line."""
 
         try:
             self._server = _Server((config.host, config.port), Handler)
         except OSError as error:
             raise ConfigError(f"http: cannot listen on {config.host}:{config.port}: {error.strerror}") from None
         self.port: int = self._server.server_address[1]
-        # A stop waits for this interval to end; the default of 0.5 s was most of the time from SIGTERM to exit.
+        # `close` waits for the end of this interval. The default of 0.5 s was most of the time from SIGTERM to exit.
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True)
 
     def start(self) -> None:
-        """Answer until `close`."""
+        """Start to answer requests."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and free the port."""
-        if self._thread.ident is not None:  # it would wait for a thread that never ran
+        """Stop answering, and free the port."""
+        if self._thread.ident is not None:  # `shutdown` would wait for a thread that never ran
             self._server.shutdown()
         self._server.server_close()

@@ -1,4 +1,7 @@
-"""Keeps librdkafka from filling the log: of a broker that is away it says the same twenty times a second, for hours."""
+"""Suppresses repeated log lines of librdkafka.
+
+If a broker is unreachable, librdkafka logs the same line twenty times a second, for hours.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ from collections.abc import Callable
 from typing import Final
 
 QUIET_S: Final = 30.0
-_REMEMBERED: Final = 1000  # texts; addresses and client names are in them, so there are few
-_KAFKA: Final = "kafka"  # the event under which we pass on what librdkafka told us
+_REMEMBERED: Final = 1000  # texts; there are few, because they vary only by address and client name
+_KAFKA: Final = "kafka"  # the event name of the log lines of librdkafka
 
 
 class Repeats(logging.Filter):
-    """For a handler or a logger. Lets each text of librdkafka through once in `QUIET_S`, and says how many it held.
+    """A filter for a handler or a logger. It passes each text of librdkafka once in `QUIET_S` seconds.
 
-    Several threads may call it at once; then a count may be one too low, or a text come twice.
+    The next line with the same text reports the number of suppressed lines.
+
+    Several threads may call it at the same time. Then a count may be one too low, or a text may appear twice.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -25,7 +30,7 @@ class Repeats(logging.Filter):
         self._held: dict[tuple[str, str], int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for what was said just now."""
+        """Return False if the same text was logged less than `QUIET_S` seconds ago."""
         text = _text(record)
         if text is None:
             return True
@@ -46,7 +51,7 @@ class Repeats(logging.Filter):
 
 
 def _text(record: logging.LogRecord) -> str | None:
-    """What librdkafka said, without the time that it took; None for all other records."""
+    """Return the text of librdkafka without the duration in it, or None for a record from elsewhere."""
     if isinstance(record.msg, dict):  # from structlog
         said = str(record.msg.get("text", "")) if record.msg.get("event") == _KAFKA else None
     else:

@@ -1,4 +1,4 @@
-"""Log lines: one per event on stderr, without characters that steer a terminal."""
+"""Configures logging: one line per event on stderr, without control characters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from consumer.observability.log_filter import Repeats
 
 
 def set_up_logging(config: LogConfig) -> None:
-    """One line per event on stderr, from structlog and from `logging` (librdkafka, Ultralytics) alike."""
+    """Log one line per event to stderr, from structlog and from `logging` (librdkafka, Ultralytics).
+
+    Args:
+        config: The `log` options.
+    """
     as_json = config.format == "json" or (config.format == "auto" and not sys.stderr.isatty())
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -45,13 +49,13 @@ def set_up_logging(config: LogConfig) -> None:
 
 
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Nothing that came from elsewhere steers a terminal or forges a line: brokers and libraries log texts too."""
+    """Escape all texts of an event. Texts from brokers and libraries must not control a terminal or forge a line."""
     for name, value in event.items():
-        if isinstance(value, str) and name != "exception":  # a traceback has lines; JSON escapes them
+        if isinstance(value, str) and name != "exception":  # a traceback has several lines; JSON escapes them
             event[name] = printable(value)
     return event
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that could steer a terminal or forge a line."""
+    """Escape all characters that could control a terminal or forge a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

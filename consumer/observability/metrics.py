@@ -1,7 +1,9 @@
-"""Every metric, declared once: name, meaning, unit, labels. Base units, `_total` for counters, no label per source.
+"""Declares every metric once, with its name, meaning, unit and labels, and records values.
 
-Label values come from closed sets (stages, reasons, outcomes) or from the assignment (partitions), so that the
-cardinality is bounded whatever the input says.
+Metrics use base units. The names of counters end in `_total`.
+
+Label values come from closed sets (stages, reasons, outcomes) or from the assignment (partitions); no label has one
+value per source. So the input cannot increase the cardinality.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ _BATCH_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 
 class Metrics:
-    """One set per process, in a registry of its own, so that tests can have many."""
+    """The metrics of one process, in a registry of their own, so that tests can create several.
+
+    Attributes:
+        registry: The registry.
+        labels: The label names of each metric that has labels, by the full name of the metric.
+    """
 
     def __init__(self) -> None:
         make = Families()
         self.registry = make.registry
-        self.labels = make.labels  # of every metric that has some
+        self.labels = make.labels
         self._declare_frames(make)
         self._declare_engine(make)
         self._declare_group(make)
@@ -32,7 +39,7 @@ class Metrics:
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
-        """A series that begins with its first event looks to `rate` as if that had not happened."""
+        """Create all series with the value 0: otherwise `rate` in Prometheus would miss the first event of a series."""
         for outcome in ("detected", "skipped", "rejected"):
             self.outcomes.labels(outcome)
         for closed_by in CLOSED_BY:
@@ -46,7 +53,7 @@ class Metrics:
             self.rebalance.labels(event)
 
     def batch(self, result: BatchResult) -> None:
-        """A batch has come out of the engine."""
+        """Record a batch that the detector has processed."""
         frames = result.batch.frames
         self.batches.labels(result.batch.closed_by).inc()
         self.batch_size.observe(len(frames))
@@ -58,7 +65,13 @@ class Metrics:
         self.stage["queue"].observe([max(0.0, result.taken_at - frame.received_at) for frame in frames])
 
     def acknowledged(self, done: Sequence[Acknowledged], *, now_s: float, now_ms: int) -> None:
-        """The brokers have these outcomes. `now_s` is on the clock of `published_at`, `now_ms` Unix time."""
+        """Record outcomes that the brokers acknowledged.
+
+        Args:
+            done: The outcomes.
+            now_s: The current time in seconds, on the clock of `Acknowledged.published_at`.
+            now_ms: The current Unix time in milliseconds.
+        """
         kinds = {"detected": 0, "skipped": 0, "rejected": 0}
         captured: list[int] = []
         for frame, outcome, _ in done:
@@ -78,7 +91,7 @@ class Metrics:
                 self.outcomes.labels(kind).inc(count)
 
     def lag(self, behind: Iterable[Lag]) -> None:
-        """Set the lag of the assigned partitions; those that went away are removed."""
+        """Set the lag of the assigned partitions, and remove the series of all others."""
         lagging = set()
         for partition, records, seconds in behind:
             labels = partition.topic, str(partition.partition)
@@ -94,11 +107,16 @@ class Metrics:
         self._lagging = lagging
 
     def published(self, seconds: float) -> None:
-        """The outcomes of all batches that were through have been handed to the producer."""
+        """Record the time in which the outcomes of all finished batches were handed to the producer."""
         self.stage["publish"].observe([seconds])
 
     def committed(self, seconds: float | None) -> None:
-        """The coordinator has committed, `seconds` after the first of these offsets was stored; None: it refused."""
+        """Record a commit that the coordinator answered.
+
+        Args:
+            seconds: The time from when the first of these offsets was stored until it was committed. None if the
+                commit failed.
+        """
         if seconds is None:
             self.commits.labels("failed").inc()
         else:
@@ -106,13 +124,20 @@ class Metrics:
             self.stage["commit"].observe([seconds])
 
     def rebalanced(self, event: str, *, partitions: int, assigned: int, seconds: float) -> None:
-        """`partitions` were assigned, revoked or lost, and `assigned` are held now."""
+        """Record a rebalance.
+
+        Args:
+            event: `assigned`, `revoked` or `lost`.
+            partitions: The number of partitions that this event concerns.
+            assigned: The number of partitions that are assigned now.
+            seconds: The time that the event blocked the main loop.
+        """
         self.rebalances.labels(event).inc(partitions)
         self.rebalance.labels(event).observe(seconds)
         self.assigned.set(assigned)
 
     def device(self, name: str, memory: DeviceMemory | None) -> None:
-        """What the device holds now. None: it has no memory of its own, and the metrics stay absent."""
+        """Set the memory of the device. With None (no memory of its own) the metrics stay absent."""
         if memory is not None:
             self.gpu_memory_used.labels(name).set(memory.used_bytes)
             self.gpu_memory_total.labels(name).set(memory.total_bytes)

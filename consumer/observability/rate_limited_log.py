@@ -1,4 +1,4 @@
-"""A log that one cause cannot flood: what is beyond its rate is counted, and the next line says how much that was."""
+"""Limits the rate of log lines, and counts the suppressed lines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ LINES_PER_S = 1.0
 
 
 class SparingLog:
-    """Writes `BURST` lines at once, and `LINES_PER_S` for as long as more come. One thread's."""
+    """Writes at most `BURST` lines at once, and then `LINES_PER_S` lines per second. Not thread-safe.
 
-    def __init__(self, log: Any, clock: Clock) -> None:  # Any: structlog's loggers have no common type
+    Args:
+        log: A structlog logger.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, log: Any, clock: Clock) -> None:  # Any, because the loggers of structlog have no common type
         self._log = log
         self._clock = clock
         self._allowance = float(BURST)
@@ -21,7 +26,7 @@ class SparingLog:
         self._suppressed = 0
 
     def warning(self, event: str, **fields: object) -> None:
-        """As the log's own. `suppressed` is added where lines before this one were not written."""
+        """Log a warning, or suppress it. The next written line has the number of suppressed lines, as `suppressed`."""
         now = self._clock()
         self._allowance = min(BURST, self._allowance + (now - self._looked_at) * LINES_PER_S)
         self._looked_at = now

@@ -1,10 +1,11 @@
-"""Traces, off unless an endpoint is configured: a span for every sampled frame, and one for its batch, linked to it.
+"""Exports traces: one span per sampled frame, and one span per batch. Off unless `traces.endpoint` is set.
 
-A frame's span is a child of the producer's (`traceparent`), from the moment that the frame left the consumer until the
-brokers had its outcome; the outcome carries the span's own `traceparent`, for readers to go on with. Spans leave on the
-exporter's own thread, from a bounded queue: with a slow collector spans are dropped, never frames.
+The span of a frame starts when the Kafka consumer returned the frame, and ends when the brokers acknowledged its
+outcome. It is a child of the producer's span (`traceparent`) and is linked to the span of its batch. The outcome has
+the `traceparent` of the frame's span, so that readers can continue the trace.
 
-Everything but the exporter's thread runs on the main thread.
+The exporter sends spans on a thread of its own, from a bounded queue. If the collector is slow, spans are dropped, but
+never frames. Everything else runs on the main thread.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext
 
 _QUEUE: Final = 8192  # spans that wait for the collector; the oldest are dropped
-_EXPORT_S: Final = 5  # for one request to the collector
+_EXPORT_S: Final = 5  # the timeout of one request to the collector
 _NS: Final = 1_000_000_000
 _SAMPLED: Final = 1
 
 
 class Traces:
-    """Spans of the frames that are being published. `begin` and `end` are called once for each batch of them.
+    """The spans of frames from publication to acknowledgement.
 
-    A frame with a traceparent is sampled if its producer's span was; `sample_ratio` decides for the others.
-    At most `max_open` spans wait for their acknowledgement; the oldest are given up, as those of frames that never
-    get one (their partition was lost) must be.
+    Args:
+        provider: Creates and exports the spans.
+        sample_ratio: The share of frames without a `traceparent` to sample. A frame with a `traceparent` is sampled if
+            the span of its producer was.
+        max_open: The maximum number of spans that wait for an acknowledgement. Above it the oldest ones are ended.
+            Frames of a lost partition never get an acknowledgement.
+        clock: Monotonic seconds.
+        wall_clock_ms: Unix time in milliseconds.
     """
 
     def __init__(
@@ -43,7 +49,7 @@ class Traces:
         from opentelemetry.context import Context
 
         self._api = trace
-        self._nowhere = Context()  # a span that starts in it is the first of a trace
+        self._nowhere = Context()  # the empty context, in which a span starts a new trace
         self._provider = provider
         self._tracer = provider.get_tracer("sluice")
         self._sample_ratio = sample_ratio
@@ -53,7 +59,11 @@ class Traces:
         self._open: dict[Receipt, Span] = {}
 
     def begin(self, result: BatchResult) -> BatchResult:
-        """Open the spans of this batch; its frames come back with the traceparent that their outcomes shall carry."""
+        """Start the spans of a batch.
+
+        Returns:
+            The same result. Its sampled frames have the `traceparent` for their outcomes.
+        """
         sampled = {index for index, frame in enumerate(result.batch.frames) if self._is_sampled(frame)}
         if not sampled:
             return result
@@ -69,7 +79,7 @@ class Traces:
         return replace(result, batch=replace(result.batch, frames=frames))
 
     def end(self, acknowledged: Sequence[Acknowledged]) -> None:
-        """The brokers have these outcomes."""
+        """End the spans of outcomes that the brokers acknowledged."""
         if not self._open:
             return
         now = self._clock()
@@ -84,7 +94,14 @@ class Traces:
                 span.end(now_ns)
 
     def close(self, timeout_s: float) -> bool:
-        """Give up what is open and send what is left. False where the collector did not take it in time."""
+        """End all open spans, and send all spans that are left.
+
+        Args:
+            timeout_s: The maximum time to wait for the collector, in seconds.
+
+        Returns:
+            False if the collector did not accept all spans in time.
+        """
         for span in self._open.values():
             span.end()
         self._open.clear()
@@ -102,7 +119,7 @@ class Traces:
         timings = result.timings
         span = self._tracer.start_span(
             "batch",
-            context=self._nowhere,  # a trace of its own: its frames belong to many
+            context=self._nowhere,  # a new trace, because the frames of the batch belong to different traces
             links=[self._api.Link(context) for context in links],
             start_time=unix_ns(result.taken_at),
             attributes={
@@ -152,7 +169,7 @@ class Traces:
         return frame._replace(traceparent=f"00-{ours.trace_id:032x}-{ours.span_id:016x}-{ours.trace_flags:02x}")
 
     def _parent(self, frame: Frame) -> SpanContext | None:
-        """The producer's span. The parser has seen to it that a traceparent is a valid one."""
+        """Return the context of the producer's span. The parser has checked that the `traceparent` is valid."""
         if frame.traceparent is None:
             return None
         _, trace_id, span_id, flags = frame.traceparent.split("-")
@@ -160,7 +177,7 @@ class Traces:
         return self._api.SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=sampled)
 
     def _unix_ns(self) -> Callable[[float], int]:
-        """From the injected clock to Unix nanoseconds, as the two stand now."""
+        """Return a function that converts times of the injected clock to Unix nanoseconds, by the current offset."""
         offset_s = self._wall_clock_ms() / 1000 - self._clock()
         return lambda at: int((at + offset_s) * _NS)
 
@@ -176,7 +193,21 @@ def open_traces(
     clock: Clock,
     wall_clock_ms: Clock,
 ) -> Traces:
-    """Spans go to `endpoint` by OTLP over HTTP. Raises ConfigError where it is no address, or the extra is missing."""
+    """Create the traces of this process, exported by OTLP over HTTP.
+
+    Args:
+        endpoint: The URL of the collector.
+        sample_ratio: See `Traces`.
+        version: The version of Sluice, a resource attribute.
+        instance: The name of this process, a resource attribute.
+        max_batch_size: The maximum number of frames per batch, which limits the links of a span.
+        max_open: See `Traces`.
+        clock: Monotonic seconds.
+        wall_clock_ms: Unix time in milliseconds.
+
+    Raises:
+        ConfigError: The endpoint is not an HTTP URL, or the extra `traces` is not installed.
+    """
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigError(
             f"traces.endpoint is {endpoint!r}: expected an address such as http://collector:4318/v1/traces"
@@ -195,7 +226,7 @@ def open_traces(
         {"service.name": "sluice", "service.version": version, "service.instance.id": instance}
     )
     provider = TracerProvider(
-        sampler=ALWAYS_ON,  # spans are made for sampled frames alone
+        sampler=ALWAYS_ON,  # spans are created only for sampled frames
         resource=resource,
         span_limits=SpanLimits(max_links=max_batch_size),
         shutdown_on_exit=False,

@@ -1,4 +1,4 @@
-"""Configuration: environment beats file beats default, every mistake is named, and no secret is printed."""
+"""Configuration: environment overrides file overrides default, every mistake is named, and no secret is printed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def refusal(path: Path | None = None, **sections: Any) -> str:
 
 
 class TestPrecedence:
-    def test_environment_beats_file_beats_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_environment_overrides_file_and_file_overrides_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = write(tmp_path / "sluice.yaml", {"batching": {"max_batch_size": 16, "max_queue_delay_ms": 5}})
         monkeypatch.setenv("SLUICE_BATCHING__MAX_BATCH_SIZE", "64")
         batching = load_config(path).batching
@@ -53,9 +55,7 @@ class TestPrecedence:
         kafka = load_config(path).kafka
         assert (kafka.group_id, kafka.bootstrap_servers, kafka.client) == ("mine", "broker:1", {"client.rack": "r1"})
 
-    def test_overrides_stand_between_environment_and_file(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_overrides_rank_between_environment_and_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write(tmp_path / "a.yaml", {"http": {"port": 1, "host": "file"}})
         monkeypatch.setenv("SLUICE_HTTP__HOST", "environment")
         http = load_config(path, {"http": {"port": 2, "host": "override"}}).http
@@ -74,7 +74,7 @@ class TestPrecedence:
         assert load_config(write(tmp_path / "a.yaml", {})) == Config()
 
 
-# A value for each option that differs from its default; where none is given, one is derived from it.
+# For each option a value that differs from its default. If there is no value here, one is derived from the default.
 OTHER: dict[str, Any] = {
     "kafka.client": {"client.rack": "r1"},
     "kafka.consumer": {"fetch.wait.max.ms": 7},
@@ -152,12 +152,12 @@ class TestMistakesAreNamed:
         assert "JSON" in said
 
     @pytest.mark.parametrize("text", ["a: [", "- 1", "just text", "\xff\xfe"])
-    def test_a_file_that_is_none(self, text: str, tmp_path: Path) -> None:
+    def test_a_file_that_is_no_configuration(self, text: str, tmp_path: Path) -> None:
         path = tmp_path / "a.yaml"
         path.write_bytes(text.encode("latin-1"))
         assert str(path) in refusal(path)
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file(self, tmp_path: Path) -> None:
         assert "No such file" in refusal(tmp_path / "nothing.yaml")
 
     @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ class TestMistakesAreNamed:
             ({"decode": {"isolation": "process", "timeout_s": 21}}, "decode.timeout_s: 21 is more than a third"),
         ],
     )
-    def test_what_contradicts_itself(self, sections: dict[str, Any], words: str) -> None:
-        """Catches a loop through the program's own output, and options that mean nothing."""
+    def test_options_that_contradict_each_other(self, sections: dict[str, Any], words: str) -> None:
+        """Catches a loop through the program's own output, and options without effect."""
         assert words in refusal(**sections)
 
     @pytest.mark.parametrize(
@@ -196,7 +196,8 @@ class TestMistakesAreNamed:
     def test_a_transaction_that_a_consumer_cannot_wait_for(
         self, transaction_ms: int | str, poll_ms: int | None
     ) -> None:
-        """Catches a pod that takes a dead one's partitions and loses them while it waits for its transaction to end."""
+        """Catches a pod that takes over the partitions of a dead one and loses them while it waits for the end of
+        its transaction."""
         settings = {"transaction.timeout.ms": transaction_ms}
         polls = {} if poll_ms is None else {"max.poll.interval.ms": poll_ms}
         said = refusal(delivery="exactly_once", kafka={"producer": settings, "consumer": polls})
@@ -209,7 +210,7 @@ class TestMistakesAreNamed:
         [
             ("exactly_once", 285_000, None),
             ("exactly_once", 40_000, "55000"),
-            ("exactly_once", None, 2_000),  # our own timeout; a wait that is cut short begins again
+            ("exactly_once", None, 2_000),  # the default timeout of Sluice; a wait that is interrupted starts again
             ("at_least_once", 900_000, None),
         ],
     )
@@ -228,16 +229,16 @@ class TestMistakesAreNamed:
 
     @pytest.mark.parametrize("name", OWN_SETTINGS)
     @pytest.mark.parametrize("section", ["client", "consumer", "producer"])
-    def test_a_client_setting_on_which_a_promise_stands(self, name: str, section: str) -> None:
-        """Catches enable.auto.offset.store from a copied file, which commits frames that were never looked at."""
+    def test_a_client_setting_on_which_a_guarantee_depends(self, name: str, section: str) -> None:
+        """Catches enable.auto.offset.store from a copied file, which commits frames that were never processed."""
         said = refusal(kafka={section: {name: "true"}})
         assert f"{name!r} is not free" in said
         assert OWN_SETTINGS[name] in said
 
 
 class TestKubernetes:
-    def test_variables_of_services_beside_us_are_not_options(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches a pod that exits 2 because somebody has called a Service "sluice", or "sluice-metrics"."""
+    def test_variables_of_kubernetes_services_are_not_options(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a pod that exits with 2 because a Service has the name "sluice" or "sluice-metrics"."""
         for service in ("SLUICE", "SLUICE_METRICS", "SLUICE_HTTP"):
             for suffix, value in {
                 "_SERVICE_HOST": "10.0.0.1",
@@ -266,7 +267,7 @@ class TestSecrets:
     )
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_are_masked_in_what_is_printed(self, name: str) -> None:
+    def test_are_masked_in_the_printed_configuration(self, name: str) -> None:
         config = Config(kafka={"client": {name: SECRET, "client.rack": "r1"}})  # type: ignore[arg-type]
         assert config.kafka.client[name] == SECRET
         assert resolved(config)["kafka"]["client"] == {name: MASK, "client.rack": "r1"}
@@ -279,7 +280,7 @@ class TestSecrets:
         "value", [f'"{SECRET}', f"a: {SECRET}", f"@{SECRET}", f"*{SECRET}", f"!{SECRET} x", f"%{SECRET}\x07"]
     )
     def test_are_not_in_error_messages_about_a_file_that_cannot_be_read(self, value: str, tmp_path: Path) -> None:
-        """Catches the YAML library's errors, which quote the line, or the name of an alias or tag."""
+        """Catches errors of the YAML library, which quote the line, or the name of an alias or tag."""
         for name in ("sluice.yaml", "sluice.toml"):
             file = tmp_path / name
             file.write_text(f"kafka:\n  client:\n    sasl.password: {value}\n")
@@ -296,7 +297,7 @@ class TestSecrets:
         monkeypatch.setenv("SLUICE_KAFKA__CLIENT", f'{{"sasl.password": "{SECRET}"')
         assert SECRET not in refusal()
 
-    def test_may_come_by_a_variable_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_may_have_an_environment_variable_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLUICE_KAFKA__CLIENT__sasl.password", SECRET)
         assert load_config().kafka.client == {"sasl.password": SECRET}
 
@@ -305,25 +306,25 @@ class TestSecretFiles:
     """`kafka.secrets`: librdkafka has no setting that reads a password from a file."""
 
     def test_hold_the_value_without_one_newline(self, tmp_path: Path) -> None:
-        """Catches `strip`, which takes a space that belongs to a password, and a newline that becomes part of it."""
+        """Catches `strip`, which removes a space that belongs to a password, and a newline that becomes part of it."""
         for text, value in (("a b ", "a b "), ("x\n", "x"), ("x\r\n", "x"), ("x\n\n", "x\n"), ("pä", "pä")):
             kafka = load_config(overrides={"kafka": {"secrets": self.secret(tmp_path, text)}}).kafka
             assert kafka.shared == {"sasl.password": value}
             assert kafka.client == {}
 
-    def test_stand_beside_the_other_settings(self, tmp_path: Path) -> None:
+    def test_are_combined_with_the_other_settings(self, tmp_path: Path) -> None:
         client = {"sasl.username": "sluice"}
         kafka = load_config(overrides={"kafka": {"client": client, "secrets": self.secret(tmp_path, SECRET)}}).kafka
         assert kafka.shared == {"sasl.username": "sluice", "sasl.password": SECRET}
 
-    def test_are_named_where_the_configuration_is_printed_and_their_content_is_nowhere(self, tmp_path: Path) -> None:
+    def test_are_printed_as_paths_and_never_as_contents(self, tmp_path: Path) -> None:
         config = load_config(overrides={"kafka": {"secrets": self.secret(tmp_path, SECRET)}})
         assert resolved(config)["kafka"]["secrets"] == {"sasl.password": str(tmp_path / "secret")}
         assert SECRET not in repr(config) + str(resolved(config)) + config.model_dump_json()
 
     @pytest.mark.parametrize("name", ["sasl.password", "client.rack"])
     def test_are_not_the_secret_itself(self, name: str) -> None:
-        """Catches a password, written where the path belongs, that the error message then prints."""
+        """Catches a password, written in place of a path, that the error message prints."""
         said = refusal(kafka={"secrets": {name: SECRET}})
         assert f"secrets: {name}: expected the absolute path of a file" in said
         assert SECRET not in said
@@ -333,7 +334,7 @@ class TestSecretFiles:
         "text", ["/{}", "//{}", "/../{}", "/{}/+ab=", "/no-such-folder/{}", "/{}\0", "/{}" + "x" * 5000, "/tmp/{}/y"]
     )
     def test_that_may_be_the_secret_itself_are_not_shown(self, text: str, name: str) -> None:
-        """Catches a password that begins with a slash, as base64 may, in the message that no such file is there."""
+        """Catches a password that begins with a slash, as base64 may, in the error for a missing file."""
         said = refusal(kafka={"secrets": {name: text.format(SECRET)}})
         assert f"secrets: {name}: cannot read the file: " in said
         assert SECRET not in said
@@ -365,12 +366,12 @@ class TestSecretFiles:
 
     @pytest.mark.parametrize("section", ["client", "consumer", "producer"])
     def test_are_not_set_a_second_time(self, section: str, tmp_path: Path) -> None:
-        """Catches an old password that wins over the file in silence."""
+        """Catches an old password that silently overrides the file."""
         secrets = self.secret(tmp_path, SECRET)
         assert f"in kafka.{section} too" in refusal(kafka={"secrets": secrets, section: {"sasl.password": "old"}})
 
     @pytest.mark.parametrize("name", OWN_SETTINGS)
-    def test_are_no_way_round_the_settings_on_which_a_promise_stands(self, name: str, tmp_path: Path) -> None:
+    def test_cannot_replace_settings_on_which_a_guarantee_depends(self, name: str, tmp_path: Path) -> None:
         secrets = self.secret(tmp_path, "true", name)
         assert f"{name!r} is not free" in refusal(kafka={"secrets": secrets})
 
@@ -396,7 +397,7 @@ class TestTheProgram:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """Catches a traceback instead of a sentence, and an exit code that looks like a crash."""
+        """Catches a traceback instead of a sentence, and an exit code of a crash."""
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["sluice", "config"])
@@ -408,7 +409,7 @@ class TestTheProgram:
         assert words in said
 
     def test_is_the_same_from_a_shell(self) -> None:
-        """Without a model, which is the first thing that a newcomer forgets."""
+        """Without a model, which newcomers forget first."""
         command = [sys.executable, "-m", "consumer", "run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, done.stdout) == (2, "")

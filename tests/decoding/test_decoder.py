@@ -1,4 +1,4 @@
-"""The decoder: Ultralytics' pixels from friendly bytes, a reason from hostile ones, and never a stray write."""
+"""The decoder gives the pixels of Ultralytics, rejects hostile images with a reason, and writes only into its slot."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def decoder(policy: LetterboxPolicy = POLICY, **options: Any) -> Decoder:
 
 
 def decode_guarded(tested: Decoder, payload: bytes) -> tuple[Letterbox | Rejected, NDArray[np.uint8]]:
-    """(outcome, slot); asserts that nothing was written before or behind the slot."""
+    """Return (outcome, slot). Asserts that nothing was written before or after the slot."""
     memory = np.full(tested.slot_bytes + 2 * MARGIN, CANARY, np.uint8)
     slot = memory[MARGIN:-MARGIN]
     outcome = tested.decode(payload, slot)
@@ -59,7 +59,7 @@ def assert_as_ultralytics(payload: bytes, policy: LetterboxPolicy = POLICY, **op
     return outcome
 
 
-# Friendly bytes.
+# Valid images.
 
 FRIENDLY = {
     "JPEG": images.jpeg,
@@ -95,7 +95,7 @@ FRIENDLY = {
     "policy", [POLICY, LetterboxPolicy(rect=False), LetterboxPolicy(64)], ids=["rect", "square", "rect 64"]
 )
 def test_pixels_are_those_of_ultralytics(name: str, policy: LetterboxPolicy) -> None:
-    """Catches another colour order, resize, padding, rounding, or a variant that another library reads otherwise."""
+    """Catches a wrong colour order, resize, padding or rounding, or a format that another library reads differently."""
     assert_as_ultralytics(FRIENDLY[name](), policy)
 
 
@@ -111,7 +111,7 @@ def test_pixels_are_those_of_ultralytics(name: str, policy: LetterboxPolicy) -> 
 def test_pixels_are_those_of_ultralytics_for_any_size(
     *, width: int, height: int, quality: int, size: int, rect: bool, suffix: str
 ) -> None:
-    """Catches a resize that OpenCV wrote elsewhere than into the slot (strided rows, one pixel wide, one high)."""
+    """Catches a resize that OpenCV wrote outside the slot (strided rows, one pixel wide, one pixel high)."""
     payload = {
         ".jpg": lambda: images.jpeg(width, height, 0, quality),
         ".png": lambda: images.png(width, height),
@@ -121,15 +121,15 @@ def test_pixels_are_those_of_ultralytics_for_any_size(
 
 
 @pytest.mark.parametrize("side", [(1, 1), (1, 3000), (3000, 1), (1, 640), (640, 1), (65_000, 8)])
-def test_the_thinnest_pictures_keep_a_pixel(side: tuple[int, int]) -> None:
+def test_the_thinnest_images_keep_a_pixel(side: tuple[int, int]) -> None:
     """Catches a scaled side of 0, which OpenCV refuses, and the limits of its resize."""
     assert_as_ultralytics(images.jpeg(*side))
     assert_as_ultralytics(images.jpeg(*side), LetterboxPolicy(64, rect=False))
 
 
 @pytest.mark.parametrize("orientation", range(10))
-def test_a_camera_that_is_mounted_turned_gives_upright_pictures(orientation: int) -> None:
-    """Catches a fast path without Exif: OpenCV, hence Ultralytics, turns, and boxes would lie in another picture."""
+def test_images_of_a_rotated_camera_become_upright(orientation: int) -> None:
+    """Catches a fast path that ignores Exif. OpenCV and Ultralytics rotate, so boxes would be in the wrong place."""
     for payload in (
         images.exif_rotated_jpeg(orientation),
         images.exif_rotated_jpeg(orientation, 640, 480, big_endian=True),
@@ -141,7 +141,7 @@ def test_a_camera_that_is_mounted_turned_gives_upright_pictures(orientation: int
 
 
 def test_orientation_is_read_as_opencv_reads_it() -> None:
-    """Catches an Exif reader that trusts its offsets, or takes another segment than OpenCV does."""
+    """Catches an Exif reader that trusts its offsets, or reads another segment than OpenCV does."""
     exif, plain = images.exif_segment(images.tiff(6)), images.jpeg(64, 48)
     xmp = b"\xff\xe1\x00\x10http://ns.ado\0"
     broken = images.tiff(6)[:4] + b"\xff\xff\xff\x7f" + images.tiff(6)[8:]
@@ -159,8 +159,8 @@ def test_orientation_is_read_as_opencv_reads_it() -> None:
         assert_as_ultralytics(images.with_segments(plain, *segments))
 
 
-def test_lenient_mode_shows_what_there_is_of_a_truncated_jpeg() -> None:
-    """Catches `strict: false` without effect: some real cameras cut their last rows off."""
+def test_lenient_mode_decodes_a_truncated_jpeg() -> None:
+    """Catches `strict: false` without effect. Some real cameras omit their last rows."""
     whole = cv2.imdecode(np.frombuffer(images.jpeg(), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert isinstance(decode_guarded(decoder(), images.truncated_jpeg())[0], Rejected)
     outcome, slot = decode_guarded(decoder(strict=False), images.truncated_jpeg())
@@ -170,7 +170,7 @@ def test_lenient_mode_shows_what_there_is_of_a_truncated_jpeg() -> None:
 
 
 def test_results_do_not_depend_on_threads() -> None:
-    """Catches scratch memory shared between calls."""
+    """Catches scratch memory that is shared between calls."""
     tested = decoder(LetterboxPolicy(320))
     payloads = [make() for make in (*FRIENDLY.values(), images.truncated_jpeg, images.exif_rotated_jpeg)] * 4
 
@@ -184,8 +184,8 @@ def test_results_do_not_depend_on_threads() -> None:
         assert list(pool.map(decoded, payloads)) == expected
 
 
-def test_a_slot_of_another_shape_is_the_callers_mistake() -> None:
-    """Catches a bug of ours that would go to the dead letters as if the frame were bad."""
+def test_a_slot_of_another_shape_raises_an_error() -> None:
+    """Catches a bug of the caller that would send good frames to the dead letters."""
     tested = decoder(LetterboxPolicy(64))
     for slot in (
         np.zeros(tested.slot_bytes - 1, np.uint8),
@@ -196,12 +196,12 @@ def test_a_slot_of_another_shape_is_the_callers_mistake() -> None:
             tested.decode(images.png(), slot)
 
 
-# Hostile bytes.
+# Hostile images.
 
 
 @pytest.mark.parametrize("name", images.hostile())
 def test_a_hostile_frame_is_rejected_for_the_right_reason(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Catches guards in the wrong order, damage that a library repairs in silence, and libraries that print."""
+    """Catches guards in the wrong order, damage that a library repairs silently, and libraries that print."""
     payload, reason = images.hostile()[name]
     outcome, _ = decode_guarded(decoder(), payload)
     assert isinstance(outcome, Rejected)
@@ -213,8 +213,8 @@ def test_a_hostile_frame_is_rejected_for_the_right_reason(name: str, capfd: pyte
 
 
 @pytest.mark.parametrize("limit", ["max_bytes", "max_pixels", "max_scans"])
-def test_limits_admit_what_is_exactly_at_them(limit: str) -> None:
-    """Catches an off-by-one, and a limit that is not the configured one."""
+def test_an_image_exactly_at_a_limit_is_accepted(limit: str) -> None:
+    """Catches an off-by-one error, and a limit that is not the configured one."""
     payload = images.progressive_jpeg(64, 48)
     exact = {"max_bytes": len(payload), "max_pixels": 64 * 48, "max_scans": payload.count(b"\xff\xda")}[limit]
     assert isinstance(decode_guarded(decoder(**{limit: exact}), payload)[0], Letterbox)
@@ -225,8 +225,8 @@ def test_limits_admit_what_is_exactly_at_them(limit: str) -> None:
     assert limit in refused.detail
 
 
-def test_pixels_of_a_png_that_are_larger_than_a_picture_needs_count_for_more() -> None:
-    """Catches a limit by pixels alone: 258 kB of PNG, 16 bits and transparent, cost 814 MiB and 2.5 s."""
+def test_png_pixels_of_more_than_four_bytes_count_for_more() -> None:
+    """Catches a limit on pixels only. A PNG of 258 kB, with 16 bits and transparency, cost 814 MiB and 2.5 s."""
     deep, wide = images.png(64, 48, channels=4, depth=16), images.png(64, 48, channels=4)
     assert isinstance(decode_guarded(decoder(max_pixels=64 * 48), wide)[0], Letterbox)
     assert isinstance(decode_guarded(decoder(max_pixels=64 * 48 * 2), deep)[0], Letterbox)
@@ -235,8 +235,8 @@ def test_pixels_of_a_png_that_are_larger_than_a_picture_needs_count_for_more() -
     assert refused.reason == "too_many_pixels"
 
 
-def test_scans_are_not_counted_where_libjpeg_reads_only_one() -> None:
-    """Catches a count over the whole file: thermal data or a film behind a photo contain the marker's bytes."""
+def test_scans_are_not_counted_if_libjpeg_reads_only_one() -> None:
+    """Catches a count over the whole file. Thermal data or a film after a photo contain the bytes of the marker."""
     assert_as_ultralytics(images.with_segments(images.jpeg(), b"\xff\xfe\x01\x02" + b"\xff\xda" * 128))
     assert_as_ultralytics(images.jpeg() + b"\xff\xda" * 1000)
 
@@ -276,7 +276,7 @@ print(json.dumps(costs))
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to measure peak memory")
 def test_a_hostile_frame_costs_neither_time_nor_memory() -> None:
-    """Catches a guard that comes after the work: OpenCV takes 6 GiB, or seconds, for some of these."""
+    """Catches a guard that comes after the work. OpenCV needs 6 GiB, or seconds, for some of these images."""
     root = Path(__file__).parent.parent
     path = os.pathsep.join((str(root), str(root / "tests" / "support")))
     run = subprocess.run(
@@ -295,8 +295,8 @@ def test_a_hostile_frame_costs_neither_time_nor_memory() -> None:
     assert not large, f"(ms, MiB) over 64 MiB: {large}"
 
 
-def test_metadata_bombs_in_a_png_leave_the_picture_alone() -> None:
-    """Catches a PNG handed to libpng as it came: its texts would be unpacked, 8 MB for every 8 kB."""
+def test_metadata_bombs_in_a_png_do_not_affect_the_image() -> None:
+    """Catches a PNG that goes to libpng unchanged. Its texts would be unpacked, 8 MB for every 8 kB."""
     clean, picture = decode_guarded(decoder(), images.png(64, 48))
     for payload in (images.png_text_bomb(3), images.png_data_bomb(10_000_000)):
         outcome, slot = decode_guarded(decoder(), payload)
@@ -305,8 +305,8 @@ def test_metadata_bombs_in_a_png_leave_the_picture_alone() -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "lenient"])
-def test_random_damage_ends_as_a_picture_or_a_reason(strict: bool) -> None:
-    """Catches an exception that would kill a decoding thread, a stray write, and a frame that takes for ever."""
+def test_random_damage_gives_an_image_or_a_rejection(strict: bool) -> None:
+    """Catches an exception that would end a decode thread, a write outside the slot, and a frame that never ends."""
     chance = random.Random(20)
     originals = {
         "jpeg": images.jpeg(64, 48),
@@ -325,7 +325,7 @@ def test_random_damage_ends_as_a_picture_or_a_reason(strict: bool) -> None:
     for turn in range(2500):
         name = chance.choice(list(originals))
         payload = mutated(originals[name], chance)
-        started = time.thread_time()  # not by the clock: a neighbour on the machine is not a hang
+        started = time.thread_time()  # CPU time, because other load on the machine is not a hang
         outcome, _ = decode_guarded(tested, payload)
         assert time.thread_time() - started < 1, (turn, name)
         if isinstance(outcome, Letterbox):
@@ -337,7 +337,7 @@ def test_random_damage_ends_as_a_picture_or_a_reason(strict: bool) -> None:
 
 
 def mutated(payload: bytes, chance: random.Random) -> bytes:
-    """Bytes changed, put in, taken out, or cut off; in the header more often than not."""
+    """Return the image with bytes changed, inserted, removed or truncated; in the header more often than elsewhere."""
     if chance.random() < 0.1:
         return payload[: chance.randrange(len(payload))]
     changed = bytearray(payload)
@@ -351,5 +351,5 @@ def mutated(payload: bytes, chance: random.Random) -> bytes:
             case _:
                 changed[at] = chance.choice((0x00, 0xFF, 0xDA, chance.randrange(256)))
     whole = bytes(changed)
-    # Without this nearly all would end at a checksum, and nothing behind it would be tried.
+    # Otherwise nearly all images would fail at a checksum, and the code after it would not be tested.
     return images.with_right_checksums(whole) if chance.random() < 0.8 else whole

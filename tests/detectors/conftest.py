@@ -8,7 +8,7 @@ import pytest
 
 from detector_models import ModelShop
 
-# Ultralytics would ask the network on import whether it is there, and install what a test does without.
+# Otherwise Ultralytics would probe the network at its import, and install packages that the tests do not need.
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_AUTOINSTALL"] = "false"
 
@@ -20,14 +20,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelShop]:
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # handing a tiny model to several threads costs more than running it
+    torch.set_num_threads(1)  # to distribute a tiny model to several threads costs more than to run it
     yield ModelShop(tmp_path_factory.mktemp("models"))
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def coco() -> Path:
-    """The real model, where it is."""
+    """The real model, if it is available."""
     path = SHARED / "models" / "yolov8n-coco.pt"
     if not path.is_file():
         pytest.skip(f"the real model is not here: {path}")

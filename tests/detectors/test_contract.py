@@ -1,4 +1,4 @@
-"""The contract of `consumer/detectors/base.py`, over every backend and every kind of model."""
+"""The contract of `consumer/detectors/base.py`, checked with every backend and every kind of model."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def detector(name: str, models: ModelShop) -> Iterator[Detector]:
 
 
 def assert_same(actual: Detections, expected: Detections) -> None:
-    """Equal up to the last digits: a batch of another size may take another convolution kernel."""
+    """Assert equality except for the last digits: another batch size may use another convolution kernel."""
     assert actual.class_ids.tolist() == expected.class_ids.tolist()
     np.testing.assert_allclose(actual.scores, expected.scores, atol=2e-3)
     np.testing.assert_allclose(actual.boxes, expected.boxes, atol=0.5)
@@ -64,15 +64,16 @@ def alone(detector: Detector, image: np.ndarray) -> Detections:
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
 def test_as_many_results_as_frames_in_their_order(detector: Detector, n: int) -> None:
-    """Catches: a fixed batch whose padding comes back as results, an empty call that crashes, results by shape."""
+    """Catches: padding of a fixed batch that is returned as results, an empty call that crashes, results ordered by
+    shape."""
     results = detect(detector, IMAGES[:n])
     assert len(results) == n
     for image, result in zip(IMAGES, results, strict=False):
         assert_same(result, alone(detector, image))
 
 
-def test_a_result_depends_neither_on_neighbours_nor_on_the_place_in_the_batch(detector: Detector) -> None:
-    """Catches: padding every canvas to the largest of the batch, NMS across images, state kept between frames."""
+def test_a_result_does_not_depend_on_the_rest_of_the_batch(detector: Detector) -> None:
+    """Catches: canvases padded to the largest of the batch, NMS across images, state that is kept between frames."""
     wanted, noisy, empty = IMAGES[0], IMAGES[5], grey(640, 480)
     reference = alone(detector, wanted)
     for batch in ([wanted, noisy], [noisy, wanted], [empty, noisy, wanted], [wanted] * 3, [noisy, wanted, empty]):
@@ -82,7 +83,7 @@ def test_a_result_depends_neither_on_neighbours_nor_on_the_place_in_the_batch(de
 
 
 def test_canvases_of_different_shapes_may_come_in_one_call(detector: Detector) -> None:
-    """Catches: one shape assumed for a call, groups put back in the order of the groups, not of the frames."""
+    """Catches: a call that assumes one shape, and results in the order of the groups instead of the frames."""
     interleaved = [IMAGES[i] for i in (0, 3, 1, 3, 0, 2, 1, 0)]
     if detector.policy.rect:
         assert len({lb.canvas_shape for lb in fill(detector, interleaved)[1]}) > 2
@@ -91,7 +92,7 @@ def test_canvases_of_different_shapes_may_come_in_one_call(detector: Detector) -
 
 
 def test_boxes_are_typed_sorted_and_inside_the_original_image(detector: Detector) -> None:
-    """Catches: canvas pixels instead of image pixels, boxes that hang over the edge, float64, an order by class."""
+    """Catches: canvas pixels instead of image pixels, boxes that exceed the image, float64, an order by class."""
     for image, result in zip(IMAGES, detect(detector, IMAGES), strict=True):
         height, width = image.shape[:2]
         assert (result.boxes.dtype, result.scores.dtype, result.class_ids.dtype) == (np.float32, np.float32, np.int32)
@@ -104,7 +105,7 @@ def test_boxes_are_typed_sorted_and_inside_the_original_image(detector: Detector
 
 
 def test_results_survive_the_reuse_of_the_slots(detector: Detector) -> None:
-    """Catches: a result that is a view of the ring, or a device copy still running when `detect` returns."""
+    """Catches: a result that is a view of the ring buffer, or a device copy that still runs when `detect` returns."""
     slots, letterboxes = fill(detector, IMAGES[:3])
     results = detector.detect(slots, letterboxes)
     before = [(r.boxes.copy(), r.scores.copy(), r.class_ids.copy()) for r in results]
@@ -116,8 +117,8 @@ def test_results_survive_the_reuse_of_the_slots(detector: Detector) -> None:
         np.testing.assert_array_equal(result.class_ids, class_ids)
 
 
-def test_what_lies_behind_a_canvas_in_its_slot_is_not_looked_at(detector: Detector) -> None:
-    """Catches: the whole slot taken as the canvas, so that an earlier, larger frame shines through."""
+def test_bytes_after_a_canvas_in_its_slot_are_ignored(detector: Detector) -> None:
+    """Catches: the whole slot used as the canvas, so that an earlier, larger frame is visible."""
     slots, letterboxes = fill(detector, IMAGES[:2])
     first = detector.detect(slots, letterboxes)
     for slot, letterbox in zip(slots, letterboxes, strict=True):
@@ -126,8 +127,8 @@ def test_what_lies_behind_a_canvas_in_its_slot_is_not_looked_at(detector: Detect
         np.testing.assert_array_equal(before.boxes, after.boxes)
 
 
-def test_slots_that_do_not_hold_their_letterboxes_are_refused(detector: Detector) -> None:
-    """Catches: a count or size that is off, answered with somebody else's pixels."""
+def test_slots_that_do_not_match_their_letterboxes_are_refused(detector: Detector) -> None:
+    """Catches: a wrong count or size that is answered with the pixels of another frame."""
     slots, letterboxes = fill(detector, IMAGES[:2])
     with pytest.raises(ValueError, match="slots: expected uint8"):
         detector.detect(slots[:1], letterboxes)
@@ -135,8 +136,8 @@ def test_slots_that_do_not_hold_their_letterboxes_are_refused(detector: Detector
         detector.detect(slots[:, :3000], letterboxes)
 
 
-def test_memory_of_the_ring_stays_as_it_is(detector: Detector) -> None:
-    """Catches: a backend that writes to it, or makes it read-only, when it is prepared for the device."""
+def test_preparing_the_memory_of_the_ring_does_not_change_it(detector: Detector) -> None:
+    """Catches: a backend that writes to the memory, or makes it read-only, when it prepares it for the device."""
     memory = np.full((2, 3 * 64 * 64), 7, np.uint8)
     detector.pin(memory)
     assert (memory == 7).all()
@@ -144,20 +145,20 @@ def test_memory_of_the_ring_stays_as_it_is(detector: Detector) -> None:
 
 
 def test_labels_name_every_class_of_the_model(detector: Detector, name: str) -> None:
-    """Catches: COCO's names for a model that was trained on others, or numbers where names are known."""
+    """Catches: names of COCO for a model with other classes, or numbers although the names are known."""
     assert dict(detector.info.labels) == ({0: "simulated"} if name.startswith("simulated") else LABELS)
     assert detector.info.digest.startswith("sha256:")
     assert detector.info.name == (name if name.startswith("simulated") else Path(detector.info.name).name)
 
 
-def test_device_says_where_it_runs(detector: Detector, name: str) -> None:
-    """Catches: a benchmark of the simulation that can be mistaken for one of an engine."""
+def test_device_names_the_device_in_use(detector: Detector, name: str) -> None:
+    """Catches: a benchmark of the simulation that can be mistaken for one of a real detector."""
     assert detector.device == ("simulated" if name.startswith("simulated") else "cpu")
 
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_no_more_detections_than_allowed_and_the_best_ones(name: str, models: ModelShop, limit: int) -> None:
-    """Catches: a head without NMS that returns all of its boxes, or the limit taken before the order by score."""
+    """Catches: a head without NMS that returns all its boxes, or a limit that is applied before sorting by score."""
     image = IMAGES[0]
     detector = load_detector(configured(name, models, max_detections=limit))
     everything = alone(load_detector(configured(name, models)), image)
@@ -175,15 +176,15 @@ def test_warming_up_changes_no_result(name: str, models: ModelShop) -> None:
 
 
 def test_closing_twice_is_harmless(name: str, models: ModelShop) -> None:
-    """Catches: a shutdown after a failure that fails on its own and hides the failure."""
+    """Catches: a shutdown after a failure that fails itself and hides the first failure."""
     detector = load_detector(configured(name, models))
     detector.close()
     detector.close()
 
 
 @pytest.mark.shared
-def test_nothing_is_seen_in_a_grey_image(coco: Path) -> None:
-    """Catches: a preprocessing that a trained model takes for content (a missing scale, a wrong padding)."""
+def test_nothing_is_detected_in_a_grey_image(coco: Path) -> None:
+    """Catches: preprocessing whose output a trained model takes for content (a missing scale, a wrong padding)."""
     detector = load_detector(DetectorConfig(model=str(coco), device="cpu"))
     results: Sequence[Detections] = detect(detector, [grey(768, 432), grey(100, 700)])
     assert [len(result) for result in results] == [0, 0]

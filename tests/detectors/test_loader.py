@@ -1,4 +1,4 @@
-"""What is loaded, what is refused, and that a refusal comes before any code of the model runs."""
+"""Which models are loaded and which are refused. A refusal comes before any code of the model runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(model: Path | str, **options: Any) -> Any:
 
 
 class Bomb:
-    """A pickle that runs a command when it is opened."""
+    """A pickle that runs a command when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -53,7 +53,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
     with pytest.raises(ModelError, match="refused by safe loading"):
         load(model)
     assert not trace.exists()
-    pickle.loads(pickle.dumps(Bomb(trace)))  # the bomb is a live one
+    pickle.loads(pickle.dumps(Bomb(trace)))  # proves that the bomb works
     assert trace.exists()
 
 
@@ -61,7 +61,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
 def test_a_wrong_digest_is_found_before_the_file_is_opened(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: a check after loading, when the code of a swapped model has already run."""
+    """Catches: a check after loading, when code of a replaced model has already run."""
     model = tmp_path / f"model{suffix}"
     model.write_bytes(b"not a model at all")
     for backend in ("torch", "onnx"):
@@ -70,8 +70,8 @@ def test_a_wrong_digest_is_found_before_the_file_is_opened(
         load(model, sha256="0" * 64)
 
 
-def test_the_right_digest_loads_and_is_told(models: ModelShop) -> None:
-    """Catches: a digest of something else than the whole file, so that results name a model that was not used."""
+def test_the_right_digest_loads_and_is_reported(models: ModelShop) -> None:
+    """Catches: a digest of only a part of the file, so that results name a model that was not used."""
     digest = hashlib.sha256(models("v8").read_bytes()).hexdigest()
     detector = load(models("v8"), sha256=digest)
     assert detector.info.digest == f"sha256:{digest}"
@@ -81,7 +81,7 @@ def test_the_right_digest_loads_and_is_told(models: ModelShop) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".onnx"])
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 and then nothing"])
 def test_a_damaged_file_is_a_model_error_that_names_it(tmp_path: Path, suffix: str, content: bytes) -> None:
-    """Catches: a traceback from deep inside a library, which tells nobody which file to look at."""
+    """Catches: a traceback from deep inside a library, which does not name the file."""
     model = tmp_path / f"model{suffix}"
     model.write_bytes(content)
     with pytest.raises(ModelError, match=model.name):
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_a_model_error_that_names_it(tmp_path: Path, suffix: s
 
 
 def test_a_truncated_checkpoint_is_a_model_error_and_stays(models: ModelShop, tmp_path: Path) -> None:
-    """Catches: Ultralytics' recovery, which deletes a damaged file of a known name and downloads another."""
+    """Catches: the recovery of Ultralytics, which deletes a damaged file of a known name and downloads another one."""
     model = tmp_path / "yolo26n.pt"
     model.write_bytes(models("v8").read_bytes()[:-5000])
     with pytest.raises(ModelError, match=r"yolo26n\.pt"):
@@ -98,12 +98,12 @@ def test_a_truncated_checkpoint_is_a_model_error_and_stays(models: ModelShop, tm
 
 
 @pytest.mark.parametrize("model", ["yolo26n.pt", "/nowhere/model.pt", "model.onnx"])
-def test_a_missing_file_says_what_to_do_and_is_not_fetched(
+def test_a_missing_file_is_not_downloaded_and_the_error_has_a_remedy(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: Ultralytics' default, which downloads whatever name it knows."""
+    """Catches: the default of Ultralytics, which downloads every name that it knows."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "consumer.detectors.torch", None)  # nothing is fetched without it
+    monkeypatch.setitem(sys.modules, "consumer.detectors.torch", None)  # nothing can be downloaded without it
     with pytest.raises(ModelError, match="does not exist: mount or copy it there") as caught:
         load(model)
     assert ("SLUICE_DETECTOR__ALLOW_DOWNLOAD" in str(caught.value)) == (model == "yolo26n.pt")
@@ -111,10 +111,10 @@ def test_a_missing_file_says_what_to_do_and_is_not_fetched(
 
 
 @pytest.mark.parametrize("model", ["/nowhere/yolo26n.pt", "model.onnx", "somebody-elses.pt"])
-def test_a_permission_to_download_covers_ultralytics_own_names_alone(
+def test_a_permission_to_download_covers_only_models_of_ultralytics(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: a mistyped path that is looked for on the network."""
+    """Catches: a mistyped path that is searched on the network."""
     monkeypatch.chdir(tmp_path)
     _no_network(monkeypatch)
     with pytest.raises(ModelError, match=r"does not exist|neither here nor one of Ultralytics' own"):
@@ -124,7 +124,7 @@ def test_a_permission_to_download_covers_ultralytics_own_names_alone(
 def test_a_permitted_download_is_checked_like_any_file(
     models: ModelShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: a fetched model that escapes the SHA-256."""
+    """Catches: a downloaded model whose SHA-256 is not checked."""
     from ultralytics.utils import downloads
 
     def fetch(url: str, file: Path, **_: Any) -> None:
@@ -138,10 +138,10 @@ def test_a_permitted_download_is_checked_like_any_file(
     assert load("yolo26n.pt", allow_download=True).info.name == "yolo26n.pt"
 
 
-def test_a_file_that_ultralytics_would_take_for_another_is_refused(
+def test_a_name_for_which_ultralytics_opens_another_file_is_refused(
     models: ModelShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: the digest of one file beside the weights of another: Ultralytics drops quotes from a path."""
+    """Catches: the digest of one file with the weights of another. Ultralytics removes quotes from a path."""
     _no_network(monkeypatch)
     model = tmp_path / "it's.pt"
     model.write_bytes(models("v8").read_bytes())
@@ -161,7 +161,7 @@ def test_a_model_for_another_task_is_refused(models: ModelShop, tmp_path: Path) 
 
 
 def test_a_checkpoint_without_a_detector_is_refused(tmp_path: Path) -> None:
-    """Catches: a state dict, or another framework's checkpoint, that fails at the first frame instead."""
+    """Catches: a state dict, or a checkpoint of another framework, that fails only at the first frame."""
     import torch
 
     torch.save({"weights": torch.zeros(3)}, tmp_path / "weights.pt")
@@ -182,7 +182,7 @@ def test_a_checkpoint_without_a_detector_is_refused(tmp_path: Path) -> None:
 def test_onnx_metadata_that_does_not_fit_is_refused(
     key: str, value: str, message: str, models: ModelShop, tmp_path: Path
 ) -> None:
-    """Catches: a model of another kind that is found out by its nonsense results."""
+    """Catches: a model of another kind that is detected only by its nonsense results."""
     import onnx
 
     model = onnx.load(str(models("v8-onnx-dynamic")))
@@ -210,20 +210,20 @@ def test_an_onnx_model_with_weights_in_another_file_is_refused(
 
 
 def test_an_onnx_model_of_another_size_names_both_sizes(models: ModelShop) -> None:
-    """Catches: canvases of a size that the model refuses, at the first frame instead of at the start."""
+    """Catches: canvases of a size that the model refuses only at the first frame."""
     with pytest.raises(ModelError, match=r"takes canvases of 320x320 pixels, detector\.image_size is 640: set it to"):
         load(models("v8-onnx-1"))
 
 
 def test_an_onnx_model_without_metadata_works_without_labels(models: ModelShop) -> None:
-    """Catches: COCO's names invented for it."""
+    """Catches: names of COCO that are invented for it."""
     detector = load(models("v8-onnx-bare"))
     assert detector.info.labels == {}
     assert detector.info.label(3) == "3"
 
 
 def test_tensorrt_engines_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    """Catches: an engine that is taken for a checkpoint."""
+    """Catches: an engine file that is taken for a checkpoint."""
     (tmp_path / "model.engine").write_bytes(b"engine")
     with pytest.raises(ModelError, match=r"TensorRT engines are not in this version.*\.onnx"):
         load(tmp_path / "model.engine")
@@ -240,19 +240,19 @@ def test_tensorrt_engines_are_refused_with_a_way_out(tmp_path: Path) -> None:
     ],
 )
 def test_a_backend_that_does_not_fit_the_model_is_refused(model: str, backend: str, message: str) -> None:
-    """Catches: an explicit option that is silently overruled by the suffix."""
+    """Catches: an explicit option that the suffix silently overrides."""
     with pytest.raises(ModelError, match=message):
         load(model, backend=backend)
 
 
 def test_a_digest_for_a_simulated_detector_is_refused() -> None:
-    """Catches: a check that an operator asked for and that silently does not happen."""
+    """Catches: a check that an operator requested and that silently does not happen."""
     with pytest.raises(ModelError, match="has no file to check"):
         load("simulated://1ms@1", sha256="0" * 64)
 
 
 def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
-    """Catches: an IsADirectoryError from a volume that was mounted in the file's place."""
+    """Catches: an IsADirectoryError from a volume that was mounted in place of the file."""
     (tmp_path / "model.pt").mkdir()
     with pytest.raises(ModelError, match="is not a file"):
         load(tmp_path / "model.pt")
@@ -260,14 +260,14 @@ def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["v8", "v8-onnx-dynamic"])
 @pytest.mark.parametrize(("device", "message"), [("cuda:99", "cuda:99"), ("gpu", "expected auto, cpu")])
-def test_a_device_that_is_not_there_is_refused(name: str, device: str, message: str, models: ModelShop) -> None:
-    """Catches: a pod without its GPU that quietly runs on the CPU, thirty times slower."""
+def test_a_missing_device_is_refused(name: str, device: str, message: str, models: ModelShop) -> None:
+    """Catches: a pod without its GPU that silently runs on the CPU, thirty times slower."""
     with pytest.raises(ModelError, match=message):
         load(models(name), device=device)
 
 
 def test_an_onnx_model_needs_neither_torch_nor_ultralytics(models: ModelShop) -> None:
-    """Catches: an import that makes every CPU pod carry torch, and every start wait for it."""
+    """Catches: an import because of which every pod without a GPU needs torch, and every start waits for it."""
     code = (
         "import sys\n"
         "from consumer.config import DetectorConfig\n"
@@ -281,7 +281,7 @@ def test_an_onnx_model_needs_neither_torch_nor_ultralytics(models: ModelShop) ->
 
 
 def test_the_bomb_test_covers_the_format_that_torch_writes(tmp_path: Path) -> None:
-    """Catches: a change of torch's format after which the archive above is no archive."""
+    """Catches: a change of torch's format after which the archive above is not valid."""
     import torch
 
     torch.save({"model": Bomb(tmp_path / "ran")}, tmp_path / "bomb.pt")

@@ -1,4 +1,4 @@
-"""A frame's result equals Ultralytics' own `predict` on that image alone, at the same settings."""
+"""The result of a frame equals that of Ultralytics' `predict` for that image alone, at the same settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGES = [draw(width, height, seed) for seed, (width, height) in enumerate(SIZES
 
 
 def reference(path: Path, images: list[Image], **settings: Any) -> list[Detections]:
-    """What Ultralytics says of each image when it is given that image alone."""
+    """Return the results of Ultralytics for each image alone."""
     from ultralytics import YOLO
 
     model = YOLO(path, task="detect")
@@ -46,7 +46,7 @@ def reference(path: Path, images: list[Image], **settings: Any) -> list[Detectio
 
 
 def compare(path: Path, images: list[Image], *, size: int, confidence: float = 0.25, iou: float = 0.7) -> Agreement:
-    """All images in one call of ours, against one call per image of theirs."""
+    """Compare one call of Sluice with all images and one call of Ultralytics per image."""
     config = DetectorConfig(model=str(path), device="cpu", image_size=size, confidence=confidence, iou=iou)
     detector = load_detector(config)
     theirs = reference(path, images, conf=confidence, iou=iou, imgsz=size)
@@ -66,7 +66,7 @@ def assert_equal(found: Agreement, at_least: int) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_results_equal_predict(name: str, models: ModelShop) -> None:
-    """Catches: a canvas, scale, head, NMS or rounding other than Ultralytics'; the odd sizes are where they differ."""
+    """Catches: a canvas, scale, head, NMS or rounding that differs from Ultralytics. The odd sizes reveal it."""
     assert_equal(compare(models(name), IMAGES, size=CASES[name]), at_least=60)
 
 
@@ -82,7 +82,7 @@ def test_results_equal_predict_at_other_thresholds(name: str, models: ModelShop,
 def test_results_equal_predict_on_real_video(
     coco: Path, videos: list[Path], tmp_path: Path, export: dict[str, Any] | None
 ) -> None:
-    """Catches: what only a trained model shows, such as swapped colours, on frames as cameras send them."""
+    """Catches: errors that only a trained model reveals, such as swapped colours, on frames as cameras send them."""
     path = coco
     if export is not None:
         path = export_onnx(Path(shutil.copy(coco, tmp_path / coco.name)), **export)
@@ -91,7 +91,7 @@ def test_results_equal_predict_on_real_video(
 
 
 def _frames(video: Path, count: int) -> list[Image]:
-    """That many frames, evenly spread over the video."""
+    """Return this number of frames, evenly distributed over the video."""
     capture = cv2.VideoCapture(str(video))
     length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     frames: list[Image] = []

@@ -1,4 +1,4 @@
-"""Selection and suppression against torchvision and Ultralytics, on made-up model outputs."""
+"""Selection and suppression compared with torchvision and Ultralytics, on generated model outputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Select = Callable[[np.ndarray, DetectorConfig], list[Rows]]
 
 
 def candidates(images: int, classes: int, anchors: int, seed: int = 0) -> np.ndarray:
-    """Clustered boxes, so that many suppress each other, with scores on both sides of the threshold."""
+    """Return clustered boxes, many of which suppress each other, with scores on both sides of the threshold."""
     random = np.random.default_rng(seed)
     centres = random.uniform(50, 590, (images, 2, 12))[:, :, random.integers(0, 12, anchors)]
     boxes = np.concatenate([centres, np.full((images, 2, anchors), 60.0)], 1)
@@ -43,7 +43,7 @@ def candidates(images: int, classes: int, anchors: int, seed: int = 0) -> np.nda
 
 
 def ultralytics(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
-    import torchvision  # noqa: F401 - Ultralytics takes its NMS where it has been imported
+    import torchvision  # noqa: F401 - Ultralytics uses its NMS if it was imported
     from ultralytics.utils.nms import non_max_suppression
 
     found: Any = non_max_suppression(
@@ -61,7 +61,7 @@ def ultralytics(prediction: np.ndarray, config: DetectorConfig) -> list[Rows]:
 def test_selection_equals_ultralytics(
     select: Select, images: int, classes: int, anchors: int, confidence: float
 ) -> None:
-    """Catches: offsets so large that float32 rounds boxes together, competition between images or classes."""
+    """Catches: offsets so large that float32 merges boxes, and competition between images or classes."""
     config = DetectorConfig(confidence=confidence, iou=0.6)
     prediction = candidates(images, classes, anchors)
     expected = ultralytics(prediction, config)
@@ -72,7 +72,8 @@ def test_selection_equals_ultralytics(
 
 @both
 def test_far_images_of_a_batch_are_suppressed_as_exactly_as_the_first(select: Select) -> None:
-    """Catches: one offset of (image * classes + class) * 7680, at whose end float32 has a spacing of 2 pixels."""
+    """Catches: one offset of (image * classes + class) * 7680, for which float32 has a spacing of 2 pixels at the
+    end."""
     one = candidates(1, 80, 120)
     first, *_, last = select(np.repeat(one, 32, axis=0), DetectorConfig(confidence=0.25))
     np.testing.assert_array_equal(first, last)
@@ -80,8 +81,8 @@ def test_far_images_of_a_batch_are_suppressed_as_exactly_as_the_first(select: Se
 
 @both
 @pytest.mark.parametrize("pairs", [1, 4], ids=["pooled", "more than are pooled"])
-def test_the_last_of_a_thousand_images_is_suppressed_as_exactly_as_the_first(select: Select, pairs: int) -> None:
-    """Catches: a thousand images one behind the other, at whose end float32 has a spacing of half a pixel."""
+def test_the_last_of_many_images_is_suppressed_as_exactly_as_the_first(select: Select, pairs: int) -> None:
+    """Catches: a thousand images in one row, for which float32 has a spacing of half a pixel at the end."""
     columns = [(5 + 50 * n, y, 10, 10, score) for n in range(pairs) for y, score in ((5, 0.9), (6.77, 0.8))]
     one = np.array(columns, np.float32).T[None]  # half a pixel moves the IoU of a pair from 0.70 to 0.67
     for rows in select(np.repeat(one, 1024, axis=0), DetectorConfig(iou=0.68)):
@@ -91,7 +92,7 @@ def test_the_last_of_a_thousand_images_is_suppressed_as_exactly_as_the_first(sel
 @both
 @pytest.mark.parametrize("final", [False, True], ids=["candidates", "final boxes"])
 @pytest.mark.parametrize("place", [0, 7, slice(None)], ids=["first", "another", "all"])
-def test_a_score_that_is_no_number_is_not_an_image_that_shows_nothing(select: Select, final: bool, place: Any) -> None:
+def test_a_nan_score_does_not_give_an_empty_result(select: Select, final: bool, place: Any) -> None:
     """Catches: a model that overflows in half precision, and an empty, committed detection for every frame."""
     prediction = np.zeros((3, 20, 6) if final else (3, 84, 20), np.float32)
     prediction[1][(place, 4) if final else (11, place)] = np.nan
@@ -131,7 +132,7 @@ def test_nothing_above_the_threshold_is_an_empty_result(select: Select) -> None:
 
 
 @both
-def test_only_the_best_candidates_of_a_flood_take_part(select: Select, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_best_of_too_many_candidates_are_used(select: Select, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a limit on candidates that keeps the first ones instead of the best."""
     from consumer.detectors import postprocess_torch
 
@@ -143,14 +144,14 @@ def test_only_the_best_candidates_of_a_flood_take_part(select: Select, monkeypat
     np.testing.assert_allclose(rows[:, 4], np.sort(prediction[0, 4])[::-1][:5])
 
 
-# (width, height) of common cameras, and some upright ones.
+# (width, height) of common cameras, some in portrait format.
 CAMERAS = [
     (352, 288), (640, 360), (640, 480), (704, 576), (768, 432), (800, 600), (854, 480), (960, 540), (1024, 768),
     (1280, 720), (1280, 960), (1366, 768), (1440, 1080), (1920, 1080), (1920, 1200), (2048, 1536), (2560, 1440),
     (2592, 1944), (2688, 1520), (3072, 2048), (3840, 2160), (4000, 3000), (1080, 1920), (720, 1280), (480, 640),
 ]  # fmt: skip
 
-# Whole pixels and a coarse grid of scores make equal overlaps, equal scores and empty boxes likely.
+# With whole pixels and a coarse grid of scores, equal overlaps, equal scores and empty boxes are likely.
 _boxes = st.integers(0, 40).flatmap(lambda n: arrays.arrays(np.int16, (n, 4), elements=st.integers(0, 12)))
 
 
@@ -177,7 +178,7 @@ def test_suppression_equals_torchvision(corners: np.ndarray, data: st.DataObject
     data=st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_boxes_return_to_the_image_by_the_letterbox_that_they_came_by(
+def test_boxes_are_mapped_back_by_their_own_letterbox(
     width: int, height: int, size: int, rect: bool, data: st.DataObject
 ) -> None:
     """Catches: one gain for both axes, a padding of half a pixel, clipping to the canvas instead of the image."""
@@ -192,8 +193,8 @@ def test_boxes_return_to_the_image_by_the_letterbox_that_they_came_by(
 
 @pytest.mark.parametrize("size", [320, 640, 1280])
 @pytest.mark.parametrize("rect", [True, False])
-def test_boxes_of_camera_images_return_as_predict_returns_them(size: int, rect: bool) -> None:
-    """Catches: a letterbox that differs from the one which Ultralytics works out again from the sizes alone."""
+def test_boxes_of_camera_images_are_mapped_back_as_in_predict(size: int, rect: bool) -> None:
+    """Catches: a letterbox that differs from the one which Ultralytics derives from the sizes."""
     from ultralytics.utils.ops import scale_boxes
 
     boxes = np.random.default_rng(0).uniform(0, size, (20, 4)).astype(np.float32)
@@ -204,7 +205,7 @@ def test_boxes_of_camera_images_return_as_predict_returns_them(size: int, rect: 
 
 
 def test_a_result_is_sorted_and_keeps_nothing_of_the_output() -> None:
-    """Catches: trust in the order of a head that promises none, and views of memory that the engine reuses."""
+    """Catches: reliance on the order of a head that guarantees none, and views of memory that the detector reuses."""
     rows = np.array([[0, 0, 10, 10, 0.3, 1], [5, 5, 20, 20, 0.9, 2]], np.float32)
     result = to_detections(rows, Letterbox.fit(640, 640, LetterboxPolicy()))
     rows[:] = 0

@@ -1,4 +1,4 @@
-"""A bad frame never fails its neighbours, and a bad engine never rejects a good frame."""
+"""A bad frame never fails the other frames of its batch, and a failing detector never rejects a good frame."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BOX = Letterbox.fit(32, 32, LetterboxPolicy(size=32))
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch has one: known by its name, no MemoryError."""
+    """Like the error of torch: recognised by its name, and not a MemoryError."""
 
 
 class Tensor:
-    """Something large on the device."""
+    """A large object on the device."""
 
 
 class FakeDetector:
-    """Frame n has n in its slot and comes back as class n. `judge` sees the numbers of each call and may raise."""
+    """Frame n has n in its slot and gets class n. `judge` gets the numbers of each call and may raise."""
 
     device = "cpu"
 
@@ -46,11 +46,11 @@ class FakeDetector:
         ]
 
 
-GREY = 114  # the probe's canvas
+GREY = 114  # the canvas of the probe
 
 
 def detect(resilient: ResilientDetector, count: int, first: int = 0) -> list[int | Rejected]:
-    """The class of each frame, which must be its number; or its rejection."""
+    """Return the class of each frame, which must be its number; or its rejection."""
     slots = np.repeat(np.arange(first, first + count, dtype=np.uint8)[:, None], 32 * 32 * 3, axis=1)
     return [
         seen if isinstance(seen, Rejected) else int(seen.class_ids[0])
@@ -72,13 +72,13 @@ def failing_on(bad: set[int]) -> Callable[[list[int]], None]:
 
 
 class TestABadFrame:
-    def test_costs_a_healthy_batch_nothing(self) -> None:
+    def test_a_healthy_batch_costs_one_call(self) -> None:
         resilient, fake = make()
         assert detect(resilient, 8) == list(range(8))
         assert len(fake.calls) == 1
 
-    def test_a_failure_that_passes_is_retried_once_and_blames_nobody(self) -> None:
-        """Catches rejecting a frame, or ending the process, for one hiccup of the engine."""
+    def test_a_temporary_failure_is_retried_once_and_rejects_no_frame(self) -> None:
+        """Catches a rejected frame, or the end of the process, because of one short failure of the detector."""
         failures = iter([RuntimeError("hiccup")])
 
         def judge(_: list[int]) -> None:
@@ -95,7 +95,7 @@ class TestABadFrame:
     @settings(max_examples=300, deadline=None)
     @given(count=st.integers(1, 64), data=st.data())
     def test_only_the_bad_frames_are_rejected_whichever_they_are(self, count: int, data: st.DataObject) -> None:
-        """Catches failing the batch, shifting results by one, and a search that costs a call per frame."""
+        """Catches a failed batch, results that are shifted by one, and a search that costs a call per frame."""
         bad = data.draw(st.sets(st.integers(0, count - 1)))
         resilient, fake = make(failing_on(bad))
         seen = detect(resilient, count)
@@ -104,7 +104,7 @@ class TestABadFrame:
         levels = math.ceil(math.log2(count)) + 1 if count > 1 else 1
         assert len(fake.calls) <= 2 + len(bad) * (2 * levels + 2)
 
-    def test_is_rejected_with_the_engines_own_words(self) -> None:
+    def test_is_rejected_with_the_error_of_the_detector(self) -> None:
         seen = detect(make(failing_on({3}))[0], 4)[3]
         assert isinstance(seen, Rejected)
         assert (seen.stage, seen.reason) == ("infer", "engine")
@@ -114,7 +114,7 @@ class TestABadFrame:
 class TestABrokenEngine:
     @pytest.mark.parametrize("count", [1, 2, 32])
     def test_is_an_error_and_not_a_batch_of_rejections(self, count: int) -> None:
-        """Catches the whole topic drained into the dead letters by a GPU that fell off the bus."""
+        """Catches a whole topic that goes to the dead letters because a GPU failed."""
 
         def judge(numbers: list[int]) -> None:
             raise RuntimeError("CUDA error: unspecified launch failure")
@@ -122,7 +122,7 @@ class TestABrokenEngine:
         with pytest.raises(EngineError, match="grey canvas too"):
             detect(make(judge)[0], count)
 
-    def test_which_says_so_itself_is_not_asked_again(self) -> None:
+    def test_that_reports_a_lost_device_is_not_called_again(self) -> None:
         def judge(numbers: list[int]) -> None:
             raise EngineError("device lost")
 
@@ -131,8 +131,8 @@ class TestABrokenEngine:
             detect(resilient, 8)
         assert len(fake.calls) == 1
 
-    def test_that_breaks_while_a_frame_is_searched_for_rejects_none(self) -> None:
-        """Catches blaming what happened to be in the engine when it died."""
+    def test_that_breaks_during_the_search_for_a_frame_rejects_none(self) -> None:
+        """Catches the rejection of the frame that was in the detector when the device failed."""
 
         def judge(numbers: list[int]) -> None:
             if 5 in numbers or numbers == [GREY]:
@@ -143,7 +143,7 @@ class TestABrokenEngine:
 
     @pytest.mark.parametrize("surplus", [-1, 1])
     def test_with_more_or_fewer_results_than_frames_is_an_error(self, surplus: int) -> None:
-        """Catches zip() dropping the last frames, or giving one frame the boxes of another."""
+        """Catches zip() that drops the last frames, or gives one frame the boxes of another."""
 
         class Miscounting(FakeDetector):
             def detect(self, slots: NDArray[np.uint8], letterboxes: Sequence[Letterbox]) -> list[Detections]:
@@ -159,7 +159,7 @@ class TestOutOfMemory:
         [MemoryError("host"), OutOfMemoryError("CUDA out of memory"), RuntimeError("Failed to allocate memory for 7")],
     )
     def test_halves_the_batch_and_remembers(self, error: Exception) -> None:
-        """Catches running into the same wall with every batch, and losing frames at the seams."""
+        """Catches a failure with every batch, and frames that are lost between the parts of a batch."""
 
         def judge(numbers: list[int]) -> None:
             if len(numbers) > 5:
@@ -172,8 +172,8 @@ class TestOutOfMemory:
         assert detect(resilient, 32, first=40) == list(range(40, 72))
         assert [len(call) for call in fake.calls[before:]] == [4] * 8
 
-    def test_lets_go_of_what_the_failed_call_held_before_the_next_one(self) -> None:
-        """Catches a batch of one that runs out of memory, because the tensors of all larger tries are still there."""
+    def test_frees_the_memory_of_the_failed_call_before_the_next_one(self) -> None:
+        """Catches a batch of one that runs out of memory, because the tensors of all larger attempts still exist."""
         held: list[weakref.ref[Tensor]] = []
 
         def judge(numbers: list[int]) -> None:
@@ -200,7 +200,7 @@ class TestOutOfMemory:
         assert [n for n in range(count) if seen[n] != n] == sorted(n for n in bad if n < count)
 
     def test_while_warming_up_starts_with_half(self) -> None:
-        """Catches a pod that cannot start because the first try of the largest batch ends it."""
+        """Catches a pod that cannot start because the first attempt with the largest batch ends it."""
         tried: list[int] = []
 
         class Small(FakeDetector):
@@ -214,7 +214,7 @@ class TestOutOfMemory:
         assert (tried, resilient.ceiling) == ([32, 16, 8], 8)
 
     def test_that_has_passed_lets_the_batches_grow_again(self) -> None:
-        """Catches a pod that runs small batches for weeks because of one full minute."""
+        """Catches a pod that runs small batches for weeks because memory was short for one minute."""
         fits = 4
 
         def judge(numbers: list[int]) -> None:
@@ -229,8 +229,8 @@ class TestOutOfMemory:
             assert detect(resilient, 32) == list(range(32))
         assert len(fake.calls[-1]) == 32
 
-    def test_that_stays_is_tried_ever_more_rarely(self) -> None:
-        """Catches a small device that fails a call in every hundred for ever."""
+    def test_that_persists_is_tried_less_and_less_often(self) -> None:
+        """Catches a small device that fails in one of a hundred calls without end."""
         failed = 0
 
         def judge(numbers: list[int]) -> None:
@@ -259,8 +259,8 @@ class TestOutOfMemory:
         assert resilient.ceiling == 8
         assert {len(call) for call in fake.calls} == {8}
 
-    def test_with_one_frame_is_an_error_of_the_engine(self) -> None:
-        """Catches rejecting a frame because the device is full."""
+    def test_with_one_frame_is_an_error_of_the_device(self) -> None:
+        """Catches the rejection of a frame because the device is full."""
 
         def judge(numbers: list[int]) -> None:
             raise MemoryError

@@ -1,4 +1,4 @@
-"""Each fault of the simulated detector comes when its script says, and the loop's remedy is the documented one."""
+"""Each fault of the simulated detector occurs in the calls of its script, and the loop handles it as documented."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FREE = "simulated://0ms@1"
 
 
 class HangError(Exception):
-    """Out of the sleep of a hang, so that the test can go on."""
+    """Leaves the sleep of a hang, so that the test can continue."""
 
 
 def scripted(faults: str, naps: list[float] | None = None) -> SimulatedDetector:
@@ -32,7 +32,7 @@ def scripted(faults: str, naps: list[float] | None = None) -> SimulatedDetector:
 
 
 def call(detector: SimulatedDetector | ResilientDetector, frames: int = 1, black: set[int] = frozenset()) -> list:
-    """Frames with a grey middle, but for those in `black`."""
+    """Run one call with frames that have a grey centre, except those in `black`."""
     letterbox = Letterbox.fit(64, 48, detector.policy if isinstance(detector, SimulatedDetector) else _POLICY)
     slots = np.full((frames, 3 * letterbox.canvas_height * letterbox.canvas_width), 100, np.uint8)
     slots[list(black)] = 0
@@ -43,7 +43,7 @@ _POLICY = SimulatedDetector(DetectorConfig(model=FREE)).policy
 
 
 def failures(detector: SimulatedDetector, kind: type[Exception], calls: int = 12) -> list[int]:
-    """Which of so many calls fail, counted from 1."""
+    """Return which of this number of calls fail, counted from 1."""
 
     def fails() -> bool:
         try:
@@ -78,7 +78,7 @@ def test_faults_add_up() -> None:
     assert naps == [0.2, 0.05, 0.2]
 
 
-def test_a_model_that_takes_long_to_load_takes_long_once() -> None:
+def test_a_slow_load_happens_once() -> None:
     naps: list[float] = []
     detector = scripted("fault=load:60000ms", naps)
     assert naps == [60.0]
@@ -94,7 +94,7 @@ def test_a_hang_does_not_return() -> None:
         call(detector)
 
 
-def test_memory_is_short_for_larger_batches_alone_and_from_the_warm_up_on_if_always() -> None:
+def test_memory_is_short_only_for_larger_batches() -> None:
     detector = scripted("fault=oom>4")
     assert len(call(detector, 4)) == 4
     with pytest.raises(MemoryError, match="oom>4"):
@@ -102,17 +102,17 @@ def test_memory_is_short_for_larger_batches_alone_and_from_the_warm_up_on_if_alw
     with pytest.raises(MemoryError):
         detector.warm_up(5)
     detector.warm_up(4)
-    scripted("fault=oom>4@7+").warm_up(32)  # it only begins later
+    scripted("fault=oom>4@7+").warm_up(32)  # the fault begins only at the seventh call
 
 
 @pytest.mark.parametrize("black", [{0}, {3}, {1, 2}])
 def test_a_poison_frame_is_isolated_and_its_neighbours_are_detected(black: set[int]) -> None:
-    """Also the proof that the fault sees the picture, and not its place: the grey probe of the same shape passes."""
+    """Also proves that the fault depends on the image and not on its place: a grey probe of the same shape passes."""
     seen = call(ResilientDetector(scripted("fault=error:black")), 4, black)
     assert {n for n, each in enumerate(seen) if isinstance(each, Rejected)} == black
 
 
-def test_a_failure_that_passes_costs_nobody_anything() -> None:
+def test_a_temporary_failure_costs_no_frame() -> None:
     retries = itertools.count()
     resilient = ResilientDetector(scripted("fault=error@*/3"), lambda: next(retries))
     for _ in range(6):
@@ -120,14 +120,14 @@ def test_a_failure_that_passes_costs_nobody_anything() -> None:
     assert next(retries) == 2
 
 
-def test_running_out_of_memory_halves_and_remembers() -> None:
+def test_running_out_of_memory_halves_the_batch_and_is_remembered() -> None:
     resilient = ResilientDetector(scripted("fault=oom>3@2+"))
     assert [len(call(resilient, 8)) for _ in range(3)] == [8, 8, 8]
     assert resilient.ceiling == 2
 
 
 @pytest.mark.parametrize("faults", ["fault=lost@2", "fault=error@2+"])
-def test_a_sticky_error_is_the_devices_and_no_frame_is_blamed(faults: str) -> None:
+def test_a_permanent_error_is_one_of_the_device_and_rejects_no_frame(faults: str) -> None:
     resilient = ResilientDetector(scripted(faults))
     assert len(call(resilient, 4)) == 4
     with pytest.raises(EngineError):
@@ -160,12 +160,12 @@ def test_a_sticky_error_is_the_devices_and_no_frame_is_blamed(faults: str) -> No
         "fault=error&&fault=hang",
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused_before_anything_runs(faults: str) -> None:
-    """Catches a mistyped fault that never comes, so that a test of it passes."""
+def test_an_invalid_fault_is_refused_before_anything_runs(faults: str) -> None:
+    """Catches a mistyped fault that never occurs, so that a test with it passes."""
     with pytest.raises(ModelError, match=r"detector\.model: .*(@7|600000 ms)"):
         load_detector(DetectorConfig(model=f"{FREE}?{faults}"))
 
 
 def test_it_is_named_with_its_faults() -> None:
-    """Catches results of a scripted engine that look like those of a healthy one."""
+    """Catches results of a scripted detector that are indistinguishable from those of a healthy one."""
     assert scripted("fault=hang@9").info.name == "simulated://0ms@1?fault=hang@9"

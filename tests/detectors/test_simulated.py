@@ -1,4 +1,4 @@
-"""The service-time curve of the simulated detector."""
+"""The service time of the simulated detector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consumer.types import Letterbox
 
 
 class VirtualTime:
-    """A clock that moves when it is slept on, and by `cost` every time it is read."""
+    """A clock that advances by each sleep, and by `cost` at each reading."""
 
     def __init__(self, cost: float = 0.0) -> None:
         self.now = 100.0
@@ -53,7 +53,7 @@ def run(simulated: SimulatedDetector, frames: int) -> list[object]:
     ],
 )
 def test_service_time_is_a_line_through_the_points(url: str, frames: int, ms: float) -> None:
-    """Catches: steps between the points, a limit at the last one, a point read in the wrong order."""
+    """Catches: steps between the points, a limit at the last one, a point that is read in the wrong order."""
     assert ServiceTime.parse(url).seconds(frames) * 1000 == pytest.approx(ms, abs=1e-9)
 
 
@@ -79,8 +79,8 @@ def test_service_time_is_a_line_through_the_points(url: str, frames: int, ms: fl
         "simulated://1ms@8,40ms@9",
     ],
 )
-def test_a_curve_that_makes_no_sense_is_refused_with_the_right_form(url: str) -> None:
-    """Catches: a mistyped curve that simulates an engine of no, negative or endless time."""
+def test_an_invalid_curve_is_refused_and_the_error_has_the_valid_form(url: str) -> None:
+    """Catches: a mistyped curve that simulates a detector with no, negative or endless time."""
     with pytest.raises(ModelError, match=r"simulated://6\.667ms@1,40ms@32"):
         ServiceTime.parse(url)
 
@@ -93,22 +93,22 @@ def test_a_batch_takes_its_service_time_in_one_sleep(frames: int) -> None:
     assert time.sleeps == [pytest.approx((9 + frames) / 1000)]
 
 
-def test_what_the_results_cost_is_taken_off_the_sleep() -> None:
-    """Catches: an engine that is slower than its curve says by the simulation's own overhead."""
+def test_the_time_to_build_results_is_part_of_the_service_time() -> None:
+    """Catches: a detector that is slower than its curve by the overhead of the simulation."""
     time = VirtualTime(cost=0.002)
     run(detector("simulated://10ms@1", time), 1)
     assert time.sleeps == [pytest.approx(0.008)]
 
 
-def test_an_engine_of_no_time_does_not_sleep() -> None:
-    """Catches: `sleep(0)` or a negative sleep, which gives the processor away or raises."""
+def test_a_detector_with_no_service_time_does_not_sleep() -> None:
+    """Catches: `sleep(0)` or a negative sleep, which yields the processor or raises."""
     time = VirtualTime(cost=0.001)
     run(detector("simulated://0ms@1,0ms@32", time), 32)
     assert time.sleeps == []
 
 
-def test_results_tell_images_of_different_sizes_apart_and_repeat() -> None:
-    """Catches: one canned result for all frames, with which a pipeline that swaps frames would pass its tests."""
+def test_results_differ_by_image_size_and_are_repeatable() -> None:
+    """Catches: one fixed result for all frames, with which a pipeline that swaps frames would pass its tests."""
     simulated = detector("simulated://0ms@1", VirtualTime())
     letterboxes = [Letterbox.fit(width, 480, simulated.policy) for width in (640, 320)]
     slots = np.zeros((2, 640 * 640 * 3), np.uint8)
@@ -118,13 +118,13 @@ def test_results_tell_images_of_different_sizes_apart_and_repeat() -> None:
     np.testing.assert_array_equal(simulated.detect(slots, letterboxes)[0].boxes, wide.boxes)
 
 
-def test_a_confidence_above_its_score_sees_nothing() -> None:
+def test_a_confidence_above_its_score_gives_no_box() -> None:
     """Catches: a simulated box below the threshold that consumers rely on."""
     assert [len(result) for result in run(detector("simulated://0ms@1", VirtualTime(), confidence=0.9), 2)] == [0, 0]
 
 
-def test_it_says_that_it_is_simulated() -> None:
-    """Catches: numbers of a simulation published as those of an engine."""
+def test_device_and_model_name_the_simulation() -> None:
+    """Catches: figures of a simulation that are published as those of a real detector."""
     simulated = detector("simulated://5ms@1", VirtualTime())
     assert simulated.info.name == "simulated://5ms@1"
     assert simulated.info.label(0) == "simulated"

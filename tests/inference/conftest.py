@@ -1,4 +1,4 @@
-"""A worker around an engine that reads a number back from the pixels."""
+"""A worker with a fake detector that reads a number back from the pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def detector() -> FakeDetector:
 
 @pytest.fixture
 def start(detector: FakeDetector) -> Iterator[Start]:
-    """`start(max_batch_size=4, ...)`: a worker around `detector` that is closed after the test."""
+    """`start(max_batch_size=4, ...)`: a worker with `detector`, closed after the test."""
     workers: list[Worker] = []
 
     def make(clock: Clock = time.monotonic, **options: Any) -> Worker:

@@ -1,4 +1,4 @@
-"""Any schedule of offer, admit, take and discard: no frame is lost, repeated, or overtaken by one of its source."""
+"""With any schedule of offer, admit, take and discard, no frame is lost, repeated, or overtaken within its source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = ["a", "b", "c", "d"]
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """`slots`: what the open batch has, as it is reserved for what is left of it too."""
+    """`slots` is the capacity of the open batch, also for the frames that remain after a batch was taken."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Outcomes of several batches are written together: what the worker waits for, and how long."""
+"""Outcomes of several batches are published together: which batches the worker waits for, and how long."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from worker_runs import Start, collect, numbered, sizes
 
 
 class Stepwise:
-    """Batches of one frame, each of which the engine ends only when it is told, or when the one before is taken out.
+    """Batches of one frame. The detector ends each one on command, or when the previous one is taken out.
 
-    `clock` moves only where a test moves it; `taken_out_s` is how much each taking out does.
+    `clock` advances only on command of the test; each taking out advances it by `taken_out_s`.
     """
 
     def __init__(self, start: Start, detector: FakeDetector, *, taken_out_s: float = 0.0) -> None:
         self.clock = VirtualClock()
         self.may_end = [threading.Event() for _ in range(6)]
         detector.judge = lambda numbers: self._end(numbers[0])
-        self.engine_s = 0.0  # by the clock, of each batch
+        self.engine_s = 0.0  # seconds on the clock per batch
         self.worker = start(clock=self.clock, max_batch_size=1)
         release = self.worker._assembly.release
         self.last_to_follow = len(self.may_end) - 1
@@ -37,7 +37,7 @@ class Stepwise:
         self.worker._assembly.release = taken_out  # type: ignore[method-assign]
 
     def gathered(self, gather_s: float) -> list[int]:
-        """The sizes of batches that come together; the wait must end because of what is known, not of a minute."""
+        """Return the sizes of batches that come together. The wait must end by what is known, not after a minute."""
         began = time.monotonic()
         results = self.worker.results(10, gather_s)
         assert time.monotonic() - began < 30
@@ -49,12 +49,12 @@ class Stepwise:
 
 
 class TestGathering:
-    """Outcomes of several batches are written together, where others are on their way."""
+    """Outcomes of several batches are published together if more batches are coming."""
 
-    def test_up_to_four_batches_are_waited_for_and_each_gives_its_slots_back_as_it_comes(
+    def test_it_waits_for_up_to_four_batches_and_frees_the_slots_of_each(
         self, start: Start, detector: FakeDetector
     ) -> None:
-        """Catches outcomes that are written batch by batch, and an engine that waits for the slots of these."""
+        """Catches outcomes that are published batch by batch, and a detector that waits for these slots."""
         made = Stepwise(start, detector)
         made.last_to_follow = 3
         made.worker.admit(numbered(0, 6))
@@ -64,9 +64,9 @@ class TestGathering:
         made.may_end[5].set()
         assert sum(sizes(collect(made.worker, 2))) == 2
 
-    def test_the_time_counts_from_the_first(self, start: Start, detector: FakeDetector) -> None:
-        """Catches a wait that begins anew with each batch."""
-        made = Stepwise(start, detector, taken_out_s=40.0)  # so long the second was in the engine
+    def test_the_time_counts_from_the_first_batch(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a wait that starts again with each batch."""
+        made = Stepwise(start, detector, taken_out_s=40.0)  # the time of the second batch in the detector
         made.worker.admit(numbered(0, 3))
         made.last_to_follow = 1
         made.may_end[0].set()
@@ -75,16 +75,16 @@ class TestGathering:
         made.may_end[2].set()
         assert sizes(collect(made.worker, 1)) == [1]
 
-    def test_what_is_not_on_its_way_is_not_waited_for(self, start: Start, detector: FakeDetector) -> None:
-        """Catches outcomes that are held for a batch that nobody has."""
+    def test_it_does_not_wait_if_no_batch_is_coming(self, start: Start, detector: FakeDetector) -> None:
+        """Catches outcomes that are held for a batch that does not exist."""
         made = Stepwise(start, detector)
         made.worker.admit(numbered(0))
         made.may_end[0].set()
         wait_until(lambda: detector.calls and made.worker.busy_since is None, 10, "the engine to be idle")
         assert made.gathered(60) == [1]
 
-    def test_nor_what_takes_the_engine_longer_than_is_left(self, start: Start, detector: FakeDetector) -> None:
-        """Catches a wait in vain in every turn with a slow engine."""
+    def test_it_does_not_wait_if_the_detector_needs_longer(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a useless wait in every iteration with a slow detector."""
         made = Stepwise(start, detector)
         made.engine_s, made.last_to_follow = 60.0, 0
         made.worker.admit(numbered(0, 2))

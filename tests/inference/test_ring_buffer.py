@@ -1,4 +1,4 @@
-"""The ring of slots: bounded, allocated once, and no slot with two batches."""
+"""The ring buffer of slots is bounded and allocated once, and no slot belongs to two batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ring(batches: int = 3, batch_size: int = 4) -> Ring:
 
 
 def hold(tested: Ring, count: int) -> tuple[int, int]:
-    """A batch of so many frames, at the place that the ring names."""
+    """Hold a batch of this number of frames, at the place that the ring buffer chooses."""
     first = tested.begin()
     assert first is not None
     tested.hold(first, first + count)
@@ -31,9 +31,7 @@ def test_slots_are_the_memory_that_was_given() -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.data())
-def test_no_slot_ever_has_two_batches_and_a_full_one_has_room_where_it_begins(
-    batch_size: int, batches: int, data: st.DataObject
-) -> None:
+def test_no_slot_has_two_batches_and_a_full_batch_has_room(batch_size: int, batches: int, data: st.DataObject) -> None:
     """Catches one batch that is decoded over another, and slots that are lost at the end of the memory."""
     tested = Ring(np.zeros((batches * batch_size, 1), np.uint8), batch_size)
     held: list[tuple[int, int]] = []
@@ -57,8 +55,8 @@ def test_no_slot_ever_has_two_batches_and_a_full_one_has_room_where_it_begins(
     assert tested.free == batches - len(held)
 
 
-def test_full_batches_fill_all_of_it_and_another_may_begin_when_the_oldest_is_back() -> None:
-    """Catches a ring that waits or raises, since the loop must go on polling; and one that wastes a batch of it."""
+def test_full_batches_fill_the_ring_until_the_oldest_is_given_back() -> None:
+    """Catches a ring that waits or raises, since the loop must continue to poll, and one that wastes slots."""
     tested = ring(3)
     first, *others = [hold(tested, 4) for _ in range(3)]
     assert [first, *others] == [(0, 4), (4, 8), (8, 12)]
@@ -67,26 +65,26 @@ def test_full_batches_fill_all_of_it_and_another_may_begin_when_the_oldest_is_ba
     assert (tested.begin(), tested.free) == (0, 1)
 
 
-def test_small_batches_follow_each_other_and_are_no_more_than_full_ones() -> None:
-    """Catches slots that a small batch has for nothing; and a drain that takes as many batches as there are slots."""
+def test_there_are_never_more_small_batches_than_full_ones() -> None:
+    """Catches slots that a small batch holds without use, and a drain with as many batches as slots."""
     tested = ring(3)
     assert [hold(tested, 1) for _ in range(3)] == [(0, 1), (1, 2), (2, 3)]
     assert tested.begin() is None
 
 
-def test_a_batch_that_would_run_over_the_end_begins_at_the_first_slot() -> None:
+def test_a_batch_that_does_not_fit_at_the_end_begins_at_the_start() -> None:
     tested = ring(3)
     spans = [hold(tested, 3) for _ in range(3)]
     assert spans[-1] == (6, 9)
     tested.give_back(*spans[0])
-    assert tested.begin() is None  # three slots are left at the end, and three in front
+    assert tested.begin() is None  # three slots are free at the end, and three at the start
     tested.give_back(*spans[1])
     assert tested.begin() == 0
     assert tested.room(9) == 3
 
 
-def test_the_next_batch_is_in_the_first_slots_where_none_is_held() -> None:
-    """Catches a single camera whose frames go through all of the memory: cold in the cache, each of them."""
+def test_an_empty_ring_begins_at_the_first_slot() -> None:
+    """Catches a single camera whose frames go through the whole memory, so that none is in the CPU cache."""
     tested = ring(3)
     for _ in range(10):
         span = hold(tested, 1)
@@ -94,7 +92,7 @@ def test_the_next_batch_is_in_the_first_slots_where_none_is_held() -> None:
         tested.give_back(*span)
 
 
-def test_slots_that_another_batch_has_are_refused() -> None:
+def test_slots_of_another_batch_are_refused() -> None:
     """Catches a ring that trusts its caller: both batches would be decoded into them."""
     tested = ring(3)
     hold(tested, 2)
@@ -104,8 +102,8 @@ def test_slots_that_another_batch_has_are_refused() -> None:
     tested.hold(2, 6)
 
 
-def test_what_is_not_the_oldest_batch_is_not_taken_back() -> None:
-    """Catches slots that are used again while a batch has them, and a batch that is given back twice."""
+def test_only_the_oldest_batch_can_be_given_back() -> None:
+    """Catches slots that are reused while a batch has them, and a batch that is given back twice."""
     tested = ring(3)
     oldest, next_one = hold(tested, 2), hold(tested, 2)
     for wrong in (next_one, (0, 1)):
@@ -122,13 +120,13 @@ def test_what_is_not_the_oldest_batch_is_not_taken_back() -> None:
     [np.zeros((2, 4, 12), np.uint8), np.zeros((8, 12), np.float32), np.zeros((8, 24), np.uint8)[..., ::2]],
 )
 def test_memory_of_another_layout_is_refused(wrong: Any) -> None:
-    """Catches what would show as wrong pixels, much later."""
+    """Catches an error that would appear as wrong pixels, much later."""
     with pytest.raises(ValueError, match="expected contiguous uint8"):
         Ring(wrong, 4)
 
 
 @pytest.mark.parametrize(("slots", "batch_size"), [(3, 4), (4, 0)])
 def test_memory_without_room_for_a_batch_is_refused(slots: int, batch_size: int) -> None:
-    """Catches a consumer that waits for ever for room."""
+    """Catches a consumer that waits for room without end."""
     with pytest.raises(ValueError, match="no room for a batch"):
         Ring(np.zeros((slots, 12), np.uint8), batch_size)

@@ -1,4 +1,4 @@
-"""Frames into batches and batches into slots, while decoding is as fast or as slow as a test says. No threads."""
+"""Frames into batches and batches into slots, with decoding as fast or as slow as a test chooses. No threads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 8
 
 
 class Pool:
-    """A decode pool of two threads. `end` ends a job, which writes the offset of each frame as its verdict."""
+    """A decode pool of two threads. `end` ends a job, which writes the offset of each frame as its result."""
 
     threads = 2
 
@@ -47,7 +47,7 @@ class Pool:
 
 
 class Made:
-    """An assembly, its pool, and what was offered and came out."""
+    """An assembly with its pool, and the frames that were offered and came out."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = VirtualClock()
@@ -70,8 +70,8 @@ class Made:
         return None if work is None else offsets(work.batch.frames)
 
 
-def test_an_idle_engine_takes_what_is_decoded_and_the_rest_keeps_its_slots() -> None:
-    """Catches an engine that idles until the frame that came last is decoded, with all others ready."""
+def test_an_idle_detector_takes_decoded_frames_and_the_rest_stay() -> None:
+    """Catches a detector that idles until the last frame is decoded, although all others are ready."""
     made = Made()
     made.admit(1)
     made.admit(1)
@@ -88,10 +88,10 @@ def test_an_idle_engine_takes_what_is_decoded_and_the_rest_keeps_its_slots() -> 
 
 
 def test_a_burst_goes_together() -> None:
-    """Catches cameras that send at the same moment, where the last few wait for a whole batch of the engine."""
+    """Catches cameras that send at the same moment, of which the last few wait for a whole batch of the detector."""
     made = Made()
     made.admit(3)  # jobs of two frames and one
-    made.admit(4)  # and two of two
+    made.admit(4)  # two jobs of two frames
     for _ in range(3):
         made.pool.end(0)
     assert made.next() == list(range(7))
@@ -100,26 +100,27 @@ def test_a_burst_goes_together() -> None:
 def test_a_burst_stays_behind_together() -> None:
     made = Made()
     made.admit(5)  # jobs of three frames and two
-    made.admit(2)  # and two of one
+    made.admit(2)  # two jobs of one frame
     for _ in range(3):
         made.pool.end(0)
     assert made.next() == list(range(5))
     assert made.next() == [5, 6]
 
 
-def test_a_frame_that_was_decoded_behind_one_that_was_not_waits_with_it() -> None:
-    """Catches batches whose frames are not those at the front: order, and slots in one piece."""
+def test_a_decoded_frame_waits_for_an_earlier_one_that_is_not() -> None:
+    """Catches batches that do not consist of the first frames: order, and slots in one piece, would be lost."""
     made = Made()
     for _ in range(6):
         made.admit(1)
     for index in (0, 0, 0, 0, 1):
-        made.pool.end(index)  # all but 4
+        made.pool.end(index)  # all except 4
     assert made.next() == [0, 1, 2, 3]
     assert made.next() == [4, 5]
 
 
-def test_what_is_left_over_of_a_preferred_size_waits_for_more() -> None:
-    """Catches a rest that counts as full: it would go alone, at once, in a size that is not preferred."""
+def test_frames_left_over_from_a_preferred_size_wait_for_more() -> None:
+    """Catches remaining frames that count as a full batch: they would go alone, at once, in a size that is not
+    preferred."""
     made = Made(preferred_batch_sizes=[2])
     made.admit(3)
     assert made.next() == [0, 1]
@@ -128,13 +129,13 @@ def test_what_is_left_over_of_a_preferred_size_waits_for_more() -> None:
     assert made.next() == [2, 3]
 
 
-def test_all_go_together_where_the_rest_would_be_a_batch_too_many() -> None:
-    """Catches more batches on their way than a drain has to finish at most."""
+def test_all_frames_go_together_if_the_rest_would_be_one_batch_too_many() -> None:
+    """Catches more batches in flight than a drain may have to finish."""
     made = Made()
     for offset in range(BATCHES - 1):
         made.admit(1)
         made.pool.end(0)
-        assert made.next() == [offset]  # and not given back
+        assert made.next() == [offset]  # not given back
     for _ in range(3):
         made.admit(1)
     made.pool.end(0)
@@ -142,8 +143,8 @@ def test_all_go_together_where_the_rest_would_be_a_batch_too_many() -> None:
     assert made.next() == [BATCHES - 1, BATCHES, BATCHES + 1]
 
 
-def test_all_go_together_where_the_rest_could_not_become_a_full_batch() -> None:
-    """Catches small batches at the end of the memory: what stays there has only the slots up to the end."""
+def test_all_frames_go_together_if_the_rest_could_not_fill_a_batch() -> None:
+    """Catches small batches at the end of the memory: frames that stay there have only the slots up to the end."""
     made = Made()
     works = []
     for _ in range(BATCHES - 1):
@@ -154,7 +155,7 @@ def test_all_go_together_where_the_rest_could_not_become_a_full_batch() -> None:
     for work in works:
         assert work is not None
         made.assembly.release(work)
-    made.admit(SIZE - 1)  # nothing is held: in the first slots
+    made.admit(SIZE - 1)  # they are in the first slots, because no batch is held
     while made.pool.jobs:
         made.pool.end(0)
     first = made.assembly.next()
@@ -166,7 +167,7 @@ def test_all_go_together_where_the_rest_could_not_become_a_full_batch() -> None:
             made.pool.end(0)
         assert made.assembly.next() is not None
     made.assembly.release(first)
-    at = 3 * SIZE - 1  # where the next one begins: a full batch from there ends one before the last slot
+    at = 3 * SIZE - 1  # the start of the next batch; a full batch from there ends one slot before the last
     for _ in range(4):
         made.admit(1)
     for _ in range(3):
@@ -179,7 +180,7 @@ def test_all_go_together_where_the_rest_could_not_become_a_full_batch() -> None:
 @pytest.mark.parametrize("preferred", [[], [3, 5]])
 @pytest.mark.parametrize("policy", ["dynamic", "window", "static"])
 def test_any_order_of_events_keeps_frames_in_order_and_no_slot_for_two(policy: str, preferred: list[int]) -> None:
-    """Catches slots used while a batch or a job has them, jobs that no batch waits for, frames lost or turned round."""
+    """Catches slots that are reused too early, jobs that no batch waits for, and frames that are lost or reordered."""
     chance = random.Random(f"{policy}{preferred}")
     for _ in range(60):
         made = Made(policy=policy, preferred_batch_sizes=preferred, max_queue_delay_ms=10)
@@ -215,7 +216,7 @@ def _check(made: Made, held: Sequence[Work]) -> None:
     slots = [slot for span in spans for slot in range(*span)]
     assert len(slots) == len(set(slots)), "two batches share a slot"
     assert all(0 <= slot < BATCHES * SIZE for slot in slots)
-    # Of preferred sizes what is left over is a batch too, once the engine takes it.
+    # Frames left over from a preferred size are a batch too, when the detector takes them.
     most = BATCHES if not made.preferred else BATCHES + SIZE // min(made.preferred)
     assert len(held) + len(made.assembly._closed) <= most, "a drain would wait for more batches than the ring is for"
     jobs = {id(job) for job, *_ in made.pool.jobs}

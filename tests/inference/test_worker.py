@@ -1,6 +1,6 @@
-"""The worker: batches in, results out, in order, each frame with its own outcome, and every slot comes back.
+"""The worker: results come in order, each frame gets its own outcome, and every slot is freed.
 
-The engine is a fake that reads a number back from the pixels, so that a slot given to the wrong frame shows.
+The detector is a fake that reads a number back from the pixels, so that a slot of the wrong frame is detected.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ class TestAlignment:
     @pytest.mark.parametrize(
         ("policy", "preferred"), [("dynamic", []), ("dynamic", [2, 5]), ("window", []), ("static", [3, 7])]
     )
-    def test_each_frame_gets_what_was_seen_in_its_own_pixels(
+    def test_each_frame_gets_the_result_of_its_own_pixels(
         self, start: Start, policy: str, preferred: list[int]
     ) -> None:
-        """Catches a slot off by one after a rejected frame, parted batches, slots used too early; leaks."""
+        """Catches a slot off by one after a rejected frame, divided batches, slots that are reused too early, and
+        leaks."""
         worker = start(policy=policy, preferred_batch_sizes=preferred, max_batch_size=8, max_queue_delay_ms=1)
         chance = random.Random(f"{policy}{preferred}")
         results: list[BatchResult] = []
         sent: list[Frame] = []
 
         def feed() -> bool:
-            """A burst of every size, with frames in it that the decoder refuses or that have their verdict."""
+            """Admit bursts of every size, with frames that the decoder refuses or whose outcome is known before."""
             for _ in range(min(worker.room, chance.randrange(1, 13))):
                 item = numbered(len(sent), source_id=chance.choice("abc"))[0]
                 kind = chance.random()
@@ -68,7 +69,7 @@ class TestAlignment:
         assert worker.in_flight == 0
         assert worker._assembly._ring.free == BATCHES
 
-    def test_a_batch_of_rejected_frames_never_reaches_the_engine(self, start: Start, detector: FakeDetector) -> None:
+    def test_a_batch_of_rejected_frames_never_reaches_the_detector(self, start: Start, detector: FakeDetector) -> None:
         worker = start()
         stale = Skipped("stale", 1.0)
         worker.admit([frame(0, payload=b"?"), frame(1, payload=b"", verdict=REJECTED), frame(2, verdict=stale)])
@@ -76,8 +77,8 @@ class TestAlignment:
         assert [seen(outcome) for outcome in outcomes] == ["unsupported_format", "damaged", "stale"]
         assert detector.calls == []
 
-    def test_a_frame_that_the_engine_refuses_is_rejected_alone(self, start: Start, detector: FakeDetector) -> None:
-        """Catches failing the neighbours in the worker after the policy had isolated the frame."""
+    def test_a_frame_that_the_detector_refuses_is_rejected_alone(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a worker that fails the other frames after the frame was isolated."""
 
         def judge(numbers: list[int]) -> None:
             if 2 in numbers:
@@ -91,15 +92,15 @@ class TestAlignment:
 
 
 class TestBatching:
-    def test_an_idle_engine_takes_one_frame_at_once(self, start: Start) -> None:
-        """Catches waiting for company: the delay here is a minute."""
+    def test_an_idle_detector_takes_a_single_frame_immediately(self, start: Start) -> None:
+        """Catches a wait for more frames: the delay here is a minute."""
         worker = start(max_queue_delay_ms=60_000)
         worker.admit(numbered(0))
         (done,) = collect(worker, 1)
         assert done.batch.closed_by == "idle_engine"
 
-    def test_a_busy_engine_lets_the_next_batch_grow(self, start: Start, detector: FakeDetector) -> None:
-        """Catches handing over small batches that queue up behind the engine."""
+    def test_a_busy_detector_lets_the_next_batch_grow(self, start: Start, detector: FakeDetector) -> None:
+        """Catches small batches that are queued behind the detector."""
         detector.hold()
         worker = start(max_batch_size=8)
         worker.admit(numbered(0))
@@ -109,8 +110,8 @@ class TestBatching:
         detector.let_go()
         assert sizes(collect(worker, 8)) == [1, 7]
 
-    def test_the_next_batch_is_decoded_while_one_is_in_the_engine(self, start: Start, detector: FakeDetector) -> None:
-        """Catches decoding on the inference thread, or only once the batch was taken."""
+    def test_the_next_batch_is_decoded_while_the_detector_is_busy(self, start: Start, detector: FakeDetector) -> None:
+        """Catches decoding on the inference thread, or only after the batch was taken."""
         detector.hold()
         worker = start(max_batch_size=1)
         worker.admit(numbered(7))
@@ -119,10 +120,10 @@ class TestBatching:
         wait_until(lambda: 1234 in map(number_of, detector.memory), 10, "the second decoded")
         assert detector.calls == [[7]]
 
-    def test_a_slow_frame_does_not_hold_those_before_it(
+    def test_a_slow_frame_does_not_delay_the_frames_before_it(
         self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Catches an engine that idles with three frames ready until a fourth is decoded."""
+        """Catches a detector that idles with three frames ready until a fourth is decoded."""
         detector.hold()
         worker = start(max_batch_size=8)
         assert worker._pool is not None
@@ -145,8 +146,8 @@ class TestBatching:
         may.set()
         assert sizes(collect(worker, 1)) == [1]
 
-    def test_frames_wait_without_slots_and_go_on_in_order(self, start: Start, detector: FakeDetector) -> None:
-        """Catches a lost wake-up, or frames dropped, when the ring was empty."""
+    def test_frames_without_slots_wait_and_continue_in_order(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a lost wake-up, or dropped frames, when the ring buffer was full."""
         detector.hold()
         worker = start(max_batch_size=2)
         count = (BATCHES + WAITING_BATCHES) * 2
@@ -160,7 +161,7 @@ class TestBatching:
     def test_a_backlog_is_decoded_in_long_jobs_and_a_few_frames_by_all_threads(
         self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Catches threads that idle while one decodes, and jobs of a few frames where there are hundreds."""
+        """Catches threads that idle while one decodes, and jobs of a few frames if hundreds of frames wait."""
         detector.hold()
         worker = start(max_batch_size=8, policy="static")
         assert worker._pool is not None
@@ -172,10 +173,10 @@ class TestBatching:
 
         monkeypatch.setattr(worker._pool, "submit", counted)
         worker.admit(numbered(0, 16))
-        assert jobs == [4, 4, 4, 4]  # the engine waits for the first, and nothing waits behind the second
+        assert jobs == [4, 4, 4, 4]  # the detector waits for the first batch, and no frame waits behind the second
         wait_until(lambda: detector.calls, 10, "the engine to take the first batch")
         worker.admit(numbered(16, 24))
-        assert jobs[4:] == [8, 8]  # and no slots are left for the last
+        assert jobs[4:] == [8, 8]  # no slots are left for the last frames
         detector.let_go()
         assert sum(sizes(collect(worker, 40))) == 40
 
@@ -193,11 +194,11 @@ class TestBatching:
         assert done.batch.closed_by == "delay"
         assert done.taken_at - done.batch.frames[0].received_at >= 0.03
 
-    def test_draining_waits_for_nobody(self, start: Start) -> None:
+    def test_draining_does_not_wait_for_more_frames(self, start: Start) -> None:
         """Catches a shutdown that waits for frames that will not come."""
         worker = start(policy="static")
         worker.admit(numbered(0, 3))
-        assert worker.results(0.05) == []  # the engine waits: it must be woken
+        assert worker.results(0.05) == []  # the inference thread waits, and must be woken
         worker.drain(draining=True)
         (done,) = collect(worker, 3)
         assert done.batch.closed_by == "drain"
@@ -215,8 +216,8 @@ class TestBatching:
 
 
 class TestMeasuring:
-    def test_decoding_is_counted_once_where_two_batches_share_a_job(self, start: Start, detector: FakeDetector) -> None:
-        """Catches a decode share above what the threads can do: a job of eight frames that two batches wait for."""
+    def test_decoding_is_counted_once_if_two_batches_share_a_job(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a decode share above the capacity of the threads: a job of eight frames that two batches wait for."""
         detector.hold()
         worker = start(max_batch_size=8, preferred_batch_sizes=[4, 8])
         spent = []
@@ -242,8 +243,8 @@ class TestMeasuring:
 
 
 class TestDiscard:
-    def test_drops_what_was_not_submitted_and_finishes_the_rest(self, start: Start, detector: FakeDetector) -> None:
-        """Catches pulling frames out of slots that are in use, and a count that never returns to 0."""
+    def test_waiting_frames_are_dropped_and_the_rest_is_finished(self, start: Start, detector: FakeDetector) -> None:
+        """Catches frames that are removed from slots in use, and a count that never returns to 0."""
         detector.hold()
         worker = start(max_batch_size=1)
         worker.admit(numbered(0, 5))

@@ -1,4 +1,4 @@
-"""The worker where its engine or decoder fails, hangs, or does not start."""
+"""The worker if its detector or decoder fails, hangs, or does not start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestEngineTrouble:
         assert worker.close(10)
 
     def test_start_raises_what_warming_up_raised_and_closes_the_detector(self) -> None:
-        """Catches device memory that stays taken while the process reports its error."""
+        """Catches device memory that stays allocated while the process reports its error."""
 
         class Cold(FakeDetector):
             def warm_up(self, batch_size: int) -> None:
@@ -43,7 +43,7 @@ class TestEngineTrouble:
         assert worker.close(10)
         assert detector.closed == 1
 
-    def test_start_gives_up_when_it_is_told_to_stop(self) -> None:
+    def test_start_returns_when_the_stop_event_is_set(self) -> None:
         """Catches a pod that cannot be stopped while it loads its model."""
         loading = threading.Event()
         stop = Stop(time.monotonic)
@@ -56,7 +56,7 @@ class TestEngineTrouble:
     def test_results_that_were_ready_come_before_the_error_and_the_error_stays(
         self, start: Start, detector: FakeDetector
     ) -> None:
-        """Catches throwing finished work away with the error, and a dead worker that looks idle."""
+        """Catches finished work that is lost with the error, and a dead worker that appears idle."""
 
         def judge(numbers: list[int]) -> None:
             if numbers == [1]:
@@ -72,10 +72,10 @@ class TestEngineTrouble:
                 worker.results(1.0)
         assert detector.closed == 1
 
-    def test_a_decoder_out_of_memory_ends_the_engine_and_rejects_nothing(
+    def test_a_decoder_without_memory_ends_the_worker_and_rejects_nothing(
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Catches an exception in the decode pool that nobody looks at."""
+        """Catches an exception in the decode pool that is never reported."""
         worker = start()
 
         def decode(*_: object) -> Rejected:
@@ -87,11 +87,11 @@ class TestEngineTrouble:
         with pytest.raises(EngineError, match="MemoryError"):
             worker.results(10)
 
-    def test_slow_frames_are_no_hang_and_a_hung_one_is(
+    def test_slow_frames_are_not_a_hang_but_a_hung_frame_is(
         self, start: Start, detector: FakeDetector, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Catches a watch that ends the process, time after time, over a batch whose frames cost seconds each; and one
-        that is content as long as frames of other batches are decoded."""
+        """Catches a watchdog that ends the process over a batch whose frames need seconds each. Also catches one that
+        is satisfied as long as frames of other batches are decoded."""
         monkeypatch.setattr("consumer.inference.worker._LOOK_EVERY_S", 0.02)
         worker = start()
         may = threading.Semaphore(0)
@@ -114,7 +114,7 @@ class TestEngineTrouble:
         may.release()
         assert sum(sizes(collect(worker, 5))) == 5
 
-    def test_close_returns_in_time_with_a_hung_engine(self, start: Start, detector: FakeDetector) -> None:
+    def test_close_returns_in_time_if_the_detector_hangs(self, start: Start, detector: FakeDetector) -> None:
         detector.hold()
         worker = start()
         worker.admit(numbered(0))
@@ -124,8 +124,8 @@ class TestEngineTrouble:
         assert worker.close(0.05) is False
         assert time.monotonic() - before < 5
 
-    def test_one_thread_has_the_detector_from_its_birth_to_its_end(self, start: Start, detector: FakeDetector) -> None:
-        """Catches a CUDA context that is used or freed by a thread that did not make it."""
+    def test_one_thread_builds_uses_and_closes_the_detector(self, start: Start, detector: FakeDetector) -> None:
+        """Catches a CUDA context that is used or freed by a thread that did not create it."""
         worker = start()
         worker.admit(numbered(0))
         collect(worker, 1)

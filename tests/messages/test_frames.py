@@ -1,4 +1,4 @@
-"""Input records -> frames: two forms never confused, and what is hostile is a verdict."""
+"""Input records to frames: the two forms are never confused, and hostile input is rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TestRawImages:
         assert (frame.source_id, frame.frame_id, frame.captured_at_ms) == ("cam-1", "3-42", 7)
         assert (frame.payload, frame.verdict, frame.received_at, frame.receipt) == (JPEG, None, 1.25, RECEIPT)
 
-    def test_headers_beat_the_key_and_the_record(self) -> None:
+    def test_headers_override_the_key_and_the_record(self) -> None:
         headers = (
             ("source-id", b"cam-2"),
             ("frame-id", b"17"),
@@ -36,8 +36,8 @@ class TestRawImages:
         assert (frame.source_id, frame.frame_id, frame.captured_at_ms) == ("cam-2", "17", 1_700_000_000_000)
         assert (frame.traceparent, frame.verdict) == (TRACE, None)
 
-    def test_of_several_headers_with_one_name_the_last_counts(self) -> None:
-        """Catches first-wins, which lets a proxy's header be overridden by no one behind it."""
+    def test_the_last_of_several_headers_with_one_name_wins(self) -> None:
+        """Catches first-wins, with which nobody after a proxy could override its header."""
         assert parse(headers=(("source-id", b"a"), ("source-id", b"b"))).source_id == "b"
 
     def test_a_header_without_value_counts_as_absent(self) -> None:
@@ -60,12 +60,12 @@ class TestRawImages:
         "value", [b"-1", b"1.5", b"", b" 1", b"0x10", b"1e3", "\u0661".encode(), b"1" * 17, b"1_0"]
     )
     def test_a_capture_time_that_is_not_plain_digits_is_rejected(self, value: bytes) -> None:
-        """Catches `int(header)`, which takes blanks, signs, underscores and Arabic digits."""
+        """Catches `int(header)`, which accepts blanks, signs, underscores and Arabic digits."""
         assert reason(parse(headers=(("captured-at-ms", value),))) == "bad_envelope"
 
     @pytest.mark.parametrize("value", [b"", b"a\nb", b" a", b"\xff", b"x" * 257])
-    def test_a_wrong_frame_id_is_rejected_and_not_replaced(self, value: bytes) -> None:
-        """Catches a silent default: nobody could join such a result with the frame again."""
+    def test_an_invalid_frame_id_is_rejected_and_not_replaced(self, value: bytes) -> None:
+        """Catches a silent default: nobody could match the result with the frame again."""
         assert reason(parse(headers=(("frame-id", value),))) == "bad_envelope"
 
 
@@ -84,7 +84,7 @@ class TestRawImages:
     ],
 )
 def test_a_malformed_trace_is_dropped_and_costs_no_frame(trace: str) -> None:
-    """Catches tracing that can take the data path down, and a header injected through it."""
+    """Catches tracing that can break the data path, and a header that is injected through it."""
     frame = parse(headers=(("traceparent", trace.encode()),))
     assert (frame.traceparent, frame.verdict) == (None, None)
     frame = parse(wire.encode_envelope(JPEG, source_id="a", traceparent=trace))
@@ -96,7 +96,7 @@ class TestSourceIds:
         "good", ["a", "cam-1", "x" * 128, "\u6771" * 128, "Küche 2", "a/b?c=d&e", "\U0001f4f7" * 128, '"', "a\u0301"]
     )
     def test_printable_names_pass_by_key_header_and_field(self, good: str) -> None:
-        """Catches a limit that counts bytes where it says characters."""
+        """Catches a limit that counts bytes instead of characters."""
         assert parse(key=good.encode()).source_id == good
         assert parse(headers=(("source-id", good.encode()),)).source_id == good
         assert parse(wire.encode_envelope(JPEG, source_id=good)).source_id == good
@@ -137,7 +137,7 @@ class TestSourceIds:
         frame = parse(headers=(("source-id", bad),))
         assert (reason(frame), frame.source_id) == ("bad_source_id", "cam-1")  # the best that it has
 
-    def test_a_missing_name_says_what_to_set(self) -> None:
+    def test_the_error_for_a_missing_name_has_a_remedy(self) -> None:
         frame = parse(key=None)
         assert reason(frame) == "bad_source_id"
         assert isinstance(frame.verdict, Rejected)
@@ -153,7 +153,7 @@ class TestSourceIds:
 
 
 class TestEnvelopes:
-    def test_fields_beat_headers_and_headers_beat_the_key(self) -> None:
+    def test_fields_override_headers_and_headers_override_the_key(self) -> None:
         headers: Headers = (("source-id", b"header"), ("frame-id", b"header"), ("captured-at-ms", b"1"))
         frame = parse(wire.encode_envelope(JPEG, source_id="field", frame_id=17, captured_at_ms=2), headers=headers)
         assert (frame.source_id, frame.frame_id, frame.captured_at_ms, frame.payload) == ("field", "17", 2, JPEG)
@@ -166,7 +166,7 @@ class TestEnvelopes:
         assert parse(wire.encode_envelope(JPEG, source_id="a", frame_id=frame_id)).frame_id == str(frame_id)
 
     def test_a_rejected_envelope_keeps_the_source_that_it_named(self) -> None:
-        """Catches dead letters of one source that come out under another one's name."""
+        """Catches dead letters of one source that are published under the name of another one."""
         frame = parse(msgpack.packb({"source_id": "cam-9", "data": 5}), key=b"cam-1")
         assert (reason(frame), frame.source_id, frame.payload) == ("bad_envelope", "cam-9", b"")
 
@@ -175,7 +175,7 @@ class TestEnvelopes:
         [b"application/msgpack", b"application/vnd.msgpack", b"application/x-msgpack", b" Application/MsgPack ; v=1"],
     )
     def test_a_msgpack_content_type_forces_an_envelope(self, content_type: bytes) -> None:
-        """Catches a producer's clear statement being overruled by a guess."""
+        """Catches a guess that overrides a clear statement of the producer."""
         headers = (("content-type", content_type),)
         assert reason(parse(JPEG, headers=headers)) == "bad_envelope"
         assert parse(wire.encode_envelope(JPEG, source_id="a"), headers=headers).payload == JPEG
@@ -183,7 +183,7 @@ class TestEnvelopes:
     @pytest.mark.parametrize("where", ["data", "source_id", "unknown", "key", "root"])
     @pytest.mark.parametrize("shape", ["deep arrays", "deep maps", "wide arrays", "wide maps", "false sizes"])
     def test_a_megabyte_bomb_costs_neither_time_nor_memory(self, shape: str, where: str) -> None:
-        """Catches `msgpack.unpackb` on input: a byte of 0x80 becomes a dict of 64, a count becomes a preallocation."""
+        """Catches `msgpack.unpackb` on input: a byte of 0x80 becomes a dict of 64 bytes, a count a preallocation."""
         bomb = {
             "deep arrays": b"\x91" * 1_000_000,
             "deep maps": b"\x81" * 1_000_000,
@@ -195,7 +195,7 @@ class TestEnvelopes:
         value = (b"" if where == "root" else b"\x81") + name + bomb
         headers: Headers = (("content-type", b"application/msgpack"),)
         took = []
-        for _ in range(3):  # the best of three: the machine may be busy
+        for _ in range(3):  # the best of three counts, because the machine may be busy
             started = time.perf_counter()
             frame = parse(value, headers=headers)
             took.append(time.perf_counter() - started)
@@ -212,14 +212,14 @@ class TestForms:
     @pytest.mark.parametrize("kind", SIGNATURES)
     @pytest.mark.parametrize("following", range(256))
     def test_an_image_is_never_taken_for_an_envelope(self, kind: str, following: int) -> None:
-        """Catches a test of the first byte alone: a PNG begins with 0x89, a msgpack map of nine."""
+        """Catches a check of only the first byte: a PNG begins with 0x89, as a msgpack map of nine fields does."""
         value = SIGNATURES[kind] + bytes([following]) * 30
         frame = parse(value)
         assert (frame.verdict, frame.payload) == (None, value)
 
     @pytest.mark.parametrize("first", range(256))
     def test_only_a_map_is_an_envelope_and_a_broken_one_is_never_an_image(self, first: int) -> None:
-        """Catches trying the other form after the first one failed: damage would decide what a message means."""
+        """Catches a second attempt with the other form after the first one failed: damage would change the meaning."""
         value = bytes([first]) + b"\xc1" * 20
         is_map = 0x80 <= first <= 0x8F or first in (0xDE, 0xDF)
         frame = parse(value)
@@ -228,14 +228,14 @@ class TestForms:
         assert frame.payload == (b"" if is_map else value)
 
     @pytest.mark.parametrize("kind", SIGNATURES)
-    def test_a_signature_that_is_cut_off_is_judged_by_its_first_byte(self, kind: str) -> None:
+    def test_a_truncated_signature_is_classified_by_its_first_byte(self, kind: str) -> None:
         for length in range(1, len(SIGNATURES[kind])):
             value = SIGNATURES[kind][:length]
             assert reason(parse(value)) == ("bad_envelope" if kind == "png" else None)
 
     @pytest.mark.parametrize("fields", range(1, 60))
     def test_an_envelope_of_any_size_is_never_taken_for_an_image(self, fields: int) -> None:
-        """Catches nine fields (0x89) being passed to the PNG decoder."""
+        """Catches nine fields (0x89) that go to the PNG decoder."""
         extra = {f"x{n}": n for n in range(fields - 1)}
         frame = parse(msgpack.packb(extra | {"data": JPEG}))
         assert (frame.verdict, frame.payload) == (None, JPEG)
@@ -245,8 +245,8 @@ class TestForms:
         assert reason(parse(msgpack.packb(extra | {"data": JPEG}))) == "bad_envelope"
 
 
-def test_a_record_weighs_all_that_it_holds() -> None:
-    """Catches a limit that only sees values: records without one may have a megabyte of headers each."""
+def test_the_size_of_a_record_counts_all_its_parts() -> None:
+    """Catches a limit that counts only values: records without a value may have a megabyte of headers each."""
     assert Record(None, None, (), None).size_bytes == 0
     assert Record(b"key", b"value", (), 5).size_bytes == 3 + 5
     names = [f"{number}" for number in range(1000)]
@@ -254,8 +254,8 @@ def test_a_record_weighs_all_that_it_holds() -> None:
     assert Record(None, None, tuple((name, b"vv") for name in names), 5).size_bytes > 0.95 * held
 
 
-def test_a_frame_of_an_envelope_weighs_its_payload_twice_because_it_is_held_twice() -> None:
-    """Catches a limit that counts the record alone, while the image out of it is a copy."""
+def test_the_payload_of_an_envelope_counts_twice_in_the_size() -> None:
+    """Catches a limit that counts only the record, although the image from it is a copy."""
     image = parse(JPEG, key=b"cam")
     assert image.size_bytes == image.record.size_bytes == len(JPEG) + 3
     envelope = parse(msgpack.packb({"data": JPEG}), key=b"cam")

@@ -1,4 +1,4 @@
-"""parse_frame never raises, whatever the bytes."""
+"""parse_frame never raises, for any bytes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ENVELOPES = st.dictionaries(FIELD_NAMES | st.text(max_size=5), MSGPACK, max_size
     timestamp=st.none() | st.integers(-(2**63), 2**63 - 1),
 )
 def test_parse_frame_never_raises(key: Any, value: Any, headers: Any, timestamp: Any) -> None:
-    """Catches the one exception that stops a whole partition on a poison pill."""
+    """Catches the one exception that stops a whole partition at a poison pill."""
     check_frame(Record(key, value, tuple(headers), timestamp))
 
 
 def test_parse_frame_never_raises_for_mutations_of_valid_envelopes() -> None:
-    """Catches what random bytes never reach: errors behind a valid beginning."""
+    """Catches errors that random bytes never reach, because they come after a valid start."""
     chance = random.Random(1)
     whole = wire.encode_envelope(
         JPEG, source_id="Küche", frame_id=7, captured_at_ms=5, content_type="image/jpeg", traceparent=TRACE

@@ -1,4 +1,4 @@
-"""Outcomes -> messages: exact, finite, and readable in both formats."""
+"""Outcomes to messages: exact, finite, and readable in both formats."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestResults:
         assert body["detections"] == [{"class_id": 2, "label": "car", "score": 0.5, "box": [1.0, 2.0, 3.0, 4.0]}]
 
     def test_headers_follow_the_cloudevents_kafka_binding(self) -> None:
-        """Catches percent-encoding, which the HTTP binding asks for and this one does not."""
+        """Catches percent-encoding, which the HTTP binding requires and this one does not."""
         frame = parse(key="Küche 2".encode(), headers=(("traceparent", TRACE.encode()),))
         message = result(ONE, using=encoder(source="/sluice/my group"), frame=frame)
         assert dict(message.headers) == {
@@ -78,7 +78,7 @@ class TestResults:
         assert (message.key, message.timestamp_ms) == ("Küche 2".encode(), 1_700_000_000_123)
 
     def test_a_skipped_frame_is_a_message_of_its_own_kind(self) -> None:
-        """Catches an empty detections list for a frame that nobody looked at."""
+        """Catches an empty detections list for a frame that was not processed."""
         message = result(Skipped("stale", 2500.5), using=encoder("json"))
         headers, body = dict(message.headers), wire.decode_result(message.value or b"")
         assert (headers["ce_type"], headers["content-type"]) == (b"io.sluice.skipped.v1", b"application/json")
@@ -86,7 +86,7 @@ class TestResults:
         assert not {"detections", "width", "height", "batch_size"} & body.keys()
 
     def test_headers_of_one_message_do_not_leak_into_the_next(self) -> None:
-        """Catches the shared list of constant headers being appended to: it grows until the broker refuses."""
+        """Catches an append to the shared list of constant headers: it would grow until the broker refuses messages."""
         using = encoder()
         traced = result(ONE, using=using, frame=parse(headers=(("traceparent", TRACE.encode()),)))
         assert len(traced.headers) == 8
@@ -99,10 +99,10 @@ class TestResults:
         score=st.floats(0, 1, width=32),
         format_=st.sampled_from(["msgpack", "json"]),
     )
-    def test_rounding_keeps_even_tiny_boxes_within_the_promise(
+    def test_rounding_keeps_even_tiny_boxes_within_the_tolerance(
         self, corner: tuple[float, float], size: tuple[float, float], score: float, format_: str
     ) -> None:
-        """Catches boxes with two decimals: half a pixel wide, they are off by more than IoU 0.99."""
+        """Catches boxes with two decimals: a box of half a pixel would be below IoU 0.99."""
         (x, y), (w, h) = corner, size
         outcome = detected([[x, y, x + w, y + h]], [score], [0])
         (found,) = wire.decode_result(result(outcome, using=encoder(format_)).value or b"")["detections"]
@@ -115,8 +115,8 @@ class TestResults:
     @pytest.mark.parametrize("format_", ["msgpack", "json"])
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("where", ["box", "score", "two boxes", "timing", "age"])
-    def test_what_is_not_finite_is_refused_and_never_written(self, where: str, bad: float, format_: str) -> None:
-        """Catches NaN in JSON, which no other parser reads, and an infinity that cancels another one out."""
+    def test_a_result_that_is_not_finite_is_refused(self, where: str, bad: float, format_: str) -> None:
+        """Catches NaN in JSON, which no other parser reads, and an infinity that another one cancels."""
         outcome: Detected | Skipped = {
             "box": detected([[0, 0, bad, 1], [0, 0, 1, 1]], [0.5, 0.5], [0, 0]),
             "two boxes": detected([[0, 0, bad, -bad]], [0.5], [0]),
@@ -130,14 +130,14 @@ class TestResults:
 
     @pytest.mark.parametrize("format_", ["msgpack", "json"])
     def test_a_model_with_names_that_have_no_encoding_can_still_publish(self, format_: str) -> None:
-        """Catches a file name in Latin-1 (a lone surrogate in Python) that makes every result fail."""
+        """Catches a file name in Latin-1 (a lone surrogate in Python) with which every result fails."""
         model = ModelInfo("mod\udce8le.pt", "sha256:0", {0: "b\udcffd"})
         body = wire.decode_result(
             result(detected([[0, 0, 1, 1]], [1], [0]), using=encoder(format_, model)).value or b""
         )
         assert (body["model"]["name"], body["detections"][0]["label"]) == ("mod?le.pt", "b?d")
 
-    def test_a_class_without_a_name_is_called_by_its_number(self) -> None:
+    def test_a_class_without_a_name_gets_its_number_as_label(self) -> None:
         body = wire.decode_result(result(detected([[0, 0, 1, 1]], [1], [9]), using=encoder()).value or b"")
         assert body["detections"][0]["label"] == "9"
 
@@ -169,7 +169,7 @@ class TestResults:
         with pytest.raises(ValueError, match="schema_version 2"):
             wire.decode_result(json.dumps({"schema_version": 2}).encode())
 
-    def test_decode_result_ignores_fields_that_it_does_not_know(self) -> None:
+    def test_decode_result_ignores_unknown_fields(self) -> None:
         body = wire.decode_result(result(ONE, using=encoder()).value or b"") | {"track_id": 5}
         assert wire.decode_result(msgpack.packb(body)) == wire.decode_result(json.dumps(body).encode()) == body
 
@@ -183,5 +183,5 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def test_record_id_is_the_same_under_every_assignment() -> None:
-    """Catches an ID with the epoch in it: after a rebalance the repeat would look like another result."""
+    """Catches an ID with the epoch in it: after a rebalance a repeat would appear as another result."""
     assert wire.record_id(RECEIPT) == wire.record_id(RECEIPT._replace(epoch=9)) == "frames/3/42"

@@ -1,4 +1,4 @@
-"""The schemas, the golden vectors and the code say the same, and old messages stay readable."""
+"""The schemas, the golden vectors and the code agree, and old messages stay readable."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def as_json(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", VALIDATORS)
 def test_each_schema_is_a_valid_schema(name: str) -> None:
-    """Catches a misspelt keyword, which JSON Schema ignores in silence."""
+    """Catches a misspelt keyword, which JSON Schema ignores silently."""
     schema = VALIDATORS[name].schema
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$id"].endswith(f"/v{wire.SCHEMA_VERSION}/{name}.schema.json")
 
 
-# What a reader of version 1 relies on. Shorten none of these, ever; a required input field more breaks producers.
+# The fields that a reader of version 1 relies on. Never remove one. A new required input field breaks producers.
 REQUIRED = {
     "frame-envelope": {"data"},
     "detections": {
@@ -97,7 +97,7 @@ REQUIRED = {
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_required_fields_of_version_1_are_frozen(name: str) -> None:
-    """Catches a schema edited along with the code: then both agree and every reader outside breaks."""
+    """Catches a schema that is changed with the code: both agree then, and every external reader breaks."""
     assert set(VALIDATORS[name].schema["required"]) == REQUIRED[name]
 
 
@@ -115,18 +115,18 @@ def test_a_later_minor_version_may_add_fields_anywhere(name: str) -> None:
 
 
 def test_the_writer_still_writes_the_golden_vectors_byte_for_byte() -> None:
-    """Catches a reordered field, another float width or another rounding: invisible to a test that only round-trips."""
+    """Catches a reordered field, another float width or another rounding, which a round trip cannot detect."""
     for name, data in golden.vectors():
         assert (VECTORS / name).read_bytes() == data, name
 
 
-def test_no_golden_vector_is_left_without_a_meaning() -> None:
-    """Catches a vector that was renamed in the script and stays behind, tested by nobody."""
+def test_every_golden_vector_is_tested() -> None:
+    """Catches a vector that was renamed in the script and whose old file remains untested."""
     assert {path.name for path in VECTORS.iterdir() if path.is_file()} == {name for name, _ in golden.vectors()}
 
 
 @pytest.mark.parametrize("path", stored("envelope-*.msgpack"), ids=lambda path: path.stem)
-def test_stored_envelopes_parse_to_what_their_json_says_and_validate(path: Path) -> None:
+def test_stored_envelopes_validate_and_parse_to_their_json(path: Path) -> None:
     value, meaning = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
     frame = wire.parse_frame(Record(None, value, (), golden.TIMESTAMP_MS), golden.RECEIPT, 0.0)
     assert frame.verdict is None
@@ -137,12 +137,12 @@ def test_stored_envelopes_parse_to_what_their_json_says_and_validate(path: Path)
 
 @pytest.mark.parametrize("name", golden.CANONICAL)
 def test_encode_envelope_writes_the_canonical_envelopes(name: str) -> None:
-    """Catches a producer helper that drifts from what the schema calls canonical."""
+    """Catches a producer helper that diverges from the canonical form in the schema."""
     assert wire.encode_envelope(**golden.ENVELOPES[name]) == (VECTORS / f"envelope-{name}.msgpack").read_bytes()
 
 
 @pytest.mark.parametrize("path", stored("hostile-*.msgpack"), ids=lambda path: path.stem)
-def test_stored_hostile_envelopes_are_rejected_for_the_reason_that_their_json_says(path: Path) -> None:
+def test_hostile_envelopes_are_rejected_for_the_reason_in_their_json(path: Path) -> None:
     frame = wire.parse_frame(Record(None, path.read_bytes(), (), 0), golden.RECEIPT, 0.0)
     assert isinstance(frame.verdict, Rejected)
     assert frame.verdict.reason == json.loads(path.with_suffix(".json").read_text())["reason"]
@@ -151,15 +151,15 @@ def test_stored_hostile_envelopes_are_rejected_for_the_reason_that_their_json_sa
 @pytest.mark.parametrize(
     "path", [*stored("detections-*.msgpack"), *stored("skipped-*.msgpack")], ids=lambda path: path.stem
 )
-def test_stored_results_are_read_as_their_json_says_by_current_code_and_schemas(path: Path) -> None:
-    """Catches a change within the major version that breaks readers of what is already in a topic."""
+def test_stored_results_still_validate_and_decode_to_their_json(path: Path) -> None:
+    """Catches a change within the major version that breaks readers of the messages already in a topic."""
     message = json.loads(path.with_suffix(".json").read_text())
     assert wire.decode_result(path.read_bytes()) == message
     VALIDATORS[path.stem.partition("-")[0]].validate(message)
 
 
 @pytest.mark.parametrize("name", golden.RESULTS)
-def test_both_formats_say_the_same(name: str) -> None:
+def test_both_formats_have_the_same_content(name: str) -> None:
     """Catches a field that only one of the two formats has."""
     in_json = golden.encode(name, "json").value
     assert in_json.startswith(b"{")
@@ -172,8 +172,8 @@ def test_stored_dead_letters_validate(path: Path) -> None:
     VALIDATORS["dead-letter"].validate(json.loads(path.read_text()))
 
 
-def test_a_detection_is_no_skipped_frame_and_the_reverse() -> None:
-    """Catches schemas so loose that "not looked at" passes for "nothing seen"."""
+def test_detection_and_skipped_messages_are_distinguished() -> None:
+    """Catches schemas so loose that a skipped frame is taken for an empty detection."""
     detections = json.loads((VECTORS / "detections-none.json").read_text())
     skipped = json.loads((VECTORS / "skipped-stale.json").read_text())
     assert not VALIDATORS["skipped"].is_valid(detections)
@@ -217,7 +217,7 @@ def test_every_result_that_the_program_writes_validates(
     timings: list[float],
     batch_size: int,
 ) -> None:
-    """Catches an outcome that the schema forgot: no box, no capture time, an emoji for a name, one format only."""
+    """Catches an outcome that the schema forgot: no box, no capture time, an emoji in a name, one format only."""
     encoder = wire.ResultEncoder(format=format_, model=golden.MODEL, source=golden.SOURCE)
     frame = golden.frame(source_id=source_id, frame_id=frame_id, captured_at_ms=captured)
     named = dict(zip(("queue", "decode_wait", "infer"), timings, strict=True))
@@ -251,7 +251,7 @@ def test_every_dead_letter_that_the_program_writes_validates(
     detail: str,
     limit: int,
 ) -> None:
-    """Catches a reason outside the closed set, and a dead letter whose own headers were the ones that were cut."""
+    """Catches a reason outside the closed set, and a dead letter that lost the headers of Sluice to a truncation."""
     frame = golden.frame(record=Record(key, value, tuple(headers), timestamp))
     message = wire.encode_dead_letter(
         frame, Rejected(stage, reason, detail), source=golden.SOURCE, max_bytes=limit, now_ms=7
@@ -260,6 +260,6 @@ def test_every_dead_letter_that_the_program_writes_validates(
 
 
 def test_the_readme_explains_each_reason_and_no_other() -> None:
-    """Catches a reason that operators meet in a dashboard and find explained nowhere."""
+    """Catches a reason that operators see in a dashboard and that no page explains."""
     section = (SCHEMAS / "README.md").read_text().partition("| reason |")[2].partition("## Versions")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == REASONS

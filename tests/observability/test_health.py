@@ -1,4 +1,4 @@
-"""Health: what the probes say in each state, the metrics as Prometheus reads them, and the watchdog."""
+"""Health: the answers of the probes in each state, the metrics as Prometheus reads them, and the watchdog."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TestStates:
         health.state = State.RUNNING
         assert (health.alive, health.ready) == (True, True)
 
-    def test_a_slow_turn_is_not_ready_and_a_hung_one_not_alive(self, health: Health, clock: VirtualClock) -> None:
+    def test_a_slow_loop_is_not_ready_and_a_hung_loop_is_not_alive(self, health: Health, clock: VirtualClock) -> None:
         health.state = State.RUNNING
         clock.advance(11)
         assert (health.alive, health.ready) == (True, False)
@@ -63,8 +63,8 @@ class TestStates:
         health.state = State.FAILED
         assert (health.alive, health.ready) == (False, False)
 
-    def test_the_numbers_stay(self) -> None:
-        """They are exported: dashboards know them."""
+    def test_the_numbers_of_the_states_do_not_change(self) -> None:
+        """They are exported, and dashboards use them."""
         assert {state.name: state.value for state in State} == {"STARTING": 0, "RUNNING": 1, "DRAINING": 2, "FAILED": 3}
 
 
@@ -100,7 +100,7 @@ class TestHttp:
         assert self.get(server, "/readyz?verbose") == (ready, name)
 
     def test_probes_follow_the_age_of_the_loop(self, server: HealthServer, health: Health, clock: VirtualClock) -> None:
-        """Catches a pod that keeps its traffic, or its life, because its state still says running."""
+        """Catches a pod that is kept in service, or alive, because its state is still running."""
         health.state = State.RUNNING
         for age_s, live, ready in ((9, 200, 200), (11, 200, 503), (STALL_S + 1, 503, 503)):
             health.beat()
@@ -110,11 +110,13 @@ class TestHttp:
         assert self.get(server, "/readyz")[0] == 200
 
     def test_other_paths_are_not_found(self, server: HealthServer) -> None:
-        """Catches a probe with a wrong path that is green for ever."""
+        """Catches a probe with a wrong path that always succeeds."""
         for path in ("/", "/health", "/healthz/x", "/../etc/passwd"):
             assert self.get(server, path)[0] == 404
 
-    def test_metrics_are_what_prometheus_reads(self, server: HealthServer, health: Health, clock: VirtualClock) -> None:
+    def test_metrics_are_in_the_format_of_prometheus(
+        self, server: HealthServer, health: Health, clock: VirtualClock
+    ) -> None:
         health.state = State.RUNNING
         clock.advance(2)
         _, text = self.get(server, "/metrics")
@@ -124,8 +126,8 @@ class TestHttp:
         assert all(family.documentation for family in families.values())
         assert families["sluice_frames_received"].type == "counter"
 
-    def test_a_client_that_says_nothing_does_not_hold_up_the_others(self, server: HealthServer) -> None:
-        """Catches a server with one thread: a port scan would make the pod unready."""
+    def test_a_silent_client_does_not_delay_other_clients(self, server: HealthServer) -> None:
+        """Catches a server with one thread: a port scan would make the pod not ready."""
         silent = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         silent.connect()
         try:
@@ -133,15 +135,15 @@ class TestHttp:
         finally:
             silent.close()
 
-    def test_hundreds_of_connections_neither_shut_out_a_probe_nor_grow_the_process(
+    def test_many_connections_do_not_block_a_probe_or_grow_the_process(
         self, server: HealthServer, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """Catches a thread for each of whatever connects: memory for the taking, and a pod that fails its probes."""
+        """Catches a thread for each client: every client could use up memory, and the probes of the pod would fail."""
         threads = threading.active_count()
         silent = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(300)]
         try:
             for connection in silent[::2]:
-                with contextlib.suppress(OSError):  # it may have been shed
+                with contextlib.suppress(OSError):  # the server may have closed it
                     connection.sendall(b"GET /healthz HT")
             assert self.get(server, "/healthz")[0] == 200
             wait_until(
@@ -153,10 +155,10 @@ class TestHttp:
         assert "Traceback" not in capfd.readouterr().err
 
     def test_a_server_that_never_started_closes_too(self, health: Health) -> None:
-        """Catches a process that hangs on its way out after an early error."""
+        """Catches a process that hangs during its exit after an early error."""
         HealthServer(HttpConfig(port=0), health, Metrics()).close()
 
-    def test_a_port_that_is_taken_is_said_with_its_address(self, server: HealthServer, health: Health) -> None:
+    def test_the_error_for_a_port_in_use_has_the_address(self, server: HealthServer, health: Health) -> None:
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{server.port}: Address already in use"):
             HealthServer(HttpConfig(port=server.port), health, Metrics())
 
@@ -172,23 +174,23 @@ class TestWatchdog:
         watchdog._thread.join(5)
 
     def test_ends_the_process_when_the_loop_hangs(self, health: Health, clock: VirtualClock, ended: list[int]) -> None:
-        """Catches a member that heartbeats in the background and keeps its partitions for ever."""
+        """Catches a group member that sends heartbeats in the background and keeps its partitions without end."""
         health.state = State.RUNNING
         clock.advance(STALL_S + 1)
         wait_until(lambda: ended, 10, "the watchdog")
         assert ended == [StalledError.exit_code]
 
-    def test_says_where_the_loop_hangs(self, health: Health, clock: VirtualClock, ended: list[int]) -> None:
-        """At night, the line of the log is all that is left of the process."""
+    def test_logs_where_the_loop_hangs(self, health: Health, clock: VirtualClock, ended: list[int]) -> None:
+        """The log line is all that is left of the process."""
         with capture_logs() as lines:
             health.state = State.RUNNING
             clock.advance(STALL_S + 1)
             wait_until(lambda: ended, 10, "the watchdog")
         (said,) = [line for line in lines if line["log_level"] == "critical"]
-        assert any("test_says_where_the_loop_hangs" in call for call in said["at"])
+        assert any("test_logs_where_the_loop_hangs" in call for call in said["at"])
         assert any(re.fullmatch(r"support/waiting\.py:\d+ wait_until", call) for call in said["at"])
 
-    def test_ends_nothing_while_the_loop_turns_or_starts(self, clock: VirtualClock) -> None:
+    def test_does_nothing_while_the_process_starts_or_the_loop_runs(self, clock: VirtualClock) -> None:
         looked = threading.Semaphore(0)
 
         class Watched(Health):
@@ -262,7 +264,7 @@ class TestMetrics:
         assert value("sluice_rebalance_seconds_sum", {"event": "revoked"}) == 0.5
         assert value("sluice_assigned_partitions") == 1
 
-    def test_a_gpu_has_memory_and_a_cpu_has_no_such_metric(self, metrics: Metrics) -> None:
+    def test_device_memory_metrics_exist_only_with_a_gpu(self, metrics: Metrics) -> None:
         """Catches a 0 that an alert on free memory would take for a full GPU."""
         value = metrics.registry.get_sample_value
         metrics.device("cpu", None)
@@ -271,16 +273,17 @@ class TestMetrics:
         assert value("sluice_gpu_memory_used_bytes", {"device": "cuda:0"}) == 3
         assert value("sluice_gpu_memory_total_bytes", {"device": "cuda:0"}) == 10
 
-    def test_what_alerts_count_starts_at_zero(self, metrics: Metrics) -> None:
-        """Catches a series that begins with its first event: `rate` sees no rise in it, and the alert stays silent."""
+    def test_series_that_alerts_use_start_at_zero(self, metrics: Metrics) -> None:
+        """Catches a series that begins with its first event: `rate` sees no increase in it, and the alert stays
+        silent."""
         value = metrics.registry.get_sample_value
         assert value("sluice_outcomes_total", {"outcome": "rejected"}) == 0
         assert value("sluice_rebalances_total", {"event": "lost"}) == 0
         assert value("sluice_rebalance_seconds_count", {"event": "revoked"}) == 0
         assert value("sluice_commits_total", {"result": "failed"}) == 0
 
-    def test_the_lag_of_a_partition_that_went_away_goes_too(self, metrics: Metrics) -> None:
-        """Catches an alert on a partition that another pod has long been reading."""
+    def test_the_lag_of_a_revoked_partition_is_removed(self, metrics: Metrics) -> None:
+        """Catches an alert on a partition that another pod already reads."""
         metrics.lag([Lag(P0, 5, 1.5), Lag(P1, 7, 2.5)])
         metrics.lag([Lag(P1, 6, 2.0)])
         value = metrics.registry.get_sample_value
@@ -288,8 +291,8 @@ class TestMetrics:
         assert value("sluice_lag_records", {"topic": "frames", "partition": "1"}) == 6
         assert value("sluice_lag_seconds", {"topic": "frames", "partition": "1"}) == 2.0
 
-    def test_an_age_that_nobody_knows_is_absent(self, metrics: Metrics) -> None:
-        """Catches a 0, and the age of before, where frames wait and none has been read."""
+    def test_an_unknown_age_is_absent(self, metrics: Metrics) -> None:
+        """Catches a 0, and the previous age, if frames wait and none has been read."""
         value, labels = metrics.registry.get_sample_value, {"topic": "frames", "partition": "0"}
         for seconds in (None, 1.5, None, None):
             metrics.lag([Lag(P0, 5, seconds)])
@@ -299,7 +302,7 @@ class TestMetrics:
         assert value("sluice_lag_records", labels) is None
 
     def test_no_label_is_a_source(self, metrics: Metrics) -> None:
-        """Catches a time series per camera, which a producer could make as many of as it likes."""
+        """Catches one time series per camera, of which a producer could create any number."""
         labels = {label for each in metrics.labels.values() for label in each}
         assert labels == {
             "outcome",

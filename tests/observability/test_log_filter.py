@@ -1,4 +1,4 @@
-"""What librdkafka repeats is in the log now and then, and nothing else is held back."""
+"""Repeated lines of librdkafka are logged only now and then, and no other line is suppressed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def told(text: str, event: str = "kafka") -> logging.LogRecord:
     return record({"event": event, "error": "_TRANSPORT", "text": text}, "consumer.kafka.consumer_errors")
 
 
-def test_what_is_repeated_is_said_once_in_a_while_with_a_count() -> None:
+def test_a_repeated_line_is_logged_now_and_then_with_a_count() -> None:
     """Catches an outage that writes forty lines a second, and one that the log forgets after its first minute."""
     now = 0.0
     repeats = Repeats(lambda: now)
@@ -38,8 +38,8 @@ def test_what_is_repeated_is_said_once_in_a_while_with_a_count() -> None:
     assert held == 99
 
 
-def test_nothing_else_is_held_back() -> None:
-    """Catches a rejected frame, another broker, or another client that is not in the log."""
+def test_no_other_line_is_suppressed() -> None:
+    """Catches a rejected frame, another broker, or another client that is missing in the log."""
     repeats = Repeats(lambda: 0.0)
     for _ in range(3):
         assert repeats.filter(told("x", "commit failed"))
@@ -55,8 +55,8 @@ def test_memory_is_bounded() -> None:
     assert len(repeats._said) <= 1000
 
 
-def test_a_tool_says_once_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:
-    """Catches `sluice tail` with a wrong address: a hundred lines before the one that helps."""
+def test_a_tool_reports_once_that_no_broker_answers(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches `sluice tail` with a wrong address: a hundred lines before the useful one."""
     client = clients.consumer("127.0.0.1:1", {"group.id": "g"})
     with pytest.raises(KafkaError, match="check --bootstrap-servers"):
         clients.partitions_of(client, "t", 2.0)

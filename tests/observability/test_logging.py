@@ -1,4 +1,4 @@
-"""The log: one line per event, whatever the event holds; a hostile text neither forges a line nor steers a terminal."""
+"""The log has one line per event. A hostile text can neither forge a line nor control a terminal."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def lines(log_format: str) -> list[str]:
     return done.stderr.decode().split("\n")[:-1]
 
 
-def test_json_is_one_ascii_line_per_event_with_the_text_whole() -> None:
-    """Catches a source ID, a header or a broker's text that becomes a line of its own."""
+def test_json_is_one_ascii_line_per_event_with_the_complete_text() -> None:
+    """Catches a source ID, a header or a text of a broker that becomes a line of its own."""
     found = lines("json")
     assert len(found) == 4
     assert all(line.isascii() and line.isprintable() for line in found)
@@ -52,7 +52,7 @@ def test_json_is_one_ascii_line_per_event_with_the_text_whole() -> None:
 
 
 def test_the_console_has_no_control_character_of_others() -> None:
-    """Catches a terminal that a camera's name has cleared, renamed or written to."""
+    """Catches a terminal that the name of a camera has cleared, renamed or written to."""
     found = lines("console")
     ours = "\n".join(found[:3])
     assert len(found) > 3
@@ -61,10 +61,10 @@ def test_the_console_has_no_control_character_of_others() -> None:
         assert forbidden not in ours
 
 
-def test_an_error_message_is_printed_without_what_steers_a_terminal(
+def test_an_error_message_is_printed_without_control_characters(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches a broker's or a file's text on its way to stderr as the last words of the program."""
+    """Catches a text of a broker or a file that reaches stderr unescaped in the final error message."""
     from consumer import cli as program
     from consumer.errors import KafkaError
 

@@ -1,4 +1,4 @@
-"""A topic full of bad frames must not fill the disk with their log."""
+"""A topic full of bad frames must not fill the disk with log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from made_frames import VirtualClock
 
 
 def test_a_few_lines_are_written_as_they_come() -> None:
-    """Catches the first rejection, the one that tells an operator, being held back."""
+    """Catches a first rejection that is suppressed, although an operator needs it."""
     written = mock.Mock()
     log = SparingLog(written, VirtualClock())
     for number in range(BURST):
@@ -17,7 +17,7 @@ def test_a_few_lines_are_written_as_they_come() -> None:
     assert written.warning.mock_calls == [mock.call("frame rejected", frame=n) for n in range(BURST)]
 
 
-def test_a_flood_is_a_line_a_second_and_every_line_is_written_or_counted() -> None:
+def test_a_flood_gives_a_line_per_second_and_counts_the_others() -> None:
     clock, written = VirtualClock(), mock.Mock()
     log = SparingLog(written, clock)
     for _ in range(100_000):
@@ -29,7 +29,7 @@ def test_a_flood_is_a_line_a_second_and_every_line_is_written_or_counted() -> No
     assert len(lines) + suppressed + log._suppressed == 100_000
 
 
-def test_after_a_quiet_while_a_few_lines_are_written_at_once_again() -> None:
+def test_after_a_quiet_period_a_few_lines_are_written_at_once_again() -> None:
     clock, written = VirtualClock(), mock.Mock()
     log = SparingLog(written, clock)
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Traces: what a collector gets to see, what a reader can go on with, and what it costs when nobody listens."""
+"""Traces: what a collector receives, what a reader can continue, and what they cost if they are off."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Bench:
         )
 
     def run(self, *frames: Frame) -> BatchResult:
-        """One batch, from the engine to its acknowledgement."""
+        """Pass one batch from the detector to its acknowledgement."""
         begun = self.traces.begin(result(list(frames), taken_at=self.clock.now))
         self.traces.end([Acknowledged(each, detected(), self.clock.now) for each in begun.batch.frames])
         return begun
@@ -70,7 +70,7 @@ class TestAFrame:
         assert f"{span.parent.span_id:016x}" == SPAN
         assert span.attributes["messaging.kafka.offset"] == 7
 
-    def test_lasts_from_the_consumer_to_the_acknowledgement_and_tells_its_stages(self) -> None:
+    def test_lasts_from_the_consumer_to_the_acknowledgement_with_stages(self) -> None:
         bench = Bench()
         one = traced(0, SAMPLED, at=bench.clock.now - 0.5)
         began = bench.traces.begin(result([one], taken_at=bench.clock.now - 0.25))
@@ -84,7 +84,7 @@ class TestAFrame:
         assert span.attributes["sluice.acknowledge_ms"] == pytest.approx(2000)
         assert span.attributes["sluice.outcome"] == "detected"
 
-    def test_that_becomes_a_dead_letter_says_why(self) -> None:
+    def test_that_becomes_a_dead_letter_has_the_reason(self) -> None:
         bench = Bench()
         began = bench.traces.begin(result([traced(0, SAMPLED)], taken_at=bench.clock.now))
         refused = Rejected("decode", "damaged", "")
@@ -92,8 +92,8 @@ class TestAFrame:
         (span,) = bench.spans("process")
         assert (span.attributes["sluice.outcome"], span.attributes["error.type"]) == ("rejected", "damaged")
 
-    def test_hands_its_own_span_on(self) -> None:
-        """Catches a reader's span that hangs beside ours instead of below it."""
+    def test_passes_its_own_span_to_readers(self) -> None:
+        """Catches a reader's span that is a sibling of the frame's span instead of its child."""
         bench = Bench()
         begun = bench.run(traced(0, SAMPLED))
         (span,) = bench.spans("process")
@@ -101,14 +101,14 @@ class TestAFrame:
         assert handed_on(span).startswith(f"00-{TRACE}-")
 
     @pytest.mark.parametrize("traceparent", [UNSAMPLED, None])
-    def test_that_is_not_sampled_goes_through_untouched(self, traceparent: str | None) -> None:
-        """Catches a trace that the producer did not want, and a broken chain where it is not recorded."""
+    def test_that_is_not_sampled_is_not_changed(self, traceparent: str | None) -> None:
+        """Catches a trace that the producer did not want, and a broken chain if a frame is not recorded."""
         bench = Bench(sample_ratio=0.0)
         given = result([traced(0, traceparent)], taken_at=bench.clock.now)
         assert bench.traces.begin(given) is given
         assert not bench.exporter.get_finished_spans()
 
-    def test_without_a_traceparent_begins_a_trace_as_often_as_was_asked_for(self) -> None:
+    def test_without_a_traceparent_is_sampled_by_the_configured_ratio(self) -> None:
         bench = Bench(sample_ratio=0.25)
         bench.run(*(traced(n, None) for n in range(2000)))
         assert 350 < len(bench.spans("process")) < 650
@@ -116,7 +116,7 @@ class TestAFrame:
 
 
 class TestABatch:
-    def test_is_one_span_linked_to_its_frames_and_they_to_it(self) -> None:
+    def test_is_one_span_and_is_linked_with_those_of_its_frames(self) -> None:
         bench = Bench()
         other = SAMPLED.replace(TRACE, TRACE[::-1])
         bench.run(traced(0, SAMPLED), traced(1, None), traced(2, other), traced(3, UNSAMPLED))
@@ -129,7 +129,7 @@ class TestABatch:
         assert len(frames) == 2
         assert {link.context.span_id for span in frames for link in span.links} == {batch.context.span_id}
 
-    def test_takes_as_long_as_the_engine(self) -> None:
+    def test_takes_as_long_as_the_detector(self) -> None:
         bench = Bench()
         bench.run(traced(0, SAMPLED))
         (batch,) = bench.spans("batch")
@@ -144,14 +144,14 @@ class TestBounds:
             bench.traces.begin(result([traced(n, SAMPLED)], taken_at=bench.clock.now))
         assert len(bench.traces._open) == 10
 
-    def test_nothing_is_imported_while_it_is_off(self) -> None:
-        """Catches a start that got slower, and memory, for everyone who has no collector."""
+    def test_nothing_is_imported_while_tracing_is_off(self) -> None:
+        """Catches a slower start and more memory for everyone without a collector."""
         code = "import sys, consumer.pipeline; print([m for m in sys.modules if m.startswith('opentelemetry')])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
         assert Config().traces.endpoint == ""
 
-    def test_a_collector_that_does_not_answer_holds_nothing_up(self) -> None:
+    def test_a_collector_that_does_not_answer_delays_nothing(self) -> None:
         """Catches an exporter on the main thread, and a drain that waits for the collector."""
         hung = threading.Event()
 
@@ -205,7 +205,7 @@ def opened(endpoint: str) -> Traces:
 
 @pytest.fixture
 def received() -> Iterator[SimpleNamespace]:
-    """A collector: `endpoint`, and the `spans` that it was sent, each with its resource."""
+    """A collector: `endpoint`, and the `spans` that it received, each with its resource."""
     got = SimpleNamespace(spans=[], endpoint="")
 
     class Receiver(http.server.BaseHTTPRequestHandler):
@@ -219,18 +219,18 @@ def received() -> Iterator[SimpleNamespace]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Not worth a line."""
+            """No-op: not worth a line."""
 
     with collector(Receiver) as got.endpoint:
         yield got
 
 
-def test_an_endpoint_that_is_no_address_is_said_at_the_start() -> None:
+def test_an_invalid_endpoint_is_an_error_at_the_start() -> None:
     with pytest.raises(ConfigError, match="collector:4318"):
         opened("collector:4318")
 
 
-def test_a_collector_gets_them_by_otlp(received: SimpleNamespace) -> None:
+def test_a_collector_receives_spans_by_otlp(received: SimpleNamespace) -> None:
     traces = opened(received.endpoint)
     begun = traces.begin(result([traced(0, SAMPLED), traced(1, None)], taken_at=time.monotonic()))
     traces.end([Acknowledged(each, detected(), time.monotonic()) for each in begun.batch.frames])
@@ -240,8 +240,8 @@ def test_a_collector_gets_them_by_otlp(received: SimpleNamespace) -> None:
     assert TRACE in {span.trace_id.hex() for _, span in received.spans}
 
 
-def test_the_loop_publishes_the_span_and_ends_it_when_it_is_acknowledged() -> None:
-    """Catches a pipeline that publishes the frames that it had before, or forgets to tell of the acknowledgement."""
+def test_the_loop_publishes_the_span_and_ends_it_on_acknowledgement() -> None:
+    """Catches a pipeline that publishes the frames from before, or does not report the acknowledgement."""
     bench, made = Bench(sample_ratio=1.0), world(4)
     made.pipeline._traces = bench.traces
     until(made, lambda: made.source.stored.get(P0) == 4)
@@ -252,7 +252,7 @@ def test_the_loop_publishes_the_span_and_ends_it_when_it_is_acknowledged() -> No
     assert not bench.traces._open
 
 
-def test_the_real_program_goes_on_with_the_producers_trace(broker: Broker, received: SimpleNamespace) -> None:
+def test_the_real_program_continues_the_trace_of_the_producer(broker: Broker, received: SimpleNamespace) -> None:
     topics = Topics.on(broker, partitions=1)
     options = {"traces__endpoint": received.endpoint, "traces__sample_ratio": 0.0}
     with (

@@ -1,6 +1,12 @@
-"""Decoding in processes of their own: outside the interpreter's lock, and killable.
+"""Decodes images in separate processes, outside the lock of the interpreter.
 
-`pool` is the program's side and hands frames out; `process` is one decoding process as the program sees it, `child`
-what runs in it; `memory` is what they share, `protocol` what they say. Nothing is imported here: a decoding process
-starts in a quarter of the time without what only the program's side needs.
+A process that hangs or uses too much memory can be killed. The modules:
+
+- `pool` distributes frames to the processes.
+- `process` controls one process from the parent.
+- `child` runs in the process.
+- `memory` is the memory that both share.
+- `protocol` defines their messages.
+
+This module imports nothing. Without the imports of the parent, a decoding process starts in a quarter of the time.
 """

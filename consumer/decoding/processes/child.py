@@ -1,7 +1,8 @@
-"""The decoding process: pictures from shared memory, their canvases back into it, and an answer. It knows no more.
+"""Runs in a decoding process: decodes images from shared memory into shared memory, and sends the outcomes.
 
-It gets no environment, no file and no socket but its end of the pair, so that what is in the environment (passwords)
-is not in its memory. It is not a sandbox: code that a picture smuggled in runs as the same user.
+The process gets no variable of the parent's environment, no file, and no socket except its end of the socket pair. So
+secrets from the environment are not in its memory. It is not a sandbox: code injected by an image runs as the same
+user.
 """
 
 from __future__ import annotations
@@ -27,30 +28,43 @@ from consumer.decoding.processes import protocol
 from consumer.decoding.processes.protocol import Settings
 from consumer.types import Letterbox
 
-# A grey JPEG of 8x8: a process that cannot decode this one must not be the judge of others.
+# A grey JPEG of 8x8 pixels. A process that cannot decode it must not reject other images.
 _SOUND: Final = bytes.fromhex(
     "ffd8ffe000104a46494600010100000100010000ffdb004300100b0c0e0c0a100e0d0e1211101318281a181616183123251d283a33"
     "3d3c3933383740485c4e404457453738506d51575f626768673e4d71797064785c656763ffc0000b080008000801011100ffc40014"
     "000100000000000000000000000000000000ffc40014100100000000000000000000000000000000ffda0008010100003f003fffd9"
 )
-# Beyond the time limit that the program keeps: for a process whose program is gone.
+# Added to the time limit, which the parent enforces. It matters only for a process whose parent is gone.
 _ORPHAN_GRACE_S: Final = 2.0
-# After so long what is decided is said before the rest: slow pictures are a sign of life, not a hang.
+# The maximum time before the answers so far are sent: slow images are progress, not a hang.
 _SAY_EVERY_S: Final = 0.5
 
 
 def main() -> None:
-    """`python -m consumer.decoding.processes.child SOCKET PAYLOADS CANVASES SETTINGS`: three descriptors and JSON."""
+    """Run `python -m consumer.decoding.processes.child SOCKET PAYLOADS CANVASES SETTINGS`.
+
+    The first three arguments are file descriptors; SETTINGS is JSON.
+    """
     channel = socket.socket(fileno=int(sys.argv[1]))
-    # A signal to the whole group is for the program: it drains, and needs its decoders for that.
+    # A signal to the process group is for the parent. While it drains, it still needs the decoding processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with contextlib.suppress(ConnectionError):  # the program is gone, or has given this process up
+    with contextlib.suppress(ConnectionError):  # the parent is gone, or has given this process up
         serve(channel, int(sys.argv[2]), int(sys.argv[3]), Settings.from_text(sys.argv[4]))
 
 
 def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: Settings) -> None:
-    """Answer until the program has closed its end, which it also has when it was killed."""
+    """Answer requests until the parent closes its end of the socket, or is killed.
+
+    Args:
+        channel: This process's end of the socket pair.
+        payloads_fd: The descriptor of the memory with the encoded images.
+        canvases_fd: The descriptor of the memory for the canvases.
+        settings: The limits and the canvas layout.
+
+    Raises:
+        TypeError: The decoder cannot decode a valid image.
+    """
     configure_opencv()
     decoder = Decoder(settings, settings.policy)
     payloads = mmap.mmap(payloads_fd, settings.payload_bytes, prot=mmap.PROT_READ)
@@ -68,7 +82,7 @@ def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: 
         said_at = time.monotonic()
         for start, stop, slot in protocol.read_request(message):
             payload = payloads[start:stop]
-            if settings.timeout_s:  # SIGALRM ends the process, also in native code
+            if settings.timeout_s:  # SIGALRM ends the process, even in native code
                 signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + _ORPHAN_GRACE_S)
             answers.append(_answer(decoder, payload, canvases[slot : slot + decoder.slot_bytes]))
             if settings.timeout_s:
@@ -82,9 +96,9 @@ def serve(channel: socket.socket, payloads_fd: int, canvases_fd: int, settings: 
 
 
 def _end_with_program(channel: int) -> None:
-    """When the program is gone, also from within a picture that hangs in native code (which runs without the lock)."""
+    """End this process when the parent is gone, even if an image hangs in native code (which runs without the lock)."""
     hang_up = select.poll()
-    hang_up.register(channel, 0)  # POLLHUP comes unasked
+    hang_up.register(channel, 0)  # POLLHUP is always reported
     hang_up.poll()
     os._exit(0)
 
@@ -97,18 +111,18 @@ def _answer(decoder: Decoder, payload: bytes, slot: NDArray[np.uint8]) -> bytes:
 
 
 def volunteer(score: Path = Path("/proc/self/oom_score_adj")) -> None:
-    """Be the one that the kernel ends where the container's memory runs out, rather than the program.
+    """Raise the OOM score: if the container runs out of memory, the kernel kills this process, not the parent.
 
-    Raising the score is free to everyone. Where it cannot be written, the kernel chooses as it did before.
+    Every process may raise its own score. If the file cannot be written, the score stays as it is.
     """
     with contextlib.suppress(OSError):
-        score.write_text("1000", encoding="ascii")  # the highest that there is
+        score.write_text("1000", encoding="ascii")  # the maximum
 
 
 def _confine(memory_bytes: int) -> None:
-    """No more memory than this on top (0: no limit), no core file (it would hold frames), no file written; silence.
+    """Limit this process: additional memory (0: no limit), no core file, no writes to files, no stderr.
 
-    libpng tells stderr what it thinks of a file; what matters is in the answer.
+    A core file would contain frames. libpng prints to stderr, but the answer has all that matters.
     """
     if memory_bytes:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

@@ -1,13 +1,15 @@
-"""Decoding in processes: one per decoding thread, each with memory of its own for payloads.
+"""Distributes frames to decoding processes, one process per decode thread.
 
-Decoding beside the program's Python costs both of them: every frame takes the interpreter's lock several times, from
-threads that need it for milliseconds. A process is given a whole chunk, and the thread that gave it waits without the
-lock. It writes straight into the ring, which it has in its memory too; `decode.isolation: process` gives it one frame
-at a time and a canvas of its own instead, limits its time and memory, and copies what it made.
+Decoding in threads slows down the decoding and the other threads. Each frame takes the lock of the interpreter several
+times, while other threads need it for milliseconds. Here a process gets a whole chunk, and the thread waits for it
+without the lock.
 
-A process that crashes (or, isolated, hangs or asks for too much memory) is killed and replaced. What it had not
-answered is decoded again, one frame at a time, and each frame gets two looks, because the machine may have been at
-fault (an OOM killer, a stolen CPU); if both fail, that frame is rejected. No other frame is lost with it.
+The process writes directly into the ring buffer, which it has mapped. With `decode.isolation: process` it gets one
+frame at a time instead, and its time and memory are limited. It writes into a canvas of its own, which is then copied.
+
+A process that crashes is killed and replaced. So is an isolated process that hangs or needs too much memory. The frames
+that it had not answered are decoded again, one at a time. Each frame gets two attempts, because the machine may have
+been at fault (an OOM kill, a lack of CPU time). If both fail, that frame is rejected. No other frame is lost.
 """
 
 from __future__ import annotations
@@ -34,23 +36,33 @@ from consumer.types import Letterbox, LetterboxPolicy, Rejected
 _log = structlog.get_logger(__name__)
 
 _LOOKS: Final = 2
-# Room for a chunk of usual frames, where decode.max_bytes asks for less.
+# The minimum size of the memory for payloads: enough for a chunk of usual frames, also if decode.max_bytes is lower.
 _PAYLOAD_BYTES: Final = 4 * 2**20
 
 
 class _Run(NamedTuple):
-    """Frames of one request. `looks`: how often its only frame has failed already."""
+    """The frames of one request. `looks`: the number of failed attempts, if it has only one frame."""
 
     items: Sequence[Item]
     looks: int = 0
 
 
 class ProcessDecoder:
-    """`Decoder.decode_into` with the work done elsewhere: the same outcomes, and three more reasons.
+    """A `SlotDecoder` that decodes in other processes.
 
-    `ring` is what the slots lie in, closed with this; None, for isolated processes: they may lie anywhere. Any thread
-    may call; with more threads than processes some wait. Raises EngineError where processes cannot be started or are
-    killed from outside, and MemoryError.
+    The outcomes are those of `Decoder`, with three more reasons for a rejection: `decoder_crashed`, `decoder_timeout`
+    and `decoder_memory`. Any thread may call it. If there are more threads than processes, some threads wait.
+
+    Args:
+        config: The `decode` options.
+        policy: The canvas layout that the detector requires.
+        ring: The memory that contains the slots; `close` closes it. None: isolated processes, and the slots may be
+            anywhere.
+        processes: The number of processes.
+        on_replaced: Called on a decode thread for each process that was replaced.
+
+    Raises:
+        EngineError: Processes cannot be started.
     """
 
     def __init__(
@@ -85,7 +97,7 @@ class ProcessDecoder:
         self._closed = False
         self._idle: queue.SimpleQueue[Process] = queue.SimpleQueue()
         try:
-            starting = [self._launch() for _ in range(processes)]  # side by side: each takes a fifth of a second
+            starting = [self._launch() for _ in range(processes)]  # in parallel, because each takes 0.2 s
             for process in starting:
                 process.wait_ready()
                 self._idle.put(process)
@@ -95,19 +107,26 @@ class ProcessDecoder:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that there are now."""
+        """The IDs of the current processes."""
         with self._lock:
             return [process.pid for process in self._processes]
 
     def decode_into(
         self, payloads: Sequence[bytes], slots: NDArray[np.uint8], places: Sequence[int]
     ) -> Iterator[tuple[int, Letterbox | Rejected]]:
-        """As `Decoder.decode_into`, in any order; a frame that twice ended its process is a `Rejected`."""
+        """Decode several images, each into its row of `slots`; see `SlotDecoder.decode_into`.
+
+        A frame that fails in two processes is rejected.
+
+        Raises:
+            EngineError: A process cannot be replaced, or processes are killed from outside.
+            MemoryError: A process has no memory for a frame.
+        """
         items: list[Item] = []
         for payload, place in zip(payloads, places, strict=True):
             if 0 < len(payload) <= self._settings.max_bytes:
                 items.append(Item(payload, place))
-            else:  # refused there before any native code sees it
+            else:  # empty or too large: refused here, before any native code processes it
                 yield place, self._guard.judge(payload, slots[place])
         process = self._idle.get()
         try:
@@ -129,12 +148,12 @@ class ProcessDecoder:
                 else:
                     todo.extendleft(_Run([item], looks) for item in reversed(batch[answered:]))
         finally:
-            if process.busy:  # it would write into slots that others have by then, and answer what others ask
-                process.kill()  # its next user finds it ended, and replaces it
+            if process.busy:  # it could still write into slots that other frames have by then, or send old answers
+                process.kill()  # the next user finds that it has ended, and replaces it
             self._idle.put(process)
 
     def close(self) -> None:
-        """Kill the processes. A frame that is in one of them gets an error."""
+        """Kill the processes. Calls of `decode_into` that are in progress raise an error."""
         with self._lock:
             self._closed = True
             processes, self._processes = self._processes, set()
@@ -144,9 +163,9 @@ class ProcessDecoder:
             self._ring.close()
 
     def _blame(self, failure: FailedError) -> Rejected:
-        """The outcome of a frame that failed for the last time."""
+        """Return the outcome of a frame whose last attempt failed. Raises EngineError if no frame is at fault."""
         if failure.killed and self._ring is not None:
-            # Nothing limits these processes but the machine: it is short of memory, and no frame is at fault.
+            # Only the machine limits these processes. So it is short of memory, and no frame is at fault.
             raise EngineError(
                 f"a decoding process was killed from outside, and a fresh one too ({failure.detail}): most likely this "
                 "machine or container has no memory left; raise its limit, or lower batching.max_batch_size"
@@ -154,7 +173,7 @@ class ProcessDecoder:
         return Rejected("decode", failure.reason, f"{failure.detail}; so it went in a fresh process too")
 
     def _runs(self, items: Sequence[Item]) -> Iterator[_Run]:
-        """What goes into one request each: as many frames as the memory for payloads holds."""
+        """Divide frames into requests. Each has as many frames as the memory for payloads can hold."""
         first = used = 0
         for index, item in enumerate(items):
             if index - first == self._at_once or used + len(item.payload) > self._settings.payload_bytes:
@@ -170,7 +189,7 @@ class ProcessDecoder:
                 raise EngineError("the decoding processes are closed")
             try:
                 process = Process(self._settings, self._ring)
-            except OSError as error:  # no memory, process or file descriptor is left: no frame is to blame
+            except OSError as error:  # no memory, process or file descriptor is left: no frame is at fault
                 raise EngineError(
                     f"a decoding process cannot be started: {error}; raise the limits, or set decode.workers: threads"
                 ) from error

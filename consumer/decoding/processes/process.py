@@ -1,4 +1,4 @@
-"""One decoding process, as the program sees it: started, asked, killed."""
+"""Controls one decoding process from the parent: starts it, sends it frames, kills it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from consumer.errors import EngineError
 from consumer.types import Letterbox, Rejected
 
 COMMAND: Sequence[str] = (sys.executable, "-I", "-m", "consumer.decoding.processes.child")
-# Not the program's: passwords may be in that. One thread each, as everywhere in a decode pool.
+# Not the environment of the parent, which may contain passwords. One thread per library, as in every decode thread.
 _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-# Imports take a second on a busy machine.
+# Generous: the imports take a second on a busy machine.
 _START_S: Final = 60.0
 
 
 class FailedError(Exception):
-    """The process did not answer as a sound one does. `reason` is one of `types.REASONS`.
+    """The process ended, timed out, or sent an invalid answer.
 
-    `killed`: by SIGKILL, which comes from outside: no picture can raise it in a library.
+    Args:
+        reason: One of `types.REASONS`.
+        detail: An explanation for a person.
+        killed: Whether SIGKILL ended the process. SIGKILL comes from outside: no image can cause it in a library.
     """
 
     def __init__(self, reason: str, detail: str, *, killed: bool = False) -> None:
@@ -40,25 +43,33 @@ class FailedError(Exception):
 
 
 class Item(NamedTuple):
-    """A frame, and the row of the slots that its canvas goes to."""
+    """A frame to decode. `place` is the row of the slots for its canvas."""
 
     payload: bytes
     place: int
 
 
 class Process:
-    """Whoever has taken it from the pool is its only user.
+    """One decoding process. The thread that took it from the pool is its only user.
 
-    `ring` is the memory that it writes canvases to; None: to memory of its own, and its canvas is copied from there.
-    Raises OSError where the machine has no process, memory or file descriptor left.
+    Args:
+        settings: The limits and the canvas layout.
+        ring: The memory that the process writes canvases to. None: it writes to memory of its own, and each canvas is
+            copied from there.
+
+    Attributes:
+        busy: Whether a request has not been answered completely.
+
+    Raises:
+        OSError: The machine has no process, memory or file descriptor left.
     """
 
     def __init__(self, settings: Settings, ring: SharedMemory | None) -> None:
         self._settings = settings
         self._ring = ring
         self._reader = protocol.Reader(settings)
-        self.busy = False  # it was asked what it has not answered yet
-        with contextlib.ExitStack() as stack:  # of what only the child needs from here on
+        self.busy = False
+        with contextlib.ExitStack() as stack:  # closes what only the child needs afterwards
             payloads = SharedMemory("sluice-payloads", (settings.payload_bytes,))
             stack.callback(payloads.close)
             canvases = ring
@@ -77,8 +88,8 @@ class Process:
                     pass_fds=descriptors,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    # Not a session of its own: the kernel would share the cores out between sessions first, and the
-                    # thread that feeds all of them would wait for its turn.
+                    # Not a new session: the kernel would first divide the cores between sessions, and the thread that
+                    # feeds all processes would have to wait.
                     process_group=0,
                 )
             except BaseException:
@@ -90,7 +101,11 @@ class Process:
         return self._child.pid
 
     def wait_ready(self) -> None:
-        """Raises EngineError where it cannot decode a sound picture: then no frame is to blame."""
+        """Wait until the process has started and has decoded a valid image.
+
+        Raises:
+            EngineError: The process cannot start, or cannot decode a valid image. No frame is at fault.
+        """
         try:
             if self._receive(_START_S) == protocol.READY:
                 return
@@ -103,9 +118,19 @@ class Process:
         raise EngineError(f"a decoding process cannot start: {problem}; see stderr, or set decode.workers: threads")
 
     def decode(self, items: Sequence[Item], slots: NDArray[np.uint8]) -> Iterator[Letterbox | Rejected]:
-        """Their outcomes, in their order, as the process says them. Raises FailedError, and must be killed then.
+        """Decode frames and yield each outcome as soon as the process has sent it.
 
-        The payloads must fit into the shared memory together; a process with memory of its own takes one at a time.
+        Args:
+            items: The frames. Together they must fit into the memory for payloads. A process with a canvas of its own
+                takes one frame at a time.
+            slots: uint8 (n, slot_bytes), contiguous, for the canvases.
+
+        Yields:
+            The outcome of each frame, in the order of `items`.
+
+        Raises:
+            FailedError: The process failed. The caller must kill it.
+            MemoryError: The process has no memory for a frame, and no configured limit is the cause.
         """
         self._send(items, slots)
         self.busy = True
@@ -123,11 +148,11 @@ class Process:
                 yield outcome
 
     def kill(self) -> None:
-        """End it for good. Returns when it is gone."""
+        """Kill the process. Returns when it has ended."""
         self._child.kill()
         self._child.wait()
         with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)  # ends a wait for its answer, also if its end was handed on
+            self._channel.shutdown(socket.SHUT_RDWR)  # ends a wait for an answer, also if another process has its end
         self._channel.close()
         self.busy = False
 
@@ -140,11 +165,11 @@ class Process:
             self._payloads[start:stop] = payload
             asked += (start, stop, base + place * slot_bytes)
             start = stop
-        with contextlib.suppress(OSError):  # it has ended; the answer says so
+        with contextlib.suppress(OSError):  # the process has ended; `_answer` finds that out
             self._channel.send(protocol.request(asked))
 
     def _answer(self) -> bytes:
-        """What it says next. Raises FailedError where it has ended, or took longer than a frame may."""
+        """Return the next message. Raises FailedError if the process has ended or exceeds the time for a frame."""
         limit_s = self._settings.timeout_s
         message = b""
         try:
@@ -176,7 +201,7 @@ class Process:
         return self._channel.recv(protocol.MAX_MESSAGE)
 
     def _end(self) -> str:
-        """How it ended, for a person."""
+        """Describe for a person how the process ended."""
         try:
             code = self._child.wait(1.0)
         except subprocess.TimeoutExpired:

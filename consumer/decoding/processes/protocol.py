@@ -1,7 +1,7 @@
-"""What the program and a decoding process say to each other: fixed layouts, nothing that is unpickled.
+"""Defines the messages between the parent and a decoding process: fixed layouts, without pickle.
 
-The process is the part that may have been taken over by a hostile picture, so an answer is as untrusted as the picture
-was: `Reader` believes nothing of it that it has not checked.
+A hostile image may have taken the process over, so its answers are as untrusted as the image. `Reader` checks all of
+them.
 """
 
 from __future__ import annotations
@@ -17,18 +17,29 @@ from consumer.types import REASONS, Letterbox, LetterboxPolicy, Rejected
 
 READY: Final = b"ready"
 MAX_MESSAGE: Final = 2**15  # bytes
-MAX_FRAMES: Final = 64  # in one request, and so in one message of answers
+MAX_FRAMES: Final = 64  # in one request, and therefore in one message of answers
 _FRAME: Final = struct.Struct("<QQQ")
-_ANSWER: Final = struct.Struct("<BIIH")  # kind; width and height, or the reason's place in REASONS and 0; detail bytes
+_ANSWER: Final = struct.Struct("<BIIH")  # kind; width and height, or index in REASONS and 0; length of the detail
 _PICTURE, _REJECTED, _NO_MEMORY = range(3)
 _MAX_DETAIL: Final = 300  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that a decoding process is told of the configuration: no address, no name, no secret.
+    """The part of the configuration that a decoding process gets: no address, no name, no secret.
 
-    timeout_s and memory_bytes are for one frame, 0: no limit. payload_bytes and canvas_bytes: of the shared memories.
+    Attributes:
+        strict: See `decode.strict`.
+        max_bytes: See `decode.max_bytes`.
+        max_pixels: See `decode.max_pixels`.
+        max_scans: See `decode.max_scans`.
+        timeout_s: The maximum time for one frame in seconds; 0: no limit.
+        memory_bytes: The maximum additional memory for one frame; 0: no limit.
+        size: See `LetterboxPolicy.size`.
+        stride: See `LetterboxPolicy.stride`.
+        rect: See `LetterboxPolicy.rect`.
+        payload_bytes: The size of the shared memory for payloads.
+        canvas_bytes: The size of the shared memory for canvases.
     """
 
     strict: bool
@@ -56,39 +67,44 @@ class Settings:
 
 
 def request(numbers: Sequence[int]) -> bytes:
-    """Three for each frame: where its payload begins and ends, and where its slot begins."""
+    """Encode a request: for each frame the start and end of its payload and the start of its slot, in bytes."""
     return struct.pack(f"<{len(numbers)}Q", *numbers)
 
 
 def read_request(message: bytes) -> Iterator[tuple[int, int, int]]:
+    """Decode a request into (start, end, slot) for each frame."""
     return _FRAME.iter_unpack(message)
 
 
 def answer(outcome: Letterbox | Rejected | None) -> bytes:
-    """None: the frame needed more memory than the process may have. Answers are put together by joining them."""
+    """Encode one answer. None: the process ran out of memory. A message is the concatenation of several answers."""
     if outcome is None:
         return _ANSWER.pack(_NO_MEMORY, 0, 0, 0)
     if isinstance(outcome, Letterbox):
         return _ANSWER.pack(_PICTURE, outcome.width, outcome.height, 0)
-    line = "".join(letter if letter.isprintable() else " " for letter in outcome.detail)  # nothing else is read
+    line = "".join(letter if letter.isprintable() else " " for letter in outcome.detail)  # the reader refuses others
     detail = line.encode("utf-8", "replace")[:_MAX_DETAIL]
     return _ANSWER.pack(_REJECTED, REASONS.index(outcome.reason), 0, len(detail)) + detail
 
 
 class Reader:
-    """Reads answers. Raises ValueError for what a sound decoder does not say: it must not be used again then."""
+    """Decodes and checks answers."""
 
     def __init__(self, settings: Settings) -> None:
         self._max_pixels = settings.max_pixels
         self._policy = settings.policy
-        # Cameras send one size; the cache is bounded because senders choose what is in it.
+        # A camera sends one image size. The cache is bounded, because senders choose the sizes.
         self._fit = lru_cache(maxsize=256)(self._checked)
 
     def read(self, message: bytes) -> list[Letterbox | Rejected | None]:
-        """One outcome after the other; None as in `answer`."""
+        """Decode a message into its outcomes; None as in `answer`.
+
+        Raises:
+            ValueError: A correct decoder never sends this message. The process must not be used again.
+        """
         outcomes: list[Letterbox | Rejected | None] = []
         if len(message) % _ANSWER.size == 0:
-            for kind, first, second, length in _ANSWER.iter_unpack(message):  # pictures alone, as nearly always
+            for kind, first, second, length in _ANSWER.iter_unpack(message):  # nearly always only images
                 if kind != _PICTURE or length:
                     break
                 outcomes.append(self._fit(first, second))

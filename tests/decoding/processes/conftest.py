@@ -1,4 +1,4 @@
-"""Decoding processes for tests: `opened`, and `attacked`, whose processes do what a payload tells them."""
+"""Decoding processes for tests: `opened`, and `attacked`, whose processes execute the commands in a payload."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHILD = Path(__file__).resolve().parents[2] / "support" / "hostile_child.py"
 
 @pytest.fixture
 def opened() -> Iterator[Open]:
-    """`opened(processes=2, **options)`, isolated or with a `ring`; every process of it is gone after the test."""
+    """`opened(processes=2, **options)`, isolated or with a `ring`. All its processes have ended after the test."""
     made: list[ProcessDecoder] = []
 
     def make(
@@ -43,6 +43,6 @@ def opened() -> Iterator[Open]:
 
 @pytest.fixture
 def attacked(opened: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """The same with processes that `hostile_child` makes open to attack."""
+    """The same, with processes that `hostile_child` makes vulnerable."""
     monkeypatch.setattr(process, "COMMAND", (sys.executable, str(CHILD)))
     return opened

@@ -1,4 +1,4 @@
-"""Killable decoding inside the worker: batches go on, outcomes stay with their frames, and faults end the program."""
+"""Decoding processes in the worker: batches continue, outcomes stay with their frames, faults end the process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def replaced() -> list[int]:
 
 @pytest.fixture(params=["none", "process"])
 def isolation(request: pytest.FixtureRequest) -> str:
-    """`decode.isolation`; with none, processes write into the ring."""
+    """`decode.isolation`. With `none`, the processes write into the ring buffer."""
     return str(request.param)
 
 
@@ -56,10 +56,8 @@ def _decoders() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if str(CHILD) in child.cmdline()]
 
 
-def test_a_frame_that_kills_its_decoder_is_rejected_and_its_neighbours_are_detected(
-    worker: Worker, replaced: list[int], isolation: str
-) -> None:
-    """Catches a chunk that is lost with the process, a slot that a neighbour gets, and an engine that stops."""
+def test_a_frame_that_kills_its_decoder_is_rejected_alone(worker: Worker, replaced: list[int], isolation: str) -> None:
+    """Catches a chunk that is lost with the process, a slot that another frame gets, and a detector that stops."""
     bad = {2: b"ABORT", 7: b"SEGV"} | ({11: b"HANG", 12: b"HOARD"} if isolation == "process" else {})
     worker.admit([frame(n, payload=bad.get(n, numbered_jpeg(n)), at=time.monotonic()) for n in range(20)])
     results: list[BatchResult] = []
@@ -78,14 +76,12 @@ def test_a_frame_that_kills_its_decoder_is_rejected_and_its_neighbours_are_detec
             else:
                 assert isinstance(outcome, Detected)
                 assert outcome.detections.class_ids[0] == number
-    # Twice for each; where a whole chunk went with it, once more.
+    # Twice for each frame, and once more if a whole chunk was lost with the process.
     assert 2 * len(bad) <= len(replaced) <= (2 if isolation == "process" else 3) * len(bad)
     assert len(_decoders()) == 2
 
 
-def test_decoders_that_cannot_be_replaced_end_the_engine_and_reject_nothing(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoders_that_cannot_be_replaced_reject_no_frame(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a broken machine that sends every frame to the dead letters as damaged."""
     monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     worker.admit([frame(0, payload=b"ABORT", at=time.monotonic())])

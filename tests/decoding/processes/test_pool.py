@@ -1,4 +1,4 @@
-"""Decoding in processes: the same outcomes, and whatever a frame does to its process, only that frame pays for it."""
+"""Decoding in processes gives the same outcomes, and a frame that breaks its process harms no other frame."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SETTINGS = protocol.Settings(
 
 
 def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open) -> None:
-    """Catches a limit that does not reach the process, a canvas of the frame before, an outcome that is cut."""
+    """Catches a limit that does not reach the process, a canvas of the previous frame, and a truncated outcome."""
     friendly = [images.jpeg(), images.progressive_jpeg(), images.cmyk_jpeg(), images.png(depth=16, channels=4)]
     friendly += [images.webp(640, 480), images.exif_rotated_jpeg(6), images.jpeg(3000, 2000), images.jpeg(1, 1)]
     for strict in (True, False):
@@ -68,9 +68,9 @@ def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(opened: Open)
 def test_a_frame_that_ends_its_process_is_rejected_alone(
     attack: bytes, reason: str, detail: str, attacked: Open
 ) -> None:
-    """Catches a program that dies with its decoder, waits for it for ever or grows with it, and a leak."""
+    """Catches a parent that dies with its decoder, waits for it without end or grows with it, and a leak."""
     replaced: list[int] = []
-    patience_s = 1.0 if attack == b"HANG" else 30.0  # a busy machine takes its time to fill memory, or to dump core
+    patience_s = 1.0 if attack == b"HANG" else 30.0  # a busy machine is slow to fill memory, or to dump core
     decoder = attacked(on_replaced=lambda: replaced.append(1), timeout_s=patience_s)
     (before,) = decoder.pids
     sound = decode(decoder, images.jpeg())
@@ -82,19 +82,19 @@ def test_a_frame_that_ends_its_process_is_rejected_alone(
     (after,) = decoder.pids
     assert after != before
     assert not psutil.pid_exists(before)
-    assert len(replaced) == 2  # it had a second look
+    assert len(replaced) == 2  # it had a second attempt
 
 
-def test_a_process_that_someone_else_ended_costs_no_frame(attacked: Open, tmp_path: Path) -> None:
-    """Catches blame without a second look: an OOM killer would send good frames to the dead letters."""
+def test_a_process_that_is_killed_from_outside_costs_no_frame(attacked: Open, tmp_path: Path) -> None:
+    """Catches a rejection without a second attempt: an OOM killer would send good frames to the dead letters."""
     decoder = attacked()
     outcome, _ = decode(decoder, b"ONCE " + bytes(tmp_path / "flag"))
     assert isinstance(outcome, Rejected)
     assert outcome.detail == "it went on"
 
 
-def test_neighbours_on_all_threads_survive_and_processes_stay_as_many(attacked: Open) -> None:
-    """Catches a process that two threads use at once, and one that is replaced by two."""
+def test_frames_of_other_threads_survive_and_no_process_is_added(attacked: Open) -> None:
+    """Catches a process that two threads use at the same time, and one that is replaced by two."""
     decoder = attacked(2, timeout_s=0.5)
     expected = [decode(Decoder(DecodeConfig(), POLICY), images.jpeg(64, 48, seed)) for seed in range(8)]
     bad = {5: b"ABORT", 17: b"SEGV", 30: b"HANG"}
@@ -117,7 +117,7 @@ def test_neighbours_on_all_threads_survive_and_processes_stay_as_many(attacked: 
 
 
 def said(kind: int, first: int, second: int, detail: bytes = b"", length: int | None = None) -> bytes:
-    """An answer as a process would write it that has been taken over."""
+    """Return an answer as a process would write it that was taken over."""
     return struct.pack("<BIIH", kind, first, second, len(detail) if length is None else length) + detail
 
 
@@ -138,8 +138,8 @@ def said(kind: int, first: int, second: int, detail: bytes = b"", length: int | 
         (said(0, 8, 8) + said(0, 8, 8), "an answer too many"),
     ],
 )
-def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, why: str, attacked: Open) -> None:
-    """Catches a program that unpickles, allocates by, indexes with or prints what a hostile process says."""
+def test_an_answer_that_no_correct_decoder_gives_is_refused(answer: bytes, why: str, attacked: Open) -> None:
+    """Catches a parent that unpickles, allocates by, indexes with or prints the data of a hostile process."""
     decoder = attacked()
     outcome, _ = decode(decoder, b"LIE " + answer)
     assert isinstance(outcome, Rejected)
@@ -149,8 +149,8 @@ def test_an_answer_that_no_sound_decoder_gives_is_not_believed(answer: bytes, wh
     assert isinstance(decode(decoder, images.jpeg())[0], Letterbox)
 
 
-def test_an_answer_with_words_of_several_lines_is_one_of_a_sound_decoder() -> None:
-    """Catches a healthy process that is killed, twice, because OpenCV's errors have line breaks."""
+def test_a_detail_of_several_lines_is_accepted() -> None:
+    """Catches a healthy process that is killed, twice, because errors of OpenCV have line breaks."""
     judged = Rejected("decode", "damaged", "error: (-215)\n> in function 'resize'\r\n")
     (read,) = protocol.Reader(SETTINGS).read(protocol.answer(judged))
     assert isinstance(read, Rejected)
@@ -199,8 +199,8 @@ def score(pid: int | str) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-def test_where_memory_runs_out_the_kernel_ends_a_decoder_and_not_the_program(attacked: Open) -> None:
-    """Catches a container's limit that ends the program for a frame. Also the process that replaces one."""
+def test_if_memory_runs_out_the_kernel_kills_a_decoder_not_the_parent(attacked: Open) -> None:
+    """Catches a container limit that ends the parent because of one frame. Covers replaced processes too."""
     before = score("self")
     decoder = attacked(2)
     decode(decoder, b"ABORT")
@@ -208,13 +208,13 @@ def test_where_memory_runs_out_the_kernel_ends_a_decoder_and_not_the_program(att
     assert score("self") == before
 
 
-def test_a_decoder_that_cannot_change_its_score_decodes_all_the_same(tmp_path: Path) -> None:
+def test_a_decoder_that_cannot_change_its_oom_score_still_decodes(tmp_path: Path) -> None:
     child.volunteer(tmp_path / "no" / "such" / "file")
     child.volunteer(tmp_path)
 
 
 def test_signals_for_the_program_do_not_end_its_decoders(opened: Open) -> None:
-    """Catches a Ctrl-C that rejects the frames which the drain is about to finish."""
+    """Catches a Ctrl-C that rejects the frames which the drain should finish."""
     decoder = opened()
     (pid,) = decoder.pids
     assert os.getpgid(pid) != os.getpgid(0)
@@ -225,7 +225,7 @@ def test_signals_for_the_program_do_not_end_its_decoders(opened: Open) -> None:
 
 
 def test_a_decoder_that_cannot_start_ends_the_program_and_rejects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches frames in the dead letters for an installation that is broken."""
+    """Catches frames in the dead letters because of a broken installation."""
     monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     with pytest.raises(
         EngineError, match=r"cannot start: it ended with 3; see stderr, or set decode\.workers: threads"
@@ -237,7 +237,7 @@ def test_a_decoder_that_cannot_start_ends_the_program_and_rejects_nothing(monkey
 def test_a_machine_without_room_for_another_process_rejects_no_frame(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches sound frames in the dead letters, as damaged, where the machine has no process or memory left."""
+    """Catches good frames in the dead letters, as damaged, if the machine has no process or memory left."""
     decoder = opened()
     with monkeypatch.context() as patched:
         patched.setattr(process, "COMMAND", ("/no/such/program",))  # fork and exec fail in the same way: OSError
@@ -268,7 +268,7 @@ threading.Event().wait()
 
 @pytest.mark.parametrize("memory", ["isolated", "ring"])
 def test_nothing_is_left_of_a_program_that_was_killed(memory: str) -> None:
-    """Catches orphans, one of them hung in native code, and shared memory that outlives everyone."""
+    """Catches orphans, one of them hung in native code, and shared memory that outlives all processes."""
     shared = set(Path("/dev/shm").iterdir())
     command = [sys.executable, "-c", _PROGRAM, str(CHILD), memory]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
@@ -282,7 +282,7 @@ def test_nothing_is_left_of_a_program_that_was_killed(memory: str) -> None:
 
 
 def test_closing_in_mid_frame_ends_the_waiting_thread(attacked: Open) -> None:
-    """Catches a shutdown that waits for a frame's time limit, and a process that is started behind it."""
+    """Catches a shutdown that waits for the time limit of a frame, and a process that starts after it."""
     decoder = attacked(timeout_s=60)
     failed: list[BaseException] = []
 

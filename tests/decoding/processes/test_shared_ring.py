@@ -1,4 +1,4 @@
-"""Decoding in processes that write into the ring: whole chunks at once, and a crash costs its frame alone."""
+"""Decoding in processes that write into the ring buffer: whole chunks at once, and a crash costs only its frame."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ring() -> Iterator[SharedMemory]:
 
 @pytest.fixture
 def shared(attacked: Open, ring: SharedMemory) -> Open:
-    """`shared(processes=2, **options)`: processes that write into `ring`, open to attack."""
+    """`shared(processes=2, **options)`: vulnerable processes that write into `ring`."""
     return partial(attacked, ring=ring)
 
 
@@ -54,7 +54,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(shared: Open, ring: SharedMemory) -> None:
-    """Catches a canvas in another frame's slot, one that runs over its end, and an answer that is cut."""
+    """Catches a canvas in the slot of another frame, one that exceeds its slot, and a truncated answer."""
     friendly = [images.progressive_jpeg(), images.cmyk_jpeg(), images.webp(640, 480), images.exif_rotated_jpeg(6)]
     hostile = [payload for payload, _ in images.hostile().values()]
     decoder = shared(max_pixels=8_000_000)
@@ -69,7 +69,7 @@ def test_outcomes_and_pixels_are_those_of_a_decoder_in_the_program(shared: Open,
 def test_a_frame_that_ends_its_process_is_rejected_alone(
     attack: bytes, end: str, shared: Open, ring: SharedMemory
 ) -> None:
-    """Catches a chunk that goes with its process, and frames that get their neighbour's outcome when it is repeated."""
+    """Catches a chunk that is lost with its process, and frames that get another frame's outcome in the repetition."""
     replaced: list[int] = []
     decoder = shared(on_replaced=lambda: replaced.append(1))
     payloads = pictures(8)
@@ -83,12 +83,12 @@ def test_a_frame_that_ends_its_process_is_rejected_alone(
         assert end in outcome.detail
         sound.pop(2 if number == 2 else 6)
     assert outcomes == sound
-    assert len(replaced) == 5  # with the chunk, and then each of the two twice alone
+    assert len(replaced) == 5  # once with the chunk, then twice for each of the two frames alone
     assert decode_all(decoder, pictures(8), ring.array[0], range(8)) == expected(pictures(8))
 
 
-def test_a_process_that_someone_else_ended_costs_no_frame(shared: Open, ring: SharedMemory, tmp_path: Path) -> None:
-    """Catches blame for an OOM killer: good frames would be sent to the dead letters."""
+def test_a_process_that_is_killed_from_outside_costs_no_frame(shared: Open, ring: SharedMemory, tmp_path: Path) -> None:
+    """Catches a rejection because of an OOM killer: good frames would go to the dead letters."""
     payloads = [*pictures(3), b"ONCE " + bytes(tmp_path / "flag"), *pictures(2)]
     outcomes = decode_all(shared(), payloads, ring.array[0], range(6))
     assert isinstance(outcomes[3][0], Rejected)
@@ -99,7 +99,7 @@ def test_a_process_that_someone_else_ended_costs_no_frame(shared: Open, ring: Sh
 def test_more_than_the_shared_memory_holds_is_sent_in_parts(
     shared: Open, ring: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches payloads that are written over each other, or behind the end of the memory."""
+    """Catches payloads that overwrite each other, or that are written after the end of the memory."""
     monkeypatch.setattr(pool, "_PAYLOAD_BYTES", 1)
     payloads = pictures(10)
     for room in (max(map(len, payloads)), sum(map(len, payloads[:3]))):
@@ -119,28 +119,28 @@ def test_more_frames_than_one_request_may_have_are_sent_in_parts(
 
 
 def test_answers_of_the_greatest_length_fit_into_one_message() -> None:
-    """Catches a message that the kernel cuts: a sound process would be killed for it."""
+    """Catches a message that the kernel truncates: a correct process would be killed for it."""
     longest = protocol.answer(Rejected("decode", "damaged", "x" * 1000))
     assert len(longest) * protocol.MAX_FRAMES <= protocol.MAX_MESSAGE
     assert len(protocol.request([2**63] * 3 * protocol.MAX_FRAMES)) <= protocol.MAX_MESSAGE
 
 
-def test_slow_pictures_are_told_of_before_all_are_done(shared: Open, ring: SharedMemory) -> None:
-    """Catches a chunk of slow pictures that looks like a hang to the watchdog."""
+def test_outcomes_of_slow_images_are_sent_before_all_are_done(shared: Open, ring: SharedMemory) -> None:
+    """Catches a chunk of slow images that the watchdog takes for a hang."""
     came = [time.monotonic() for _ in shared().decode_into([b"SLOW"] * 6, ring.array[0], range(6))]
     assert came[-1] - came[0] > 0.5
 
 
-def test_want_of_memory_is_the_machines_fault(shared: Open, ring: SharedMemory) -> None:
-    """Catches sound frames in the dead letters because a pod is too small: without isolation nothing limits them."""
+def test_a_lack_of_memory_is_the_fault_of_the_machine(shared: Open, ring: SharedMemory) -> None:
+    """Catches good frames in the dead letters because a pod is too small. Without isolation nothing limits them."""
     decoder = shared()
     with pytest.raises(MemoryError, match="no memory for a frame"):
         decode_all(decoder, [*pictures(2), b"STARVE", *pictures(2)], ring.array[0], range(5))
     assert decode_all(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
 
 
-def test_what_was_given_up_is_not_the_answer_to_what_is_asked_next(shared: Open, ring: SharedMemory) -> None:
-    """Catches a process that still writes to slots that others have by now, and outcomes that are off by some."""
+def test_an_abandoned_request_does_not_answer_the_next_one(shared: Open, ring: SharedMemory) -> None:
+    """Catches a process that still writes into reused slots, and outcomes that are shifted."""
     decoder = shared()
     given_up = decoder.decode_into([b"SLOW"] * 6, ring.array[0], range(6))
     next(given_up)
@@ -149,18 +149,18 @@ def test_what_was_given_up_is_not_the_answer_to_what_is_asked_next(shared: Open,
 
 
 def test_a_process_that_is_killed_again_and_again_is_the_machines_fault(shared: Open, ring: SharedMemory) -> None:
-    """Catches good frames in the dead letters where an OOM killer takes the decoders."""
+    """Catches good frames in the dead letters because an OOM killer kills the decoders."""
     decoder = shared()
     with pytest.raises(EngineError, match="no memory left"):
         decode_all(decoder, [*pictures(2), b"KILL"], ring.array[0], range(3))
     assert decode_all(decoder, pictures(2), ring.array[0], range(2)) == expected(pictures(2))
 
 
-def test_nothing_is_left_open_behind_it(shared: Open, ring: SharedMemory) -> None:
+def test_no_descriptor_stays_open(shared: Open, ring: SharedMemory) -> None:
     """Catches a leak at each replacement, a descriptor that keeps the ring's memory, and a false alarm at the end."""
     replaced: list[int] = []
     decoder = shared(on_replaced=lambda: replaced.append(1))
-    gc.disable()  # what waits for the collector would keep 16 MiB a process
+    gc.disable()  # so that an object that only the collector can free is detected: it would keep 16 MiB per process
     try:
         before = open_files()
         decode_all(decoder, [b"ABORT", b"SEGV"], ring.array[0], range(2))
@@ -180,7 +180,7 @@ def open_files() -> int:
 
 
 def test_slots_that_the_processes_do_not_have_are_refused(shared: Open, ring: SharedMemory) -> None:
-    """Catches a canvas that is written to the wrong place in the ring, or behind it."""
+    """Catches a canvas that is written to the wrong place in the ring buffer, or after it."""
     decoder = shared()
     with pytest.raises(ValueError, match="not in the memory"):
         decode_all(decoder, pictures(1), np.zeros((1, POLICY.slot_bytes), np.uint8), [0])
@@ -190,7 +190,7 @@ def test_slots_that_the_processes_do_not_have_are_refused(shared: Open, ring: Sh
 
 
 def test_no_process_can_take_the_memory_away(ring: SharedMemory) -> None:
-    """Catches a process that was taken over and ends the program: memory that is gone is SIGBUS for its readers."""
+    """Catches a hostile process that ends the parent: access to memory that was removed raises SIGBUS."""
     for size in (0, ring.array.nbytes + 1):
         with pytest.raises(PermissionError):
             os.ftruncate(ring.fd, size)
@@ -209,7 +209,7 @@ class TestMakeDecoder:
             ({"isolation": "process"}, ProcessDecoder),
         ],
     )
-    def test_every_kind_decodes_into_the_memory_that_comes_with_it(self, options: dict[str, str], kind: type) -> None:
+    def test_every_decoder_decodes_into_the_memory_made_with_it(self, options: dict[str, str], kind: type) -> None:
         decoder, memory = self.make(**options)
         try:
             assert type(decoder) is kind
@@ -218,14 +218,14 @@ class TestMakeDecoder:
         finally:
             decoder.close()
 
-    def test_threads_do_the_work_where_no_process_can_be_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Catches a program that does not start on a machine where it did before."""
+    def test_threads_decode_if_no_process_can_be_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Catches a new version that does not start on a machine on which the old one did."""
         monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
         assert type(self.make()[0]) is Decoder
         with pytest.raises(EngineError, match=r"decode\.workers: processes cannot be had here.*it ended with 3"):
             self.make(workers="processes")
 
-    def test_another_system_than_linux_decodes_in_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_systems_other_than_linux_decode_in_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(os, "memfd_create")
         assert type(self.make()[0]) is Decoder
         for options in ({"workers": "processes"}, {"isolation": "process"}):

@@ -1,0 +1,72 @@
+"""Pages, docstrings and comments use plain words: no word of `.vale/Sluice/Words.yml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import prose
+
+ROOT = Path(__file__).parents[1]
+# Not rewritten yet. Remove an entry when it has no findings: `python tests/support/prose.py PATH`.
+PENDING = {
+    "CHANGELOG.md",
+    "README.md",
+    "consumer/app.py",
+    "consumer/concurrency.py",
+    "consumer/delivery",
+    "consumer/kafka",
+    "consumer/pipeline.py",
+    "consumer/signals.py",
+    "consumer/tools",
+    "docs",
+}
+PLACES = ["README.md", "CHANGELOG.md", "docs", *(f"consumer/{each.name}" for each in (ROOT / "consumer").iterdir())]
+CHECKED = sorted(place for place in PLACES if place not in PENDING and "__pycache__" not in place)
+
+
+def found_in(path: Path, text: str, *, long: bool = False) -> list[tuple[int, str]]:
+    """Line and rule of each finding."""
+    path.write_text(text, encoding="utf-8")
+    return [(finding.line, finding.rule) for finding in prose.find([path], long=long)]
+
+
+@pytest.mark.parametrize("place", CHECKED)
+def test_no_banned_word_is_used(place: str) -> None:
+    """Catches an old or vague word in a page, a docstring or a comment."""
+    findings = list(prose.find([ROOT / place]))
+    assert not findings, "\n".join(map(str, findings))
+
+
+def test_docstrings_and_comments_are_checked(tmp_path: Path) -> None:
+    """Catches a check that sees only module docstrings, or that counts lines wrongly."""
+    source = '''"""Mends nothing.
+
+It works anew.
+"""
+
+
+def f() -> str:
+    """Return text for
+    ever."""  # whoever reads it
+    # One line,
+    # told twice.
+    return "anew"
+'''
+    assert sorted(line for line, _ in found_in(tmp_path / "a.py", source)) == [1, 3, 8, 9, 11]
+
+
+def test_code_and_links_are_not_prose(tmp_path: Path) -> None:
+    """Catches findings in names that nobody can change."""
+    page = "Use `look at` as in\n[this](anew.md).\n\n```\nmend\n```\n\n`such` is such, such as this.\n"
+    assert found_in(tmp_path / "a.md", page) == [(8, "Words")]
+
+
+def test_long_sentences_are_found_where_they_begin(tmp_path: Path) -> None:
+    """Catches a list, a table or a section of a docstring that counts as one sentence."""
+    entry = " ".join(["word"] * 20)
+    page = f"- {entry}\n- {entry}\n\n| {entry} | {entry} |\n\nShort one. {entry}\n{entry}.\n"
+    assert found_in(tmp_path / "a.md", page, long=True) == [(6, "SentenceLength")]
+    source = f'"""Does it.\n\nArgs:\n    a: {entry}\n    b: {entry}\n"""\n'
+    assert found_in(tmp_path / "a.py", source, long=True) == []
