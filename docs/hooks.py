@@ -9,17 +9,21 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).parents[1]
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+PAGE = "messages.md"  # the place of schemas/README.md in the site
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page and the JSON schemas, which lie outside of `docs/`."""
-    for path in [ROOT / "schemas/README.md", *sorted(ROOT.glob("schemas/*.schema.json"))]:
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    files.append(File.generated(config, PAGE, abs_src_path=str(SCHEMAS / "README.md")))
+    for path in sorted(SCHEMAS.glob("*.schema.json")):
+        files.append(File.generated(config, f"schemas/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Point links such as `../schemas/README.md`, which hold in the repository, to their place in the site."""
+    if page.file.src_uri == PAGE:
+        return re.sub(r"\]\(([\w-]+\.schema\.json)\)", r"](schemas/\1)", markdown)
     up = "../" * page.file.src_uri.count("/")
-    return re.sub(r"\]\((?:\.\./)+schemas/", f"]({up}schemas/", markdown)
+    return re.sub(r"\]\((?:\.\./)+schemas/README\.md", f"]({up}{PAGE}", markdown)
