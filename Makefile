@@ -15,7 +15,7 @@ TORCH ?=
 GPU_ONLY := '^(torch|torchvision|triton|nvidia-(cu|nccl|nv)[a-z0-9-]*|cuda-[a-z]+)=='
 UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test check unit fuzz schedules faults sbom lock clean
+.PHONY: setup demo test check unit fuzz schedules faults docs reference sbom lock clean
 
 setup: $(VENV)/.installed
 
@@ -65,6 +65,15 @@ faults: setup
 	PYTHONPATH=tests/support:tests/faults $(BIN)/python tests/faults/campaign.py \
 		$(if $(FAULT),--replay $(FAULT),--minutes $(FAULT_MINUTES)) $(ARGS)
 
+# The documentation site, in site/. Fails on a broken link, an anchor that is not there and a page without a place.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The generated pages: options, metrics and exit codes; the command line.
+reference: setup
+	$(BIN)/python -m consumer.tools.reference > docs/reference.md
+	$(BIN)/typer consumer.cli utils docs --name sluice --output docs/cli.md
+
 # Locks are resolved for every platform and Python that the project supports; hashes, no index addresses.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -75,4 +84,4 @@ lock: setup
 		--no-header - -o requirements-uv.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
