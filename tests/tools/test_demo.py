@@ -16,11 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
+import render_clips
 from consumer.errors import ConfigError
+from consumer.tools.assets import CLIPS
 from consumer.tools.demo import audit, command, draw, overview, report, run, sources, subject
 from consumer.tools.demo.summary import Engine, Outcome, Place, Summary, summarise
 from consumer.tools.embedded import EmbeddedBroker, dies_with_parent
-from consumer.tools.scenes import CLASS_NAMES, DEMO_SEEDS, Street
+from consumer.tools.scenes import CLASS_NAMES
 from waiting import wait_until
 
 FREE = "simulated://0ms@1,0ms@32"
@@ -192,8 +194,9 @@ def test_cameras_have_names_of_their_own_and_share_the_frames(shared_videos: lis
     assert sources.shares(cameras, 10) == dict(zip(names, [4, 3, 3], strict=True))
 
 
-def test_more_cameras_than_streets_look_at_different_times() -> None:
-    cameras = sources.street_cameras(2, 10, 6, DEMO_SEEDS[:1], on_frame=lambda _done, _total: None)
+def test_more_cameras_than_clips_start_at_different_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CLIPS", CLIPS[:1])
+    cameras = sources.street_cameras(2)
     first, second = (next(iter(camera.open())).data for camera in cameras)
     assert first != second
     assert len({camera.name for camera in cameras}) == 2
@@ -366,12 +369,11 @@ def test_the_demo_model_finds_the_cars_through_the_whole_pipeline(
     assert not ran.problems
     assert len(ran.shots) == 3 * frames
     found = drawn = 0
-    for number, seed in enumerate(DEMO_SEEDS):
-        street = Street(seed, width=sources.WIDTH, height=sources.HEIGHT, time_of_day=sources.TIMES[number])
+    for number, street in enumerate(render_clips.demo_streets()):
         for index, taken in enumerate(ran.shots[number * frames : (number + 1) * frames]):
             assert taken.result is not None
             boxes = [d["box"] for d in taken.result["detections"] if d["label"] == "car"]
-            for label in street.frame(index, 5.0)[1]:
+            for label in street.frame(index, render_clips.FPS)[1]:
                 if CLASS_NAMES[label.class_id] == "car":
                     drawn += 1
                     found += any(overlap(label.box, box) >= 0.5 for box in boxes)

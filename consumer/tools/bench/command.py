@@ -84,7 +84,8 @@ def bench(
         str | None, typer.Option(metavar="HOST:PORT", help="A broker that is there. Default: the embedded one.")
     ] = None,
     video: Annotated[
-        list[Path] | None, typer.Option(help="Cut the frames from this video. Can be repeated. Default: drawn streets.")
+        list[Path] | None,
+        typer.Option(help="Cut the frames from this video. Can be repeated. Default: clips of streets."),
     ] = None,
     engine: Annotated[str, typer.Option(metavar="URL", help="Service times of the simulated engine.")] = DEFAULT_ENGINE,
     model: Annotated[Path | None, typer.Option(help="Measure with this model instead of a simulated engine.")] = None,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
+from consumer.tools.assets import CLIPS
 
 Picture = NDArray[np.uint8]  # (height, width, 3), BGR
 
@@ -22,19 +23,18 @@ _TINY: Final = 64  # pixels a side, for runs of very many frames
 
 
 def cut_frames(videos: Sequence[Path], count: int = COUNT) -> list[bytes]:
-    """`count` JPEGs of 640x480 and about 16 kB on average: from the videos, evenly spread, else drawn streets."""
-    if not videos:
-        return to_size(list(_drawn(count)))
+    """Cut `count` JPEGs of 640x480 and about 16 kB on average, evenly spread, from videos or the package's clips."""
+    videos = videos or CLIPS
     shares = [count // len(videos) + (number < count % len(videos)) for number in range(len(videos))]
     return to_size([p for video, share in zip(videos, shares, strict=True) for p in _cut(video, share)])
 
 
 def tiny_frames(count: int = COUNT) -> list[bytes]:
-    """`count` JPEGs of 64x64 and about 1 kB."""
+    """`count` JPEGs of 64x64 and about 1.5 kB."""
     import cv2
 
     small: Callable[..., Any] = cv2.resize
-    kept = [_jpeg(small(p, (_TINY, _TINY), interpolation=cv2.INTER_AREA), 60) for p in _drawn(min(count, 8))]
+    kept = [_jpeg(small(p, (_TINY, _TINY), interpolation=cv2.INTER_AREA), 60) for p in _cut(CLIPS[0], min(count, 8))]
     return [kept[n % len(kept)] for n in range(count)]
 
 
@@ -96,14 +96,6 @@ def _fitted(picture: Any, resize: Callable[..., Any]) -> Picture:
     left, top = (width - wide) // 2, (height - high) // 2
     fitted: Picture = resize(picture[top : top + high, left : left + wide], (WIDTH, HEIGHT))
     return fitted
-
-
-def _drawn(count: int) -> Iterator[Picture]:
-    from consumer.tools.scenes import Street
-
-    streets = [Street(seed, width=WIDTH, height=HEIGHT) for seed in range(4)]
-    for number in range(count):
-        yield streets[number % len(streets)].frame(5 * number)[0]
 
 
 def _jpeg(picture: Picture, quality: int) -> bytes:

@@ -20,11 +20,11 @@ from rich.text import Text
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
 from consumer.tools import clients
+from consumer.tools.assets import MODEL
 
 if TYPE_CHECKING:
     from consumer.tools.demo.run import Plan
 
-MODEL: Final = Path(__file__).parents[1] / "assets" / "demo.pt"
 LOG: Final = "consumer.log"
 _OURS: Final = ".sluice-demo"  # lists the files that a demo wrote, so that the next one removes those and no others
 _INTERRUPTED: Final = 130
@@ -41,7 +41,7 @@ def demo(
     ] = 8.0,
     video: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Show this video instead of drawn streets. Can be repeated."),
+        typer.Option(metavar="FILE", help="Play this video instead of the clips of streets. Can be repeated."),
     ] = None,
     model: Annotated[
         str | None,

@@ -76,7 +76,7 @@ def run(plan: Plan, show: Show, log: Path) -> Ran:
     with broker_with_topics(plan.bootstrap_servers, plan.client) as broker:
         show.step(f"starting the consumer: sluice run with {plan.model}")
         with Subject(_options(plan, broker), log) as subject:
-            cameras = _cameras(plan, subject, show)
+            cameras = video_cameras(plan.videos, plan.sources) if plan.videos else street_cameras(plan.sources)
             show.step("waiting for the consumer")
             subject.wait_ready(PARTITIONS, _DOWNLOAD_S if plan.download else _READY_S, show.detail)
             pace = f"{plan.fps:g} a second each" if plan.fps else "as fast as it goes"
@@ -114,18 +114,6 @@ def _options(plan: Plan, broker: Broker) -> dict[str, Any]:
         "detector.model": plan.model,
         "detector.allow_download": plan.download,
     }
-
-
-def _cameras(plan: Plan, subject: Subject, show: Show) -> list[ImageSource]:
-    if plan.videos:
-        return video_cameras(plan.videos, plan.sources)
-    show.step("filming the streets meanwhile: drawn scenes, no downloads")
-
-    def on_frame(done: int, total: int) -> None:
-        subject.check_running()  # a wrong model shows now, not when the film is finished
-        show.detail(f"{done} of {total} frames drawn")
-
-    return street_cameras(plan.sources, plan.fps, -(-plan.frames // plan.sources), on_frame=on_frame)
 
 
 def _engine(plan: Plan, before: Metrics | None, after: Metrics | None, seconds: float) -> Engine:
