@@ -13,7 +13,7 @@ from typing import Final
 
 import cv2
 
-from consumer.tools.scenes import DEMO_SEEDS, Street
+from scenes import DEMO_SEEDS, Street
 
 WIDTH, HEIGHT = 640, 360  # pixels
 FPS: Final = 8.0

@@ -22,7 +22,7 @@ from consumer.tools.assets import CLIPS
 from consumer.tools.demo import audit, command, draw, overview, report, run, sources, subject
 from consumer.tools.demo.summary import Engine, Outcome, Place, Summary, summarise
 from consumer.tools.embedded import EmbeddedBroker, dies_with_parent
-from consumer.tools.scenes import CLASS_NAMES
+from scenes import CLASS_NAMES
 from waiting import wait_until
 
 FREE = "simulated://0ms@1,0ms@32"

@@ -2,29 +2,30 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from consumer.tools import demo_pictures, demo_score, train_demo
-from consumer.tools.demo_score import Found, average_precision, score
-from consumer.tools.scenes import CLASS_NAMES, Label, Street
+import dataset
+import scoring
+import train
+from consumer.tools.assets import MODEL
+from scenes import CLASS_NAMES, Label, Street
+from scoring import Found, average_precision, score
 
-ASSETS = Path(train_demo.__file__).parent / "assets"
-MODEL = ASSETS / "demo.pt"
+CARD = MODEL.with_suffix(".json")
 
 
 @pytest.fixture(scope="module")
 def card() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((ASSETS / "demo.json").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = json.loads(CARD.read_text(encoding="utf-8"))
     return loaded
 
 
 @pytest.fixture(scope="module")
 def held_out() -> tuple[list[np.ndarray[Any, np.dtype[np.uint8]]], list[list[Label]]]:
-    return demo_pictures.held_out_set(streets=20, pictures=4)
+    return dataset.held_out_set(streets=20, pictures=4)
 
 
 def test_the_card_describes_this_very_file(card: dict[str, Any]) -> None:
@@ -52,7 +53,7 @@ def test_held_out_streets_show_every_class_by_day_and_by_night(
     """Catches a held-out set that proves little: without lorries, say, or without nights."""
     counts = np.bincount([label.class_id for labels in held_out[1] for label in labels], minlength=len(CLASS_NAMES))
     assert counts.min() >= 40
-    times = [Street(demo_pictures.HELD_OUT_SEED + k, width=64, height=36).time_of_day for k in range(20)]
+    times = [Street(dataset.HELD_OUT_SEED + k, width=64, height=36).time_of_day for k in range(20)]
     assert {"day", "night"} <= set(times)
 
 
@@ -61,8 +62,8 @@ def test_the_model_finds_what_is_drawn_on_streets_it_never_saw(
     card: dict[str, Any], held_out: tuple[list[np.ndarray[Any, np.dtype[np.uint8]]], list[list[Label]]]
 ) -> None:
     """Catches a model that does not match its pictures: other classes, another input size, drawings since changed."""
-    train_demo.use_offline()
-    result = score(demo_score.find(MODEL, held_out[0], card["image_size"]), held_out[1])
+    train.use_offline()
+    result = score(scoring.find(MODEL, held_out[0], card["image_size"]), held_out[1])
     assert result["mean"] >= 0.95, result
 
 

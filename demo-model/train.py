@@ -1,6 +1,6 @@
 """Draw streets, train a small YOLO on them from scratch, and write the model that `sluice demo` uses.
 
-    python -m consumer.tools.train_demo --out consumer/tools/assets/demo.pt
+    python demo-model/train.py --out consumer/tools/assets/demo.pt
 
 The weights come from these drawings alone: nothing is downloaded and nothing pretrained is loaded. Beside the
 model, a .json of the same name says how it was made and how well it does on streets it has never seen.
@@ -23,8 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from consumer.tools.demo_model import MODEL
-from consumer.tools.demo_pictures import (
+from dataset import (
     HELD_OUT_SEED,
     TRAIN_SEED,
     draw_set,
@@ -33,8 +32,9 @@ from consumer.tools.demo_pictures import (
     make_batch,
     vary,
 )
-from consumer.tools.demo_score import find, score
-from consumer.tools.scenes import CLASS_NAMES
+from network import MODEL
+from scenes import CLASS_NAMES
+from scoring import find, score
 
 IMAGE_SIZE = 640
 SMALL, FULL = (448, 256), (640, 384)
@@ -179,7 +179,7 @@ def write_card(model: Path, arguments: Sequence[str], options: argparse.Namespac
         "train": {"first_seed": TRAIN_SEED, "streets": options.streets, "pictures_each": options.pictures},
         "held_out": {"first_seed": HELD_OUT_SEED, "streets": options.held_out, "pictures_each": 4},
         "map50_held_out": {name: round(value, 4) for name, value in precision.items()},
-        "command": shlex.join(["python", "-m", "consumer.tools.train_demo", *arguments]),
+        "command": shlex.join(["python", "demo-model/train.py", *arguments]),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -201,7 +201,7 @@ def use_offline() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, train, measure, write."""
-    parser = argparse.ArgumentParser(prog="python -m consumer.tools.train_demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python demo-model/train.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where the model goes; the .json lies beside it")
     parser.add_argument("--streets", type=int, default=360, help="streets to train on")
     parser.add_argument("--pictures", type=int, default=7, help="pictures of each street")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from consumer.tools.scenes import CLASS_NAMES, DEMO_SEEDS, Label, Street
+from scenes import CLASS_NAMES, DEMO_SEEDS, Label, Street
 
 
 @pytest.fixture(scope="module")

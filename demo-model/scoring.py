@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.tools.scenes import CLASS_NAMES, Label
+from scenes import CLASS_NAMES, Label
 
 F32 = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from consumer.tools.scenes import Label, Street
+from scenes import Label, Street
 
 TRAIN_SEED, HELD_OUT_SEED = 1_000, 900_000
 """First street of each set. Seeds below 1000 are for demonstrations; the model has seen none of those either."""

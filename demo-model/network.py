@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from consumer.tools.scenes import CLASS_NAMES
+from scenes import CLASS_NAMES
 
 MODEL: dict[str, Any] = {
     # YOLO26 as Ultralytics ships it (end-to-end head, no NMS), at half the width of its smallest scale.
