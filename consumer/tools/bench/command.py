@@ -22,7 +22,7 @@ from consumer.tools.bench.broker import broker_at
 from consumer.tools.bench.figures import Run
 from consumer.tools.bench.plan import DEFAULT_ENGINE, Plan
 from consumer.tools.bench.processes import BenchError
-from consumer.tools.bench.trial import Lab
+from consumer.tools.bench.trials import Lab
 
 _QUICK_S: Final = 2.0
 _SECONDS: Final = 10.0

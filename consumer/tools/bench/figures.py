@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from consumer.tools.bench.outcome import Integrity
+from consumer.tools.bench.analysis import Integrity
 
 _COUNTS: Final = {"frames", "batch_sizes", "integrity", "repeats"}
 

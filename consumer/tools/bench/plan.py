@@ -11,7 +11,7 @@ from typing import Final
 
 from consumer.tools.bench import frames as images
 from consumer.tools.bench.figures import Decoding, Run, median
-from consumer.tools.bench.trial import (
+from consumer.tools.bench.trials import (
     SOURCES,
     ZERO_COST,
     Lab,

@@ -15,12 +15,12 @@ import pytest
 from rich.console import Console
 
 from brokers import Broker
-from consumer.tools.bench import outcome, report
+from consumer.tools.bench import analysis, report
 from consumer.tools.bench import plan as plan_of_runs
+from consumer.tools.bench.analysis import Ran, Result
 from consumer.tools.bench.command import Settings, planned
-from consumer.tools.bench.feeder import Fed
 from consumer.tools.bench.figures import Decoding, Run, median
-from consumer.tools.bench.outcome import Ran, Result
+from consumer.tools.bench.load_generator import Fed
 from consumer.tools.bench.processes import BenchError, Meter
 from waiting import wait_until
 
@@ -36,8 +36,8 @@ RESULTS = [result(offset) for offset in range(6)]
 
 def test_one_result_for_each_frame_in_order_of_its_source_is_sound() -> None:
     """Sources may overtake each other; frames of one source may not."""
-    assert outcome.check(FED, RESULTS, 0).sound
-    assert outcome.check(FED, [RESULTS[n] for n in (1, 0, 2, 4, 3, 5)], 0).sound
+    assert analysis.check(FED, RESULTS, 0).sound
+    assert analysis.check(FED, [RESULTS[n] for n in (1, 0, 2, 4, 3, 5)], 0).sound
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_run_that_lost_doubled_or_disordered_a_frame_is_not_sound(
     field: str, results: list[Result], dead_letters: int
 ) -> None:
     """Catches: a fast figure from a program that drops frames."""
-    found = outcome.check(FED, results, dead_letters)
+    found = analysis.check(FED, results, dead_letters)
     assert not found.sound
     assert getattr(found, field) == 1
 
@@ -64,25 +64,25 @@ def test_throughput_counts_whole_batches_only() -> None:
     """Catches: frames of a batch that lies across the end of the window, which is 0.5% in ten seconds."""
     ran = [Ran(40 * n, 32, 39.0) for n in range(100)]
     for until_ms in (2000, 2015, 2039):
-        steady = outcome.window(ran, 30, until_ms)
+        steady = analysis.window(ran, 30, until_ms)
         assert steady.frames_per_second == pytest.approx(800)
         assert steady.engine_busy_share == pytest.approx(0.975)
-    assert outcome.middle(ran).frames == pytest.approx(0.8 * 3200, abs=64)
+    assert analysis.middle(ran).frames == pytest.approx(0.8 * 3200, abs=64)
     with pytest.raises(BenchError, match="too few"):
-        outcome.window(ran, 30, 90)
+        analysis.window(ran, 30, 90)
 
 
 def test_results_of_one_batch_are_found_across_partitions() -> None:
     """Catches: batches told apart by the time of their results, which spans milliseconds."""
     results = [result(0, 2000, 1.5), result(1, 2001, 1.5), result(2, 2001, 1.75), result(3, 2003, 1.75)]
-    assert outcome.batches(results[::-1]) == [Ran(2000, 2, 1.5), Ran(2001, 2, 1.75)]
+    assert analysis.batches(results[::-1]) == [Ran(2000, 2, 1.5), Ran(2001, 2, 1.75)]
 
 
 def test_repeats_give_medians_and_one_bad_repeat_spoils_all() -> None:
     """Catches: an unsound run hidden behind two sound ones."""
-    run = Run("x", "none", "none", 6, 1.0, 10.0, latency_ms={"p50": 3.0}, integrity=outcome.check(FED, RESULTS, 0))
+    run = Run("x", "none", "none", 6, 1.0, 10.0, latency_ms={"p50": 3.0}, integrity=analysis.check(FED, RESULTS, 0))
     slow = replace(run, frames_per_second=2.0, latency_ms={"p50": 9.0})
-    worst = replace(run, frames_per_second=1.0, integrity=outcome.check(FED, RESULTS[:-1], 0))
+    worst = replace(run, frames_per_second=1.0, integrity=analysis.check(FED, RESULTS[:-1], 0))
     assert (median([run, slow, run]).frames_per_second, median([run, slow, slow]).latency_ms) == (10.0, {"p50": 9.0})
     assert median([run, slow, run]).sound
     assert not median([run, slow, worst]).sound

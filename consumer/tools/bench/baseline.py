@@ -1,6 +1,6 @@
 """Child process: one part alone, as the measure for the whole: decoding without anything else, or the engine.
 
-python -m consumer.tools.bench.alone JSON     (the fields of `Alone`)
+python -m consumer.tools.bench.baseline JSON     (the fields of `Alone`)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Child process: a reader of the results that notes when each could be seen, while the run goes on.
 
-python -m consumer.tools.bench.watcher JSON     (the fields of `Watch`)
+python -m consumer.tools.bench.result_reader JSON     (the fields of `Watch`)
 
 It is `read_committed`: the results of a transaction come to it when that has committed, not when they were written.
 """

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from consumer.detectors.simulated import SCHEME, ServiceTime
-from consumer.tools.bench import outcome
-from consumer.tools.bench.alone import Alone
+from consumer.tools.bench import analysis
+from consumer.tools.bench.analysis import Integrity, Window
+from consumer.tools.bench.baseline import Alone
 from consumer.tools.bench.broker import Broker
-from consumer.tools.bench.feeder import Fed, Feed
 from consumer.tools.bench.figures import Decoding, Run
-from consumer.tools.bench.outcome import Integrity, Window
+from consumer.tools.bench.load_generator import Fed, Feed
 from consumer.tools.bench.plain_loop import PlainLoop
 from consumer.tools.bench.processes import Child, Ending, Meter, Sluice, Subject
-from consumer.tools.bench.watcher import Watch
+from consumer.tools.bench.result_reader import Watch
 
 ZERO_COST = "simulated://0ms@1,0ms@32"
 SOURCES, PARTITIONS = 8, 4
@@ -66,7 +66,7 @@ class Lab:
             report=str(report),
             own_broker=self.broker.is_ours,
         )
-        with Child("consumer.tools.bench.feeder", job.argument()) as child:
+        with Child("consumer.tools.bench.load_generator", job.argument()) as child:
             child.wait(_CHILD_S + (count / rate if rate else 0.0))
         return job.acknowledged()
 
@@ -109,7 +109,7 @@ class Lab:
     def watched(self, topic: str) -> Iterator[Watch]:
         """A reader of the results, at work while the block lasts."""
         job = Watch(self.broker.bootstrap_servers, topic, str(self.folder / "seen.msgpack"))
-        with Child("consumer.tools.bench.watcher", job.argument()) as child:
+        with Child("consumer.tools.bench.result_reader", job.argument()) as child:
             yield job
             child.terminate()
 
@@ -124,7 +124,7 @@ class Lab:
             model=model,
             device=self.device,
         )
-        with Child("consumer.tools.bench.alone", job.argument()) as child:
+        with Child("consumer.tools.bench.baseline", job.argument()) as child:
             figures: dict[str, float] = child.result(_CHILD_S)
         return figures
 
@@ -160,7 +160,7 @@ def preloaded(lab: Lab, name: str, engine: str, count: int, *, plain: str = "") 
             course.fed = fed
             subject.wait_handled(count)
         results, integrity = _collect(lab, course)
-        run = _run(lab, course, outcome.middle(outcome.batches(results)), integrity)
+        run = _run(lab, course, analysis.middle(analysis.batches(results)), integrity)
         return replace(run, name=name, engine=engine)
 
 
@@ -173,7 +173,7 @@ def live(lab: Lab, name: str, engine: str, rate: float, *, latency: bool = False
         course = _play(lab, topics, engine, rate)
         results, integrity = _collect(lab, course)
         from_ms, until_ms = _steady(lab, course)
-        run = _run(lab, course, outcome.window(outcome.batches(results), from_ms, until_ms), integrity)
+        run = _run(lab, course, analysis.window(analysis.batches(results), from_ms, until_ms), integrity)
         run = replace(run, name=name, engine=engine)
         return replace(run, latency_ms=_latencies(course, results, from_ms, until_ms)) if latency else run
 
@@ -185,7 +185,7 @@ def watched(lab: Lab, name: str, engine: str, rate: float) -> Run:
             course = _play(lab, topics, engine, rate)
         results, integrity = _collect(lab, course)
         from_ms, until_ms = _steady(lab, course)
-        run = _run(lab, course, outcome.window(outcome.batches(results), from_ms, until_ms), integrity)
+        run = _run(lab, course, analysis.window(analysis.batches(results), from_ms, until_ms), integrity)
         seen = watch.seen()
         arrived = [result._replace(produced_ms=seen[result.partition, result.offset]) for result in results]
         return replace(run, name=name, engine=engine, latency_ms=_latencies(course, arrived, from_ms, until_ms))
@@ -203,8 +203,10 @@ def _steady(lab: Lab, course: _Course) -> tuple[float, float]:
     return stamps[0] + lab.warm_up_s * 1000, stamps[-1]
 
 
-def _latencies(course: _Course, results: Sequence[outcome.Result], from_ms: float, until_ms: float) -> dict[str, float]:
-    waits = outcome.latencies_ms(course.fed[PARTITIONS:], results, from_ms, until_ms)
+def _latencies(
+    course: _Course, results: Sequence[analysis.Result], from_ms: float, until_ms: float
+) -> dict[str, float]:
+    waits = analysis.latencies_ms(course.fed[PARTITIONS:], results, from_ms, until_ms)
     p50, p95, p99 = np.percentile(waits, [50, 95, 99]).tolist()
     return {"p50": p50, "p95": p95, "p99": p99}
 
@@ -222,14 +224,14 @@ def _play(lab: Lab, topics: tuple[str, str, str], engine: str, rate: float) -> _
     return course
 
 
-def _collect(lab: Lab, course: _Course) -> tuple[list[outcome.Result], Integrity]:
+def _collect(lab: Lab, course: _Course) -> tuple[list[analysis.Result], Integrity]:
     settings = {**lab.broker.client, **lab.broker.settings}
     _, results, dead = (
-        outcome.read_topic(lab.broker.bootstrap_servers, topic, settings) if number else []
+        analysis.read_topic(lab.broker.bootstrap_servers, topic, settings) if number else []
         for number, topic in enumerate(course.topics)
     )
-    parsed = outcome.parse(results)
-    return parsed, outcome.check(course.fed, parsed, len(dead))
+    parsed = analysis.parse(results)
+    return parsed, analysis.check(course.fed, parsed, len(dead))
 
 
 def _run(lab: Lab, course: _Course, steady: Window, integrity: Integrity) -> Run:

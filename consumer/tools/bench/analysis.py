@@ -17,7 +17,7 @@ import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
 from consumer.messages import decode_result
-from consumer.tools.bench.feeder import Fed
+from consumer.tools.bench.load_generator import Fed
 from consumer.tools.bench.processes import BenchError
 
 _EOF = confluent_kafka.KafkaError._PARTITION_EOF  # noqa: SLF001 - the library's own name

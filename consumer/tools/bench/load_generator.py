@@ -1,6 +1,6 @@
 """Child process: the producer. Writes frames, at once or evenly paced, and notes what the broker acknowledged.
 
-python -m consumer.tools.bench.feeder JSON     (the fields of `Feed`)
+python -m consumer.tools.bench.load_generator JSON     (the fields of `Feed`)
 """
 
 from __future__ import annotations
