@@ -18,15 +18,16 @@ import pytest
 
 import render_clips
 from consumer.errors import ConfigError
+from consumer.tools import processes
 from consumer.tools.assets import CLIPS
-from consumer.tools.demo import audit, command, draw, overview, report, run, sources, subject
-from consumer.tools.demo.summary import Engine, Outcome, Place, Summary, summarise
+from consumer.tools.demo import audit, command, draw, overview, report, run, sources
+from consumer.tools.demo.summary import DetectorUse, Outcome, RecordId, Summary, summarise
 from consumer.tools.embedded import EmbeddedBroker, dies_with_parent
 from scenes import CLASS_NAMES
 from waiting import wait_until
 
 FREE = "simulated://0ms@1,0ms@32"
-ENGINE = Engine("demo.pt", "cpu", simulated=False, busy_share=0.25)
+DETECTOR = DetectorUse("demo.pt", "cpu", simulated=False, busy_share=0.25)
 PROMISED = {
     "frames_in", "detections_out", "dead_letters", "skipped", "lost", "duplicates", "out_of_order",
     "frames_per_second", "latency_ms", "batch_sizes", "engine_busy_share",
@@ -36,12 +37,12 @@ PROMISED = {
 
 def seen(offset: int, source: str = "cam", partition: int = 0, **more: Any) -> Outcome:
     fields = {"captured_at_ms": 1000 + 100 * offset, "published_at_ms": 1020 + 100 * offset, "batch_size": 1}
-    return Outcome(more.pop("kind", "detected"), source, Place(partition, offset), **{**fields, **more})
+    return Outcome(more.pop("kind", "detected"), source, RecordId(partition, offset), **{**fields, **more})
 
 
 def judged(outcomes: list[Outcome], frames: int = 4, **more: Any) -> Summary:
-    inputs = [Place(0, offset) for offset in range(frames)]
-    options = {"acknowledged": frames, "committed": {0: frames}, "engine": ENGINE, "sources": ["cam"], **more}
+    inputs = [RecordId(0, offset) for offset in range(frames)]
+    options = {"acknowledged": frames, "committed": {0: frames}, "detector": DETECTOR, "sources": ["cam"], **more}
     return summarise(inputs, outcomes, **options)
 
 
@@ -117,14 +118,14 @@ def test_nothing_at_all_is_no_crash(tmp_path: Path) -> None:
 
 def shot(
     box: list[float], *, label: str = "car", source: str = "cam", width: int = 640, height: int = 360
-) -> audit.Shot:
+) -> audit.DrawnFrame:
     encoded, jpeg = cv2.imencode(".png", np.full((height, width, 3), 90, np.uint8))
     assert encoded
     result = {
         "frame_id": "7", "captured_at_ms": 1000, "published_at_ms": 1040, "batch_size": 3, "timings_ms": {"infer": 9.0},
         "detections": [{"class_id": 0, "label": label, "score": 0.9, "box": box}],
     }  # fmt: skip
-    return audit.Shot(source, 7, jpeg.tobytes(), result)
+    return audit.DrawnFrame(source, 7, jpeg.tobytes(), result)
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 360), (1920, 1080), (333, 777)])
@@ -148,7 +149,7 @@ def test_labels_do_not_hide_each_other() -> None:
     picture = shot([100, 100, 140, 140])
     assert picture.result is not None
     one = dict(picture.result["detections"][0])
-    crowd = audit.Shot("cam", 7, picture.jpeg, {**picture.result, "detections": [one] * 20})
+    crowd = audit.DrawnFrame("cam", 7, picture.jpeg, {**picture.result, "detections": [one] * 20})
     boxes = draw._Boxes(np.zeros((720, 1280, 3), np.uint8), 2)
     boxes.draw([one] * 20)
     assert 1 <= len(boxes.taken) <= 5
@@ -163,8 +164,8 @@ def test_foreign_text_is_written_as_ascii() -> None:
 def test_frames_without_a_detection_are_drawn_too() -> None:
     """A skipped frame, a dead letter that no decoder can open."""
     skipped = {"frame_id": "0", "skipped": {"reason": "stale", "age_ms": 3.0}}
-    assert draw.annotate(audit.Shot("cam", 0, shot([1, 1, 9, 9]).jpeg, skipped)).any()
-    assert draw.annotate(audit.Shot("cam", 0, b"no image", None)).any()
+    assert draw.annotate(audit.DrawnFrame("cam", 0, shot([1, 1, 9, 9]).jpeg, skipped)).any()
+    assert draw.annotate(audit.DrawnFrame("cam", 0, b"no image", None)).any()
 
 
 def test_only_files_of_an_earlier_demo_are_removed(tmp_path: Path) -> None:
@@ -174,14 +175,14 @@ def test_only_files_of_an_earlier_demo_are_removed(tmp_path: Path) -> None:
     outside = tmp_path.parent / "outside.jpg"
     outside.write_bytes(b"")
     (tmp_path / ".sluice-demo").write_text("old.jpg\n../outside.jpg\nnever-there.jpg\n")
-    command._empty(tmp_path)
+    command._prepare_folder(tmp_path)
     assert (tmp_path / "precious.jpg").exists()
     assert outside.exists()
     assert not (tmp_path / "old.jpg").exists()
 
 
 def test_wanted_frames_are_spread_and_exist() -> None:
-    plan = run.Plan("m", Path(), 1, 10, 1.0, pictures=4)
+    plan = run.RunOptions("m", Path(), 1, 10, 1.0, pictures=4)
     assert plan.wanted(200) == {25, 75, 125, 175}
     assert plan.wanted(2) == {0, 1}
     assert plan.wanted(0) == set()
@@ -200,8 +201,8 @@ def test_more_cameras_than_clips_start_at_different_frames(monkeypatch: pytest.M
     first, second = (next(iter(camera.open())).data for camera in cameras)
     assert first != second
     assert len({camera.name for camera in cameras}) == 2
-    limited = sources.shared_out(cameras, 9)
-    assert [len(list(camera.open())) for camera in limited] == [5, 4]
+    shared = sources.limited(cameras, 9)
+    assert [len(list(camera.open())) for camera in shared] == [5, 4]
 
 
 @pytest.mark.parametrize(
@@ -216,8 +217,8 @@ def test_wrong_options_are_said_before_anything_starts(arguments: dict[str, Any]
 
 
 def test_log_lines_are_readable_and_harmless() -> None:
-    assert subject._readable('{"level": "info", "event": "hi", "a": 1, "timestamp": "x"}') == "info hi a=1"
-    assert "\x1b" not in subject._readable("\x1b[2Jfree text")
+    assert processes.readable_log_line('{"level": "info", "event": "hi", "a": 1, "timestamp": "x"}') == "info hi a=1"
+    assert "\x1b" not in processes.readable_log_line("\x1b[2Jfree text")
 
 
 class Demo:
@@ -364,13 +365,13 @@ def test_the_demo_model_finds_the_cars_through_the_whole_pipeline(
 ) -> None:
     """Catches: boxes that lose their scale, colours in the wrong order, a model that does not fit the streets."""
     frames = 12
-    plan = run.Plan(str(command.MODEL), tmp_path, 3, 3 * frames, 5.0, pictures=frames)
+    plan = run.RunOptions(str(command.MODEL), tmp_path, 3, 3 * frames, 5.0, pictures=frames)
     ran = run.run(plan, Silent(), tmp_path / "log")
     assert not ran.problems
-    assert len(ran.shots) == 3 * frames
+    assert len(ran.drawn) == 3 * frames
     found = drawn = 0
     for number, street in enumerate(render_clips.demo_streets()):
-        for index, taken in enumerate(ran.shots[number * frames : (number + 1) * frames]):
+        for index, taken in enumerate(ran.drawn[number * frames : (number + 1) * frames]):
             assert taken.result is not None
             boxes = [d["box"] for d in taken.result["detections"] if d["label"] == "car"]
             for label in street.frame(index, render_clips.FPS)[1]:

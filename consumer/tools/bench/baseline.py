@@ -1,6 +1,6 @@
-"""Child process: one part alone, as the measure for the whole: decoding without anything else, or the engine.
+"""Child process: measures one part of the program by itself, decoding or the detector.
 
-python -m consumer.tools.bench.baseline JSON     (the fields of `Alone`)
+python -m consumer.tools.bench.baseline JSON     (the fields of `BaselineJob`)
 """
 
 from __future__ import annotations
@@ -24,8 +24,20 @@ _WARM_UP_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """`part`: decode or engine. `threads` decode at once; `batch`: frames in one call of the engine, or in a buffer."""
+class BaselineJob:
+    """What to measure.
+
+    Attributes:
+        part: "decode" or "engine".
+        frames: A file of `frames.save`.
+        seconds: Duration of the measurement.
+        threads: Threads that decode at the same time.
+        batch: Frames in one call of the detector, or in the buffer of one decoding thread.
+        image_size: Side of the letterboxed image in pixels.
+        report: The JSON file to write the figures to.
+        model: The model, if the part is "engine".
+        device: The device of the model.
+    """
 
     part: str
     frames: str
@@ -33,16 +45,17 @@ class Alone:
     threads: int
     batch: int
     image_size: int
+    report: str
     model: str = ""
     device: str = "auto"
 
     def argument(self) -> str:
-        """For the command line of the child process."""
+        """The job as the command line argument of the child process."""
         return json.dumps(asdict(self))
 
 
-def decode_alone(job: Alone) -> dict[str, float]:
-    """Frames a second and CPU milliseconds a frame of threads that decode into one batch buffer each."""
+def measure_decoding(job: BaselineJob) -> dict[str, float]:
+    """Frames/s and CPU ms per frame of threads that each decode into a batch buffer of their own."""
     payloads = images.load(Path(job.frames))
     decoder = Decoder(DecodeConfig(), LetterboxPolicy(size=job.image_size))
     buffers = np.zeros((job.threads, job.batch, decoder.slot_bytes), np.uint8)
@@ -69,8 +82,8 @@ def decode_alone(job: Alone) -> dict[str, float]:
     return {"frames_per_second": frames / seconds, "cpu_ms_per_frame": cpu * 1000 / frames}
 
 
-def engine_alone(job: Alone) -> dict[str, float]:
-    """Frames a second of the detector on full batches, one after the other: its limit."""
+def measure_detector(job: BaselineJob) -> dict[str, float]:
+    """Frames/s of the detector on full batches, one after the other: the highest rate that it reaches."""
     from consumer.detectors.loader import load_detector
 
     detector = load_detector(DetectorConfig(model=job.model, device=job.device, image_size=job.image_size))
@@ -92,17 +105,18 @@ def engine_alone(job: Alone) -> dict[str, float]:
 
 
 def _decoded(decoder: Decoder, payload: bytes, slot: Any) -> Letterbox:
-    verdict = decoder.decode(payload, slot)
-    if not isinstance(verdict, Letterbox):
-        raise TypeError(f"a frame of the bench cannot be decoded: {verdict.detail}")
-    return verdict
+    decoded = decoder.decode(payload, slot)
+    if not isinstance(decoded, Letterbox):
+        raise TypeError(f"a frame of the bench cannot be decoded: {decoded.detail}")
+    return decoded
 
 
 def main() -> None:
-    """Entry point of the child process. The result is the last line that it prints."""
+    """Entry point of the child process."""
     sys.setswitchinterval(0.0001)  # as `sluice run` does
-    job = Alone(**json.loads(sys.argv[1]))
-    print(json.dumps(decode_alone(job) if job.part == "decode" else engine_alone(job)))
+    job = BaselineJob(**json.loads(sys.argv[1]))
+    figures = measure_decoding(job) if job.part == "decode" else measure_detector(job)
+    Path(job.report).write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

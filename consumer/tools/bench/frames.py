@@ -1,4 +1,4 @@
-"""The frames that a bench sends: encoded once, a few megabytes, the same in every run of one invocation."""
+"""The frames that a bench produces: about a megabyte of JPEGs, encoded once, the same in all runs of one bench."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Picture = NDArray[np.uint8]  # (height, width, 3), BGR
 WIDTH, HEIGHT = 640, 480  # pixels
 MEAN_BYTES: Final = 16_000
 COUNT: Final = 64
-_TINY: Final = 64  # pixels a side, for runs of very many frames
+_TINY: Final = 64  # side in pixels, for runs of very many frames
 
 
 def cut_frames(videos: Sequence[Path], count: int = COUNT) -> list[bytes]:
@@ -39,7 +39,7 @@ def tiny_frames(count: int = COUNT) -> list[bytes]:
 
 
 def to_size(pictures: Sequence[Picture], mean_bytes: int = MEAN_BYTES) -> list[bytes]:
-    """Encode all with the one JPEG quality that brings their mean nearest to `mean_bytes`."""
+    """Encode all pictures with the JPEG quality at which their mean size is closest to `mean_bytes`."""
     best: list[bytes] = []
     low, high = 20, 95
     while low <= high:
@@ -55,24 +55,24 @@ def to_size(pictures: Sequence[Picture], mean_bytes: int = MEAN_BYTES) -> list[b
 
 
 def mean_size(frames: Sequence[bytes]) -> float:
-    """Bytes."""
+    """Mean size of the frames in bytes."""
     return sum(map(len, frames)) / len(frames)
 
 
 def save(frames: Sequence[bytes], path: Path) -> Path:
-    """Write the frames for child processes."""
+    """Write the frames to a file for child processes. Returns its path."""
     path.write_bytes(msgpack.packb(list(frames)))
     return path
 
 
 def load(path: Path) -> list[bytes]:
-    """The frames that `save` wrote."""
+    """Read the frames that `save` wrote."""
     frames: list[bytes] = msgpack.unpackb(path.read_bytes())
     return frames
 
 
 def _cut(video: Path, count: int) -> Iterator[Picture]:
-    """`count` frames spread over the first 400, cropped to 4:3 around the middle and resized."""
+    """`count` frames, evenly spread over the first 400, cropped to 4:3 around the centre and resized."""
     import cv2
 
     capture = cv2.VideoCapture(str(video))

@@ -1,6 +1,6 @@
-"""Child process: the producer. Writes frames, at once or evenly paced, and notes what the broker acknowledged.
+"""Child process: produces frames, at once or evenly paced, and records what the broker acknowledged.
 
-python -m consumer.tools.bench.load_generator JSON     (the fields of `Feed`)
+python -m consumer.tools.bench.load_generator JSON     (the fields of `LoadJob`)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from consumer.tools.bench.broker import client_settings
 _FLUSH_S = 60.0
 
 
-class Fed(NamedTuple):
-    """One frame that the broker has: where it lies, its record's timestamp (Unix milliseconds), its source."""
+class Produced(NamedTuple):
+    """One acknowledged frame: its partition and offset, its record's timestamp in Unix milliseconds, its source."""
 
     partition: int
     offset: int
@@ -31,33 +31,49 @@ class Fed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
-    """What to send. `rate`: frames a second over all sources, evenly spaced; 0: as fast as the broker takes them."""
+class LoadJob:
+    """What to produce.
+
+    Attributes:
+        bootstrap_servers: The address of the broker.
+        topic: The topic to write to.
+        frames: A file of `frames.save`; its frames repeat.
+        count: The number of frames.
+        rate: Frames/s over all sources, evenly spaced; 0: as fast as the broker accepts them.
+        sources: The number of sources, which take turns.
+        partitions: The number of partitions.
+        report: The file to write the acknowledged frames to.
+        embedded: Whether the broker is embedded; else the client settings are those of the configuration.
+    """
 
     bootstrap_servers: str
     topic: str
-    frames: str  # a file of `frames.save`
+    frames: str
     count: int
     rate: float
     sources: int
     partitions: int
-    report: str  # the file to write the acknowledgements to
-    own_broker: bool = True  # else its client settings are those of the configuration
+    report: str
+    embedded: bool = True
 
     def argument(self) -> str:
-        """For the command line of the child process."""
+        """The job as the command line argument of the child process."""
         return json.dumps(asdict(self))
 
-    def acknowledged(self) -> list[Fed]:
-        """What the child process noted."""
+    def acknowledged(self) -> list[Produced]:
+        """Read the report of the child process."""
         rows: list[list[Any]] = msgpack.unpackb(Path(self.report).read_bytes())
-        return [Fed(*row) for row in rows]
+        return [Produced(*row) for row in rows]
 
 
-def feed(job: Feed) -> list[Fed]:
-    """Send it all and wait for the acknowledgements. Frame n is due n / rate seconds after the first.
+def generate(job: LoadJob) -> list[Produced]:
+    """Produce all frames and wait for the acknowledgements. Frame n is due n / rate seconds after the first.
 
-    Raises RuntimeError where a frame was not acknowledged.
+    Returns:
+        The acknowledged frames, in the order of their delivery reports.
+
+    Raises:
+        RuntimeError: A frame was not acknowledged.
     """
     producer = Producer(
         {
@@ -67,10 +83,10 @@ def feed(job: Feed) -> list[Fed]:
             "linger.ms": 0 if job.rate else 5,
             "queue.buffering.max.messages": 1_000_000,
             "queue.buffering.max.kbytes": 64 * 1024,
-            **client_settings(is_ours=job.own_broker),
+            **client_settings(is_embedded=job.embedded),
         }
     )
-    fed: list[Fed] = []
+    produced: list[Produced] = []
     failed: list[str] = []
 
     def report(error: Any, message: Message) -> None:
@@ -79,7 +95,7 @@ def feed(job: Feed) -> list[Fed]:
         else:
             partition, offset, key = message.partition(), message.offset(), message.key()
             assert partition is not None and offset is not None and isinstance(key, bytes)  # noqa: PT018
-            fed.append(Fed(partition, offset, message.timestamp()[1], key.decode()))
+            produced.append(Produced(partition, offset, message.timestamp()[1], key.decode()))
 
     payloads = images.load(Path(job.frames))
     keys = [b"cam-%d" % number for number in range(job.sources)]
@@ -87,25 +103,25 @@ def feed(job: Feed) -> list[Fed]:
     started = time.monotonic()
     for number in range(job.count):
         source = number % job.sources
-        if (early := started + number * interval - time.monotonic()) > 0:
-            time.sleep(early)
+        if (wait_s := started + number * interval - time.monotonic()) > 0:
+            time.sleep(wait_s)
         record = {
             "value": payloads[number % len(payloads)],
             "key": keys[source],
-            "partition": source % job.partitions,  # evenly: the engine is measured, not the luck of the hash
+            "partition": source % job.partitions,  # evenly, so that the run does not depend on hashes
             "timestamp": time.time_ns() // 1_000_000,
         }
         while not _sent(producer, job.topic, record, report):
             producer.poll(0.05)
         producer.poll(0)
-    left = producer.flush(_FLUSH_S)
-    if failed or left:
-        raise RuntimeError(f"{len(failed)} frames were refused ({failed[:1]}), {left} not acknowledged")
-    return fed
+    pending = producer.flush(_FLUSH_S)
+    if failed or pending:
+        raise RuntimeError(f"{len(failed)} frames were refused ({failed[:1]}), {pending} not acknowledged")
+    return produced
 
 
 def _sent(producer: Producer, topic: str, record: dict[str, Any], report: Any) -> bool:
-    """False where the local queue is full."""
+    """False if the local queue is full."""
     try:
         producer.produce(topic, on_delivery=report, **record)
     except BufferError:
@@ -115,9 +131,8 @@ def _sent(producer: Producer, topic: str, record: dict[str, Any], report: Any) -
 
 def main() -> None:
     """Entry point of the child process."""
-    job = Feed(**json.loads(sys.argv[1]))
-    fed = feed(job)
-    Path(job.report).write_bytes(msgpack.packb([list(row) for row in fed]))
+    job = LoadJob(**json.loads(sys.argv[1]))
+    Path(job.report).write_bytes(msgpack.packb([list(row) for row in generate(job)]))
 
 
 if __name__ == "__main__":

@@ -27,27 +27,26 @@ def street_cameras(count: int) -> list[ImageSource]:
 
 
 def video_cameras(videos: Sequence[Path], count: int) -> list[ImageSource]:
-    """`count` cameras, which show the videos in turn, each from its beginning and without end."""
+    """`count` cameras that play the videos in turn, each in a loop from its beginning."""
     cameras: list[ImageSource] = []
     for number, path in enumerate(itertools.islice(itertools.cycle(videos), count)):
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:64] or "video"
-        # Two files may have one name, so every camera after the first of a name is numbered.
+        # Two files may have the same name, so cameras after the first of a name are numbered.
         taken = sum(camera.name == stem or camera.name.rpartition("-")[0] == stem for camera in cameras)
         name = f"{stem}-{number + 1}" if taken else stem
         cameras.append(parse_source(f"{name}={path}", Encoding()).looped())
     return cameras
 
 
-def shared_out(cameras: Sequence[ImageSource], frames: int) -> list[ImageSource]:
-    """The cameras, each limited to its share of `frames`; the first ones take what does not divide."""
-    share, rest = divmod(frames, len(cameras))
-    return [_limited(camera, share + (number < rest)) for number, camera in enumerate(cameras)]
+def limited(cameras: Sequence[ImageSource], frames: int) -> list[ImageSource]:
+    """Limit each camera to its share of `frames`."""
+    return [_limited(camera, share) for camera, share in zip(cameras, shares(cameras, frames).values(), strict=True)]
 
 
 def shares(cameras: Sequence[ImageSource], frames: int) -> dict[str, int]:
-    """Name to number of frames, as `shared_out` limits them."""
-    share, rest = divmod(frames, len(cameras))
-    return {camera.name: share + (number < rest) for number, camera in enumerate(cameras)}
+    """Camera name to number of frames. The first cameras get one more if `frames` cannot be divided evenly."""
+    share, remainder = divmod(frames, len(cameras))
+    return {camera.name: share + (number < remainder) for number, camera in enumerate(cameras)}
 
 
 def _limited(camera: ImageSource, frames: int) -> ImageSource:
