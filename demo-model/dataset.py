@@ -1,4 +1,4 @@
-"""The pictures that the demo model learns from and is measured on: drawn, stored, varied, made into batches."""
+"""The pictures for training and scoring the demo model: rendered, stored, augmented, batched."""
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scenes import Label, Street
 
 TRAIN_SEED, HELD_OUT_SEED = 1_000, 900_000
-"""First street of each set. Seeds below 1000 are for demonstrations; the model has seen none of those either."""
+"""First street of each set. Seeds below 1000 are for demonstrations, and in neither set."""
 FRAME_STEP = 43
-"""Frames (at 10 a second) between two pictures of one street: enough for nearly everyone to have moved on."""
+"""Frames, at 10 frames/s, between two pictures of one street: after these, nearly all actors have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def draw_street(folder: Path, seed: int, pictures: int) -> None:
 
 
 def draw_set(folder: Path, first_seed: int, streets: int, pictures: int, workers: int) -> None:
-    """Draw a data set in Ultralytics' layout: folder/images and folder/labels."""
+    """Render a data set in the layout of Ultralytics: folder/images and folder/labels."""
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
@@ -54,7 +54,7 @@ def draw_set(folder: Path, first_seed: int, streets: int, pictures: int, workers
 
 
 def load_set(folder: Path) -> list[Picture]:
-    """Read a drawn set back: pictures with their labels in pixels."""
+    """Read a rendered set: pictures with their labels in pixels."""
     pictures = []
     for path in sorted((folder / "images").glob("*.png")):
         image = np.asarray(cv2.imread(str(path)), dtype=np.uint8)
@@ -65,8 +65,8 @@ def load_set(folder: Path) -> list[Picture]:
     return pictures
 
 
-def vary(picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
-    """One training example of `size` (width, height): moved, zoomed, perhaps mirrored, in another exposure."""
+def augment(picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> Picture:
+    """Augment a picture to `size` (width, height): translation, zoom, mirroring, exposure."""
     height, width = picture.image.shape[:2]
     zoom = size[0] / width * float(np.exp(rng.uniform(-0.3, 0.35)))
     mirror = rng.random() < 0.5
@@ -86,7 +86,7 @@ def vary(picture: Picture, size: tuple[int, int], rng: np.random.Generator) -> P
 
 
 def make_batch(pictures: Sequence[Picture]) -> dict[str, Any]:
-    """The tensors that Ultralytics' loss wants: img (n, 3, h, w) RGB 0..1, boxes as relative centre and size."""
+    """The tensors for the loss of Ultralytics: img (n, 3, h, w) RGB 0..1, boxes as relative centre and size."""
     import torch
 
     images = np.stack([picture.image[..., ::-1].transpose(2, 0, 1) for picture in pictures])
@@ -103,7 +103,7 @@ def make_batch(pictures: Sequence[Picture]) -> dict[str, Any]:
 
 
 def held_out_set(streets: int, pictures: int) -> tuple[list[NDArray[np.uint8]], list[list[Label]]]:
-    """Pictures of streets that no training run has seen, as they are drawn, with their labels."""
+    """Pictures of streets outside the training set, without augmentation, and their labels."""
     drawn = []
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + streets):
         street = Street(seed)

@@ -1,9 +1,9 @@
-"""Draw streets, train a small YOLO on them from scratch, and write the model that `sluice demo` uses.
+"""Render streets, train a small YOLO on them from scratch, and write the model of `sluice demo`.
 
     python demo-model/train.py --out consumer/tools/assets/demo.pt
 
-The weights come from these drawings alone: nothing is downloaded and nothing pretrained is loaded. Beside the
-model, a .json of the same name says how it was made and how well it does on streets it has never seen.
+The weights come from these pictures alone: nothing is downloaded, and no pretrained weights are loaded. A .json file
+beside the model has its scores on held-out streets, and how it was made.
 """
 
 import argparse
@@ -26,36 +26,36 @@ import numpy as np
 from dataset import (
     HELD_OUT_SEED,
     TRAIN_SEED,
+    augment,
     draw_set,
     held_out_set,
     load_set,
     make_batch,
-    vary,
 )
 from network import MODEL
 from scenes import CLASS_NAMES
-from scoring import find, score
+from scoring import predict, score
 
 IMAGE_SIZE = 640
 SMALL, FULL = (448, 256), (640, 384)
-"""Sizes (width, height) of training pictures; the full one is what a 640x360 frame becomes in the detector."""
+"""Sizes (width, height) of training pictures; the full size is that of a letterboxed 640x360 frame."""
 
 
 def train(rank: int, data: Path, options: argparse.Namespace) -> None:
-    """One of `options.threads` processes that train together, each on its share of every batch.
+    """Train in one of `options.threads` processes, each on its share of every batch.
 
     Processes, not threads: on a busy machine the threads of one process wait for each other at every layer, which
-    took three times as long. Here they meet once a step, to average the gradients. Process 0 writes the model.
+    took three times as long. Processes synchronise once a step, to average the gradients. Process 0 writes the model.
     """
     import torch
     from ultralytics.utils.torch_utils import ModelEMA
 
     torch.set_num_threads(1)
-    # Gradients fade below the normal range of float32, and the CPU computes with those many times slower.
+    # Gradients become denormal float32 numbers, with which the CPU is many times slower.
     torch.set_flush_denormal(True)
     cv2.setNumThreads(1)
     world = options.threads
-    torch.distributed.init_process_group("gloo", init_method=options.meeting, rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=options.rendezvous, rank=rank, world_size=world)
     torch.manual_seed(options.seed)
     shared, rng = np.random.default_rng(options.seed), np.random.default_rng([options.seed, rank])
     pictures = load_set(data)
@@ -69,8 +69,8 @@ def train(rank: int, data: Path, options: argparse.Namespace) -> None:
         began, total = time.monotonic(), 0.0
         order = shared.permutation(len(pictures))[: steps * world * options.batch].reshape(steps, world, options.batch)
         for step in range(steps):
-            batch = make_batch([vary(pictures[k], size, rng) for k in order[step, rank]])
-            total += learn(model, optimizer, batch, options) / steps
+            batch = make_batch([augment(pictures[k], size, rng) for k in order[step, rank]])
+            total += train_step(model, optimizer, batch, options) / steps
             plan.step()
             average.update(model)
         model.criterion.update()
@@ -83,7 +83,7 @@ def train(rank: int, data: Path, options: argparse.Namespace) -> None:
 
 
 def make_model(start: Path | None, epochs: int) -> Any:
-    """The network with random weights, or with those of an earlier run of ours, ready to train for so many epochs."""
+    """The network for training over `epochs`, with random weights or those of the model of an earlier run."""
     import torch
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG
@@ -92,7 +92,7 @@ def make_model(start: Path | None, epochs: int) -> Any:
     model = build({**MODEL, "scale": "p"}, nc=len(CLASS_NAMES), verbose=False)
     model.names = dict(enumerate(CLASS_NAMES))
     model.args = copy.copy(DEFAULT_CFG)
-    # Ultralytics' loss moves its weight from the many-boxes head to the one-box head over this many epochs.
+    # Over this many epochs, the loss of Ultralytics shifts its weight from the one-to-many to the one-to-one head.
     model.args.epochs = epochs
     if start is not None:
         earlier = torch.load(start, map_location="cpu", weights_only=False)["model"]
@@ -101,7 +101,7 @@ def make_model(start: Path | None, epochs: int) -> Any:
 
 
 def make_optimizer(model: Any, rate: float, steps: int) -> tuple[Any, Any]:
-    """AdamW with weight decay on the kernels only, and its one-cycle plan."""
+    """AdamW with weight decay on the kernels only, and its one-cycle schedule."""
     import torch
 
     groups = [
@@ -112,8 +112,8 @@ def make_optimizer(model: Any, rate: float, steps: int) -> tuple[Any, Any]:
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.06, final_div_factor=100)
 
 
-def learn(model: Any, optimizer: Any, batch: dict[str, Any], options: argparse.Namespace) -> float:
-    """One step on one batch; this process's loss per picture."""
+def train_step(model: Any, optimizer: Any, batch: dict[str, Any], options: argparse.Namespace) -> float:
+    """One step on one batch. Returns the loss per picture of this process."""
     import torch
 
     with torch.autocast("cpu", torch.bfloat16, enabled=not options.exact):
@@ -128,7 +128,7 @@ def learn(model: Any, optimizer: Any, batch: dict[str, Any], options: argparse.N
 
 
 def average_gradients(model: Any, world: int) -> None:
-    """Give every process the mean of all processes' gradients."""
+    """Replace the gradients of every process by their mean over all processes."""
     import torch
 
     kept = [p for p in model.parameters() if p.grad is not None]
@@ -164,12 +164,12 @@ def save(model: Any, path: Path) -> None:
 
 
 def write_card(model: Path, arguments: Sequence[str], options: argparse.Namespace) -> None:
-    """Measure the model and write the .json beside it: what it is, how it was made, how good it is."""
+    """Score the model, and write the .json beside it: architecture, origin, scores."""
     import torch
     import ultralytics
 
     pictures, truth = held_out_set(options.held_out, 4)
-    precision = score(find(model, pictures, IMAGE_SIZE), truth)
+    precision = score(predict(model, pictures, IMAGE_SIZE), truth)
     card = {
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "architecture": "YOLO26, end-to-end head, depth 0.50, width 0.125",
@@ -200,21 +200,21 @@ def use_offline() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw, train, measure, write."""
+    """Entry point."""
     parser = argparse.ArgumentParser(prog="python demo-model/train.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="where the model goes; the .json lies beside it")
+    parser.add_argument("--out", type=Path, required=True, help="file for the model; the .json is written beside it")
     parser.add_argument("--streets", type=int, default=360, help="streets to train on")
     parser.add_argument("--pictures", type=int, default=7, help="pictures of each street")
     parser.add_argument("--small-epochs", type=int, default=8, help="epochs at 448x256, first")
     parser.add_argument("--epochs", type=int, default=14, help="epochs at 640x384")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step and process")
+    parser.add_argument("--batch", type=int, default=8, help="pictures per step and process")
     parser.add_argument("--rate", type=float, default=0.003, help="highest learning rate")
-    parser.add_argument("--start", type=Path, help="go on from the model of an earlier run of this program")
+    parser.add_argument("--start", type=Path, help="continue from the model of an earlier run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--exact", action="store_true", help="float32 instead of bfloat16 in the forward pass")
-    parser.add_argument("--data", type=Path, help="keep the drawings here and use them again (default: temporary)")
-    parser.add_argument("--held-out", type=int, default=20, help="streets to measure on, four pictures each")
+    parser.add_argument("--data", type=Path, help="folder that keeps the pictures for later runs (default: temporary)")
+    parser.add_argument("--held-out", type=int, default=20, help="streets for scoring, four pictures each")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     use_offline()
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = options.data or Path(scratch)
         if not (data / "train").exists():
             draw_set(data / "train", TRAIN_SEED, options.streets, options.pictures, options.threads)
-        options.meeting = f"file://{scratch}/meeting"
+        options.rendezvous = f"file://{scratch}/rendezvous"
         spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
         spawn(train, (data / "train", options), nprocs=options.threads)
     write_card(options.out, given, options)

@@ -1,4 +1,4 @@
-"""Drawn traffic: streets as a fixed camera sees them, with exact labels. Numpy and OpenCV only."""
+"""Renders streets as a fixed camera sees them, with exact labels. Needs only NumPy and OpenCV."""
 
 from .street import CLASS_NAMES, DEMO_SEEDS, Label, Street
 

@@ -1,4 +1,4 @@
-"""The pinhole camera that watches the street: world metres to picture pixels and back."""
+"""A pinhole camera: projects world coordinates in metres to image pixels and back."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ NEAR_M = 0.6
 
 
 class Pose(NamedTuple):
-    """Where a thing stands on the ground (metres) and which way it looks (radians, 0 along +z, growing towards +x)."""
+    """Position on the ground in metres, and heading in radians (0 along +z, positive towards +x)."""
 
     x: float
     z: float
@@ -22,7 +22,7 @@ class Pose(NamedTuple):
 
 
 def place(local: F64, pose: Pose) -> F64:
-    """Points (n, 3) in a thing's own axes (x right, y up, z forward) to world points (n, 3)."""
+    """Transform points (n, 3) from object axes (x right, y up, z forward) to world axes (n, 3)."""
     sin, cos = np.sin(pose.heading), np.cos(pose.heading)
     x = pose.x + local[:, 0] * cos + local[:, 2] * sin
     z = pose.z - local[:, 0] * sin + local[:, 2] * cos
@@ -50,7 +50,7 @@ class Camera:
         return np.array([[cy, 0.0, -sy], [-sy * sp, -cp, -cy * sp], [sy * cp, -sp, cy * cp]])
 
     def position(self) -> F64:
-        """(3,): where the lens is."""
+        """(3,): the position of the lens."""
         return np.array([self.x, self.lens_height, 0.0])
 
     def to_view(self, points: F64) -> F64:
@@ -59,7 +59,7 @@ class Camera:
         return view
 
     def to_pixels(self, view: F64) -> F64:
-        """Camera coordinates (n, 3) to pixels (n, 2); depth is held above NEAR_M."""
+        """Camera coordinates (n, 3) to pixels (n, 2); depth is clamped to NEAR_M."""
         depth = np.maximum(view[:, 2:3], NEAR_M)
         centre = np.array([self.width / 2, self.height / 2])
         pixels: F64 = view[:, :2] * self.focal / depth + centre
@@ -71,7 +71,7 @@ class Camera:
         return self.to_pixels(view), view[:, 2]
 
     def polygon(self, points: F64) -> F64 | None:
-        """A flat world polygon (n, 3) cut at the near plane, as pixels (m, 2); None when nothing is left of it."""
+        """A flat world polygon (n, 3) cut at the near plane, as pixels (m, 2); None if nothing of it remains."""
         view = self.to_view(points)
         kept: list[F64] = []
         for a, b in zip(view, np.roll(view, -1, axis=0), strict=True):
@@ -94,9 +94,9 @@ class Camera:
         return float(self.height / 2 - self.focal * np.tan(self.pitch))
 
     def ground(self) -> tuple[F64, F64, F64]:
-        """For every pixel (height, width): x and z of the ground it sees, and metres per pixel sideways.
+        """For every pixel (height, width): x and z of its ground point, and metres per pixel sideways.
 
-        Pixels at or above the horizon see the ground 2 km away; what is drawn later covers them.
+        Pixels at or above the horizon get ground points 2 km away; later layers cover them.
         """
         axes = self.axes()
         right = (np.arange(self.width) + 0.5 - self.width / 2) / self.focal

@@ -12,7 +12,7 @@ _TILE = 512
 
 
 def paint_ground(camera: Camera, plan: Plan, light: Light, rng: np.random.Generator) -> U8:
-    """The whole picture (height, width, 3) uint8 BGR as if the ground were everywhere; the rest covers it later."""
+    """The whole picture (height, width, 3) uint8 BGR filled with ground; later layers cover parts of it."""
     x, z, size = camera.ground()
     size = size / np.clip(np.abs(np.cos(camera.yaw)), 0.5, 1.0)
     rough = _noise(rng, x, z, 0.5) * np.clip(0.02 / size, 0.15, 1) + 0.22 * _noise(rng, x, z, 5.0)
@@ -37,7 +37,7 @@ def paint_ground(camera: Camera, plan: Plan, light: Light, rng: np.random.Genera
 
 
 def _noise(rng: np.random.Generator, x: F64, z: F64, scale: float) -> F64:
-    """Smooth noise (height, width), about -1 to 1, with features of `scale` metres, that repeats every 64 of them."""
+    """Smooth noise (height, width), about -1 to 1, with features of `scale` metres, repeating every 64 features."""
     grain = rng.normal(size=(_TILE, _TILE)).astype(np.float32)
     smooth = np.asarray(cv2.GaussianBlur(grain, (0, 0), 2.0, borderType=cv2.BORDER_REFLECT), dtype=np.float32)
     smooth /= smooth.std() * 2
@@ -48,7 +48,7 @@ def _noise(rng: np.random.Generator, x: F64, z: F64, scale: float) -> F64:
 
 
 def _edge(inside: F64, size: F64) -> F64:
-    """Coverage 0 to 1 of a pixel of `size` metres whose centre is `inside` metres within a shape: antialiasing."""
+    """Antialiasing: coverage, 0 to 1, of a pixel of `size` metres with its centre `inside` metres within a shape."""
     covered: F64 = np.clip(0.5 + inside / size, 0, 1)
     return covered
 

@@ -1,4 +1,4 @@
-"""House fronts: drawn flat in metres, then laid onto the walls of the street by homography."""
+"""House fronts: drawn flat in metres, then projected onto the walls by a homography."""
 
 from dataclasses import dataclass
 
@@ -45,14 +45,14 @@ class Wall:
 
 @dataclass(slots=True)
 class Scenery:
-    """What the static picture is painted on, and a mask of what hides the junction."""
+    """The canvas of the static picture, and the mask of the houses that hide the junction."""
 
     easel: Easel
     mask: U8
 
 
 def paint_house(scene: Scenery, wall: Wall, style: int, shadow: float = 1.0) -> None:
-    """Draw one wall; `style` seeds its look, `shadow` scales its light."""
+    """Draw one wall. `style` is the seed of its appearance; `shadow` scales its light."""
     canvas, camera, light = scene.easel.canvas, scene.easel.camera, scene.easel.light
     x0, z0 = wall.start
     x1, z1 = wall.end
@@ -104,7 +104,7 @@ class _Front:
         _fill_box(self.paint, [v * self.scale for v in (x, y, x + w, y + h)], colour)
 
     def shine(self, x: float, y: float, w: float, h: float, colour: tuple[float, ...]) -> None:
-        """The same on the light of the lamps."""
+        """Paint a rectangle of lamp light; metres from the top left corner."""
         _fill_box(self.glow, [v * self.scale for v in (x, y, x + w, y + h)], colour)
 
 
@@ -178,7 +178,7 @@ def _windows(face: _Front, wall: Wall) -> None:
 
 
 def _pane(face: _Front, x: float, y: float, w: float, h: float) -> None:
-    """One window's glass: sky in it by day, a lamp behind it by night."""
+    """The glass of one window: reflects the sky by day, shows a lamp by night."""
     rng, light = face.rng, face.light
     shade = float(rng.uniform(0.8, 1.2))
     face.box(x, y, w, h, mix((92 * shade, 80 * shade, 70 * shade), light.sky_low, 0.12))

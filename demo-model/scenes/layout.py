@@ -1,4 +1,4 @@
-"""The plan of a street: where the road, the pavements and the houses are, and the routes that traffic takes.
+"""The layout of a street: road, pavements, houses, and the routes of the traffic.
 
 The street runs along z and ends in a T-junction, so that everything that moves leaves the picture round a
 corner or below the camera, and nothing has to appear or vanish in plain view.
@@ -14,7 +14,7 @@ LANE_M = 3.2
 BIKE_LANE_M = 1.7
 PARKING_M = 2.2
 BEHIND_M = 34.0
-"""Routes begin and end so far behind the camera, or round the corner."""
+"""Distance in metres at which routes begin and end behind the camera or beyond the corner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A line on the ground that things move along, sampled every half metre: s, x, z in metres, heading in radians.
+    """The path of an actor on the ground, sampled every half metre: s, x, z in metres, heading in radians.
 
     Heading 0 looks along +z, and grows towards +x.
     """
@@ -96,7 +96,7 @@ def make_route(corners: list[tuple[float, float]], radius: float, *, backwards: 
     s = np.concatenate([[0.0], np.cumsum(steps)])
     even = np.linspace(0, s[-1], int(s[-1] / 0.5) + 2)
     x, z = np.interp(even, s, line[:, 0]), np.interp(even, s, line[:, 1])
-    # Smoothed by differences over about 2 m, so that a vehicle turns rather than snaps.
+    # Smoothed by differences over about 2 m, so that a vehicle turns gradually.
     pad = 2
     dx = np.gradient(np.convolve(np.pad(x, pad, mode="edge"), np.ones(5) / 5, mode="valid"))
     dz = np.gradient(np.convolve(np.pad(z, pad, mode="edge"), np.ones(5) / 5, mode="valid"))

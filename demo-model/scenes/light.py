@@ -1,4 +1,4 @@
-"""Time of day: what the sky, the sun, the lamps and the headlights do."""
+"""The light by time of day: sky, sun, street lamps and headlights."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,7 +32,7 @@ class Light:
     lamps: F64 = field(default_factory=lambda: np.zeros((0, 2)))
 
     def lamp_light(self, x: F64, z: F64) -> F64:
-        """How much lamp light falls on ground points (any shape), 0 to about 1."""
+        """Lamp light on ground points (any shape), 0 to about 1."""
         if self.glow <= 0:
             return np.zeros(np.broadcast(x, z).shape)
         total = np.zeros(np.broadcast(x, z).shape)
@@ -41,14 +41,14 @@ class Light:
         return np.minimum(total, 1.2) * self.glow
 
     def _lamp_light_at(self, x: float, z: float) -> float:
-        """The same for one point, without the cost of an array per lamp."""
+        """Lamp light on one point, without an array per lamp."""
         if self.glow <= 0 or not len(self.lamps):
             return 0.0
         near = ((self.lamps - (x, z)) ** 2).sum(axis=1)
         return min(float(np.exp(near / -45.0).sum()), 1.2) * self.glow
 
     def on_faces(self, normals: F64, x: float, z: float) -> F64:
-        """Light (n, 3) on faces with outward normals (n, 3) of a thing that stands at ground point x, z."""
+        """Light (n, 3) on faces with outward normals (n, 3) of an object at ground point x, z."""
         facing = np.maximum(normals @ np.array(self.sun_towards), 0.0)[:, None]
         lamp = self._lamp_light_at(x, z)
         from_lamp = (0.35 + 0.65 * np.maximum(normals[:, 1:2], 0.0)) * np.array(LAMP_COLOUR) * lamp
@@ -58,7 +58,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Easel:
-    """What everything is painted on and under: the canvas (h, w, 3) uint8, who looks, and the light."""
+    """The canvas (h, w, 3) uint8, the camera and the light."""
 
     canvas: U8
     camera: Camera
@@ -69,7 +69,7 @@ LAMP_COLOUR: Colour = (0.38, 0.58, 0.74)
 
 
 def make_light(name: TimeOfDay, rng: np.random.Generator) -> Light:
-    """The light of a day, a dusk or a night, each with its own weather."""
+    """Random light for a time of day."""
     side = float(rng.choice([-1.0, 1.0]))
     if name == "day":
         clear = float(rng.uniform(0, 1))

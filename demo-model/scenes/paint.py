@@ -25,7 +25,7 @@ def fill(canvas: U8, points: F64, colour: Sequence[float]) -> None:
 
 
 def fill_fixed(canvas: U8, corners: I32, colour: Sequence[float]) -> None:
-    """The same with corners (n, 2) already in fixed point."""
+    """Fill a convex polygon with corners (n, 2) in fixed point."""
     cv2.fillConvexPoly(canvas, corners, colour, cv2.LINE_AA, _SHIFT)
 
 
@@ -50,7 +50,7 @@ def limb(canvas: U8, ends: tuple[F64, F64], radii: tuple[float, float], colour: 
     (a, b), (radius_a, radius_b) = ends, radii
     ax, ay, bx, by = float(a[0]), float(a[1]), float(b[0]), float(b[1])
     if radius_a + radius_b < 5.0:
-        # Too thin for the taper to show: one thick line, which is much cheaper.
+        # The taper would not be visible: one thick line is much cheaper.
         tips = [(int(x * _ONE) - _ONE // 2, int(y * _ONE) - _ONE // 2) for x, y in ((ax, ay), (bx, by))]
         cv2.line(canvas, tips[0], tips[1], tuple(colour), max(round(radius_a + radius_b), 1), cv2.LINE_AA, _SHIFT)
         return

@@ -36,7 +36,7 @@ _CLOTHES: tuple[Colour, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """How one person looks: heights in metres, colours BGR before light."""
+    """The appearance of a person: lengths in metres, colours BGR before light."""
 
     height: float
     skin: Colour
@@ -52,12 +52,12 @@ class Person:
 
 
 _RIDER, _MACHINE = [0, 1, 2, *range(9, 21)], [*range(3, 9), *range(21, 61)]
-"""Which of a cyclist's joints are the person's and which the bicycle's."""
+"""Indices of the joints of the cyclist and of the bicycle."""
 _REAR_HUB, _FRONT_HUB = np.array([0.0, 0.0, -0.52]), np.array([0.0, 0.0, 0.54])
 
 
 def make_person(rng: np.random.Generator) -> Person:
-    """One of many looks."""
+    """A person of random appearance."""
 
     def pick(colours: tuple[Colour, ...]) -> Colour:
         return colours[int(rng.integers(len(colours)))]
@@ -77,7 +77,7 @@ def make_person(rng: np.random.Generator) -> Person:
 
 @dataclass(slots=True)
 class _Figure:
-    """Joints on the picture and what is needed to paint between them."""
+    """Projected joints, and the data for painting between them."""
 
     canvas: U8
     pixels: F64
@@ -101,7 +101,7 @@ class _Figure:
 
 
 def _figure(easel: Easel, joints: F64, pose: Pose) -> _Figure | None:
-    """Project joints (n, 3) in local metres; None when they are behind the camera."""
+    """Project joints (n, 3) in local metres; None if they are behind the camera."""
     pixels, depth = easel.camera.project(place(joints, pose))
     if depth.min() < NEAR_M + 0.5:
         return None
@@ -115,12 +115,12 @@ def _figure(easel: Easel, joints: F64, pose: Pose) -> _Figure | None:
 
 
 def _side_on(camera: Camera, pose: Pose) -> float:
-    """0 when the thing faces or turns its back on the camera, 1 when it is seen from the side."""
+    """0 for a front or rear view, 1 for a side view."""
     return float(abs(np.sin(pose.heading - np.arctan2(pose.x - camera.x, pose.z))))
 
 
 def paint_pedestrian(easel: Easel, person: Person, pose: Pose, walked: float) -> list[F64] | None:
-    """Paint a walking person; `walked` is the distance covered in metres. Pixels (n, 2) of its outline."""
+    """Paint a walking person; `walked` is the distance covered in metres. Returns pixels (n, 2) of the outline."""
     h = person.height
     stride = walked * 2 * np.pi / (0.86 * h)
     swing = np.sin(stride) * 0.46
@@ -159,12 +159,12 @@ def paint_pedestrian(easel: Easel, person: Person, pose: Pose, walked: float) ->
 
 
 def _away(camera: Camera, pose: Pose) -> float:
-    """1 when the thing moves straight away from the camera, -1 when straight towards it."""
+    """1 for motion straight away from the camera, -1 for motion straight towards it."""
     return float(np.cos(pose.heading - np.arctan2(pose.x - camera.x, pose.z)))
 
 
 def _nearer_side(camera: Camera, pose: Pose) -> int:
-    """0 when the left (first) arm and leg are nearer to the camera, 1 when the right ones are."""
+    """0 if the left (first) arm and leg are nearer to the camera, 1 if the right ones are."""
     return int(np.cos(pose.heading) * (camera.x - pose.x) + np.sin(pose.heading) * pose.z > 0)
 
 
@@ -219,7 +219,7 @@ def _head(figure: _Figure, person: Person, away: float) -> None:
 
 
 def paint_cyclist(easel: Easel, person: Person, pose: Pose, ridden: float) -> list[F64] | None:
-    """Paint a cyclist who has ridden so many metres. Pixels (n, 2) of person and bicycle."""
+    """Paint a cyclist who has covered a distance in metres. Returns pixels (n, 2) of person and bicycle."""
     lean = 0.34 * person.height
     joints: list[tuple[float, float, float]] = [
         (0, 0.95, -0.22),

@@ -1,4 +1,4 @@
-"""The still part of the picture: sky, skyline, ground, houses, trees and street lamps, painted once per street."""
+"""The static part of the picture, painted once per street: sky, skyline, ground, houses, trees, street lamps."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ LAMP_HEIGHT_M = 7.2
 
 @dataclass(frozen=True, slots=True)
 class Backdrop:
-    """The still picture, (height, width, 3) uint8, the same in shadow, and the mask of what hides the junction."""
+    """The static picture (height, width, 3) uint8, lit and in shadow, and the mask of what hides the junction."""
 
     lit: U8
     shaded: U8
@@ -82,7 +82,7 @@ def _skyline(canvas: U8, camera: Camera, light: Light, rng: np.random.Generator)
 
 
 def _plant_trees(scene: Scenery, plan: Plan, rng: np.random.Generator, *, across: bool) -> None:
-    """Small trees along the house fronts: behind everyone who walks there, so that none has to be cut out."""
+    """Paint small trees along the house fronts, behind all pedestrians, so that they hide nobody."""
     spots: list[tuple[float, float]] = []
     for side in (1.0,) if across else (-1.0, 1.0):
         z = plan.corner_houses - float(rng.uniform(2, 6))
@@ -164,7 +164,7 @@ def lamp_heads(camera: Camera, light: Light) -> list[tuple[F64, float]]:
 
 
 def bake_glow(canvas: U8, camera: Camera, light: Light) -> None:
-    """Add the halo of the lamp heads to a still picture (in place); nothing by day."""
+    """Add the halo of the lamp heads to a static picture (in place); nothing by day."""
     if light.glow <= 0:
         return
     halo = np.zeros((camera.height // 4, camera.width // 4, 3), dtype=np.float32)

@@ -10,7 +10,7 @@ from .light import Colour, Easel
 from .paint import fill_fixed, fixed
 
 PAINT, GLASS, HEADLIGHT, TAILLIGHT = 0, 1, 2, 3
-"""What a face is made of; decides how light changes its colour."""
+"""The material of a face, which determines how light changes its colour."""
 _GLASS_MIRROR = {"day": 0.8, "dusk": 0.5, "night": 0.7}
 
 
@@ -28,13 +28,13 @@ class _Packed:
 
 @dataclass(slots=True)
 class Part:
-    """A convex piece and what is stuck on it: faces painted in order, those turned away from the camera left out.
+    """A convex piece with its details. Faces are painted in order; those that face away from the camera are left out.
 
     Local axes in metres: x right, y up, z forward, the origin on the ground in the middle of the vehicle.
     """
 
     middle: float
-    """z between whose two sides this piece and its neighbour are told apart when sorting."""
+    """The z that separates this piece from its neighbour when pieces are sorted."""
     faces: list[F64] = field(default_factory=list)
     normals: list[F64] = field(default_factory=list)
     colours: list[Colour] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Part:
     _packed: "_Packed | None" = None
 
     def packed(self) -> "_Packed":
-        """The faces as arrays, made once: a part is drawn in many frames."""
+        """The faces as arrays, computed once, because a part is drawn in many frames."""
         if self._packed is None:
             sizes = [len(face) for face in self.faces]
             firsts = np.cumsum(np.array([0, *sizes[:-1]], dtype=np.int64))
@@ -73,7 +73,7 @@ class Part:
         self.details.append(detail)
 
     def loft(self, rings: list[F64], colours: list[list[Colour]], kinds: list[list[int]], cap: Colour) -> None:
-        """Join octagonal rings (8, 3), lowest first, with eight faces a storey, and close the top."""
+        """Join octagonal rings (8, 3), lowest first, with eight faces per level, and close the top."""
         middle = np.concatenate(rings).mean(axis=0)
         for lower, upper, tones, matter in zip(rings, rings[1:], colours, kinds, strict=False):
             for k in range(8):
@@ -100,7 +100,7 @@ def ring(y: float, half_width: float, back: float, front: float, chamfer: float)
 
 
 def paint_parts(easel: Easel, parts: list[Part], pose: Pose) -> list[F64] | None:
-    """Paint a solid on the canvas; the pixels (n, 2) of its convex pieces, or None when it is behind the camera."""
+    """Paint a solid on the canvas; returns pixels (n, 2) of its convex pieces, or None if it is behind the camera."""
     camera = easel.camera
     away = np.array([[camera.x - pose.x, camera.lens_height, -pose.z]])
     eye = place(away, Pose(0.0, 0.0, -pose.heading))[0]
@@ -133,7 +133,7 @@ def _paint_part(easel: Easel, part: Part, eye: F64, pose: Pose) -> F64 | None:
         colours[kinds == TAILLIGHT] = (70, 62, 238)
     far = np.clip((float(depth.mean()) - 40) / 160, 0, 0.6)
     colours = np.clip(colours + (np.array(light.haze) - colours) * far, 0, 255)
-    # A detail smaller than about a pixel would only shimmer.
+    # A detail smaller than about a pixel would flicker.
     if camera.focal / float(depth.mean()) < 14:
         seen &= ~packed.details
     corners, tones = fixed(pixels), colours.tolist()

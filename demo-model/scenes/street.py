@@ -1,4 +1,4 @@
-"""One camera over one street: the still picture once, then everything that moves, frame by frame."""
+"""Renders the view of one camera on one street: the static picture once, moving objects in each frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ from .solids import paint_parts
 from .traffic import PEDESTRIAN, Actor, make_actors
 
 CLASS_NAMES: tuple[str, ...] = ("car", "truck", "cyclist", "pedestrian")
-"""The model's classes; an object's class_id is its place here."""
+"""The classes of the model; a class_id is an index of this tuple."""
 
 DEMO_SEEDS: tuple[int, ...] = (24, 10, 12)
-"""A street by day, one at dusk and one by night: the streams that the demo shows unless told otherwise."""
+"""Seeds of a street by day, one at dusk and one by night: those of the clips."""
 
 MIN_HEIGHT_SHARE = 10 / 360
 """An object lower than this share of the picture's height (10 px of 360) gets no label."""
 MIN_VISIBLE = 0.42
-"""An object gets no label when others hide more than the rest of what lies within the picture."""
+"""An object gets no label if less than this share of its part within the picture is visible."""
 MIN_INSIDE = 0.20
-"""An object gets no label when less than this share of it lies within the picture."""
+"""An object gets no label if less than this share of it lies within the picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One object in a picture: `class_id` indexes CLASS_NAMES; `box` is x1, y1, x2, y2 in pixels round what is seen."""
+    """One object: `class_id` is an index of CLASS_NAMES; `box` is x1, y1, x2, y2 in pixels, around the visible part."""
 
     class_id: int
     box: tuple[float, float, float, float]
@@ -39,7 +39,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """An actor at one moment: where it stands, and how far from the camera in metres."""
+    """An actor at one time: its pose, and its distance from the camera in metres."""
 
     actor: Actor
     pose: Pose
@@ -49,14 +49,14 @@ class _Placed:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """What one thing covers: its convex outline (n, 2) in picture pixels, and how many pixels before others hid any."""
+    """The area of one object: its convex outline (n, 2) in pixels, and its number of pixels before others hide some."""
 
     outline: F64
     pixels: int
 
 
 class Street:
-    """A street seen by one fixed camera. The seed decides everything: plan, time of day, houses, traffic, noise.
+    """A street seen by one fixed camera. The seed determines everything: plan, time of day, houses, traffic, noise.
 
     `time_of_day` overrides what the seed would choose. Not for use by two threads at once.
     """
@@ -87,8 +87,12 @@ class Street:
         self._noise = self._make_noise(float(rng.uniform(0.8, 3.2)) * (1.5 if self.time_of_day == "night" else 1.0))
 
     def frame(self, index: int, fps: float = 10.0) -> tuple[U8, list[Label]]:
-        """Frame `index` of a film with `fps` frames a second: (height, width, 3) uint8 BGR, and what is in it."""
-        placed = self._where_all_are(index / fps)
+        """Render frame `index` at `fps` frames/s.
+
+        Returns:
+            The picture (height, width, 3) uint8 BGR, and its labels.
+        """
+        placed = self._place_actors(index / fps)
         canvas = self._backdrop.lit.copy()
         easel = Easel(canvas, self._camera, self._light)
         self._cast_shadows(canvas, placed)
@@ -111,8 +115,8 @@ class Street:
     def _distance(self, x: float, z: float) -> float:
         return float(np.hypot(x - self._camera.x, z))
 
-    def _where_all_are(self, seconds: float) -> list[_Placed]:
-        """All actors that may touch the picture, the farthest first."""
+    def _place_actors(self, seconds: float) -> list[_Placed]:
+        """All actors that may be visible, the farthest first."""
         placed = []
         (right_x, _, right_z), _, (ahead_x, _, ahead_z) = self._camera.axes()
         reach = self._camera.width / 2 / self._camera.focal
@@ -126,12 +130,12 @@ class Street:
         return sorted(placed, key=lambda p: -p.distance)[-254:]
 
     def _cast_shadows(self, canvas: U8, placed: Sequence[_Placed]) -> None:
-        """Where things keep the light off the ground, show the darker backdrop."""
+        """Blend in the darker backdrop where objects cast shadows on the ground."""
         shade = np.zeros(canvas.shape[:2], dtype=np.uint8)
         sun = np.array(self._light.sun_towards)
-        # At night and at dusk the lamps come from all sides: only the ground right below is dark.
+        # At night and at dusk the lamps come from all sides: only the ground directly below is dark.
         throw = -sun[[0, 2]] / sun[1] * (1.0 if self.time_of_day == "day" else 0.15)
-        # All corners in one array: projecting eight points at a time costs ten times as much.
+        # All corners in one array, because projecting eight points at a time costs ten times as much.
         corners = np.stack([p.actor.shadow_box() for p in placed]) if placed else np.zeros((0, 8, 3))
         sin, cos = np.sin([p.pose.heading for p in placed])[:, None], np.cos([p.pose.heading for p in placed])[:, None]
         x, y, z = corners[..., 0], corners[..., 1], corners[..., 2]
@@ -149,7 +153,7 @@ class Street:
             canvas[area] = cv2.blendLinear(self._backdrop.shaded[area], canvas[area], share, 1 - share)
 
     def _paint(self, easel: Easel, ids: U8, number: int, p: _Placed) -> _Drawn | None:
-        """Paint one thing, and mark with its number in `ids` (height, width) where it is."""
+        """Paint one object, and write its number to its pixels of `ids` (height, width)."""
         actor = p.actor
         pieces: list[F64] | None = None
         if actor.vehicle is not None:
@@ -159,7 +163,7 @@ class Street:
             pieces = paint(easel, actor.person, p.pose, p.covered)
         if pieces is None:
             return None
-        # Piece by piece: one hull round a car would also cover the person who stands beyond its bonnet.
+        # Piece by piece, because one hull around a car would also cover a person behind its bonnet.
         for piece in pieces:
             cv2.fillConvexPoly(ids, fixed(hull(piece) / self._zoom), (number,), cv2.LINE_8, 4)
         outline = hull(np.concatenate(pieces)) / self._zoom
@@ -168,7 +172,7 @@ class Street:
         return _Drawn(outline, int(np.count_nonzero(ids[y1:y2, x1:x2] == number)))
 
     def _put_back_corner_houses(self, canvas: U8, ids: U8, outlines: Sequence[_Drawn | None]) -> None:
-        """What is on the crossing road is hidden by the houses at the corner: paint these over it again."""
+        """Paint the corner houses again over objects on the crossing road, which they hide."""
         drawn = [one.outline for one in outlines if one is not None]
         if not drawn:
             return
@@ -183,7 +187,7 @@ class Street:
         cv2.copyTo(self._backdrop.lit[area], self._backdrop.corner_mask[area], canvas[area])
 
     def _labels(self, placed: Sequence[_Placed], outlines: Sequence[_Drawn | None], ids: U8) -> list[Label]:
-        """Boxes of what is big enough, mostly in the picture and not mostly hidden by others or by a house."""
+        """Boxes of objects that are large enough, inside the picture and not mostly hidden."""
         seen = np.bincount(ids.ravel(), minlength=256)
         edge = np.array([(0, 0), (self.width, 0), (self.width, self.height), (0, self.height)], dtype=np.float32)
         labels = []
@@ -198,7 +202,7 @@ class Street:
             x1, y1 = np.maximum(outline.min(axis=0), 0.0)
             x2, y2 = np.minimum(outline.max(axis=0), [self.width, self.height])
             if seen[number] < 0.97 * drawn.pixels:
-                # Partly hidden: the box goes round what can be seen, as a person would draw it.
+                # Partly hidden: the box encloses the visible part, as a human annotator would draw it.
                 rows, columns = np.nonzero(ids[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] == number)
                 if rows.size == 0:
                     continue
@@ -209,7 +213,7 @@ class Street:
         return labels
 
     def _develop(self, picture: U8, behind: Sequence[_Placed], before: Sequence[_Placed], index: int) -> U8:
-        """What the camera makes of the light: glare, exposure, softness, noise."""
+        """Apply the effects of the camera: glare, exposure, softness, noise."""
         if self._light.glow > 0:
             picture = np.asarray(cv2.add(picture, self._glare(behind, before)), dtype=np.uint8)
         picture = np.asarray(cv2.LUT(picture, self._exposure), dtype=np.uint8)
@@ -222,7 +226,7 @@ class Street:
         return np.asarray(cv2.subtract(cv2.add(picture, brighter[window]), darker[window]), dtype=np.uint8)
 
     def _glare(self, behind: Sequence[_Placed], before: Sequence[_Placed]) -> U8:
-        """(height, width, 3): the light of headlights on the road and round the lamps of vehicles."""
+        """(height, width, 3): the light of headlights on the road and around the lamps of vehicles."""
         k = 2 * self._zoom
         size = (self.width // 2, self.height // 2)
         layer = np.zeros((size[1], size[0], 3), dtype=np.uint8)
@@ -268,7 +272,7 @@ class Street:
             disc(layer, spot / k, radius / k + 0.4, tuple(c * level for c in colour))
 
     def _make_noise(self, sigma: float) -> tuple[U8, U8]:
-        """What to add and what to take away, each larger than the picture so that a frame takes a window of it."""
+        """Noise to add and noise to subtract, larger than the picture, so that each frame uses a window of them."""
         shape = (self.height + _NOISE_SLACK, self.width + _NOISE_SLACK, 3)
         grain = np.random.default_rng([self.seed, 5]).normal(0, sigma, shape)
         return np.clip(grain, 0, 255).astype(np.uint8), np.clip(-grain, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Who is on the street and where each is at any time: everything is a function of the seed and the time."""
+"""The actors of a street and their positions, as functions of seed and time."""
 
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ CAR, TRUCK, CYCLIST, PEDESTRIAN = 0, 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Something that moves: it is at `start + speed * time` metres along its route, which wraps out of sight."""
+    """A moving object: at `start + speed * time` metres along its route, which wraps out of sight."""
 
     class_id: int
     route: Route
@@ -34,10 +34,10 @@ class Actor:
     vehicle: Vehicle | None = None
     person: Person | None = None
     sway: float = 0.0
-    """How far a walker drifts to either side, in metres."""
+    """Sideways drift of a pedestrian, in metres."""
 
     def at(self, seconds: float) -> tuple[Pose, float]:
-        """Where it is then, and the distance covered in metres."""
+        """The pose at a time, and the distance covered in metres."""
         covered = self.start + self.speed * seconds
         x, z, heading = self.route.at(covered)
         if self.sway:
@@ -46,7 +46,7 @@ class Actor:
         return Pose(x, z, heading), covered
 
     def shadow_box(self) -> F64:
-        """(8, 3): corners in local metres of the box that casts this one's shadow."""
+        """(8, 3): corners in local metres of the box that casts the shadow of this actor."""
         if self.vehicle is not None:
             return self.vehicle.footprint
         return _RIDER_BOX if self.class_id == CYCLIST else _WALKER_BOX
@@ -60,7 +60,7 @@ _WALKER_BOX, _RIDER_BOX = _box(0.16), _box(0.75)
 
 
 def make_actors(plan: Plan, rng: np.random.Generator, busy: float) -> list[Actor]:
-    """Everyone on the street; `busy` scales how many there are."""
+    """All actors of a street; `busy` scales their number."""
     actors: list[Actor] = []
     for side in (-1, 1):
         for lane in range(plan.lanes):
@@ -90,7 +90,7 @@ def _starts(route: Route, rng: np.random.Generator, gap: float, least: float) ->
 
 
 def _lane(route: Route, rng: np.random.Generator, busy: float, speed: float) -> list[Actor]:
-    """Cars and trucks in one lane, all at one speed so that none runs into another."""
+    """Cars and trucks in one lane, all at one speed, so that they do not collide."""
     actors = []
     for start in _starts(route, rng, 24.0 / busy, 12.5):
         truck = rng.random() < 0.24
@@ -114,7 +114,7 @@ def _walker(route: Route, start: float, speed: float, rng: np.random.Generator) 
 
 
 def _walkers(plan: Plan, side: int, rng: np.random.Generator, busy: float) -> list[Actor]:
-    """Two streams of walkers on one pavement; each stream keeps one pace, as the cars do."""
+    """Two streams of pedestrians on one pavement; each stream has one speed, as a lane has."""
     actors = []
     for backwards, share in ((False, 0.28), (True, 0.60)):
         route = pavement_route(plan, side, plan.pavement * share + 0.25, backwards=backwards)

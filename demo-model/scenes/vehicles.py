@@ -1,4 +1,4 @@
-"""Cars and trucks: many makes out of a few parameters."""
+"""Cars and trucks: many variants from a few parameters."""
 
 from dataclasses import dataclass
 
@@ -205,7 +205,7 @@ def make_truck(rng: np.random.Generator) -> Vehicle:
 
 
 def _cargo_details(cargo: Part, paints: tuple[Colour, Colour], size: tuple[float, float, float, float]) -> None:
-    """Doors, tail lights and the stripe; paints of the box and the stripe; half width and length, cab's back, top."""
+    """Add doors, tail lights, stripe. `paints`: box, stripe; `size`: half width, half length, back of cab, top."""
     (paint, logo), (w, half, cab_back, top) = paints, size
     behind = np.array([0.0, 0.0, -1.0])
     cargo.add(_quad(-0.03, 0.03, 1.15, top - 0.1, -half - 0.01), behind, _darker(paint, 0.55))

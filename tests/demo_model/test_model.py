@@ -12,7 +12,7 @@ import scoring
 import train
 from consumer.tools.assets import MODEL
 from scenes import CLASS_NAMES, Label, Street
-from scoring import Found, average_precision, score
+from scoring import Predictions, average_precision, score
 
 CARD = MODEL.with_suffix(".json")
 
@@ -63,27 +63,27 @@ def test_the_model_finds_what_is_drawn_on_streets_it_never_saw(
 ) -> None:
     """Catches a model that does not match its pictures: other classes, another input size, drawings since changed."""
     train.use_offline()
-    result = score(scoring.find(MODEL, held_out[0], card["image_size"]), held_out[1])
+    result = score(scoring.predict(MODEL, held_out[0], card["image_size"]), held_out[1])
     assert result["mean"] >= 0.95, result
 
 
-def _found(*rows: tuple[float, float, float, float, float]) -> Found:
+def _predicted(*rows: tuple[float, float, float, float, float]) -> Predictions:
     values = np.array(rows, dtype=np.float32).reshape(-1, 5)
-    return Found(values[:, :4], values[:, 4], np.zeros(len(values), dtype=np.int64))
+    return Predictions(values[:, :4], values[:, 4], np.zeros(len(values), dtype=np.int64))
 
 
 def test_average_precision_is_what_one_computes_by_hand() -> None:
     """Catches a measure that flatters: one that forgives doubles, false alarms or misses."""
     truth = [[Label(0, (0, 0, 10, 10)), Label(0, (20, 0, 30, 10))]]
     both = ((0, 0, 10, 10, 0.9), (20, 0, 30, 10, 0.8))
-    assert average_precision(0, [_found(*both)], truth) == pytest.approx(1.0)
-    assert average_precision(0, [_found(both[0])], truth) == pytest.approx(0.5)
-    assert average_precision(0, [_found()], truth) == pytest.approx(0.0)
-    # A surer false alarm: precision 1/2 at the first find, 2/3 at the second; the envelope is 2/3 throughout.
-    assert average_precision(0, [_found((50, 50, 60, 60, 0.95), *both)], truth) == pytest.approx(2 / 3)
+    assert average_precision(0, [_predicted(*both)], truth) == pytest.approx(1.0)
+    assert average_precision(0, [_predicted(both[0])], truth) == pytest.approx(0.5)
+    assert average_precision(0, [_predicted()], truth) == pytest.approx(0.0)
+    # A false positive with a higher score: precision 1/2 at the first match, 2/3 at the second; envelope 2/3.
+    assert average_precision(0, [_predicted((50, 50, 60, 60, 0.95), *both)], truth) == pytest.approx(2 / 3)
     # A double of the first object, surer than the second: the second is reached at precision 2/3.
-    assert average_precision(0, [_found(both[0], (0, 0, 10, 9, 0.85), both[1])], truth) == pytest.approx(
+    assert average_precision(0, [_predicted(both[0], (0, 0, 10, 9, 0.85), both[1])], truth) == pytest.approx(
         0.5 + 0.5 * 2 / 3
     )
     # Overlap below one half counts as a miss and a false alarm.
-    assert average_precision(0, [_found((6, 0, 16, 10, 0.9))], truth) == pytest.approx(0.0)
+    assert average_precision(0, [_predicted((6, 0, 16, 10, 0.9))], truth) == pytest.approx(0.0)
