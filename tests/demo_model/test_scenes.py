@@ -1,4 +1,4 @@
-"""The drawn streets: the same for a seed whenever they are asked, labelled exactly, and moving as things do."""
+"""The rendered streets: determined by their seed, labelled exactly, with plausible motion."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def _overlap(a: Label, b: Label) -> float:
 
 
 def test_a_frame_depends_on_seed_and_index_only(streets: list[Street]) -> None:
-    """Catches a generator that advances with every call: looping or seeking would then show another film."""
+    """Catches a generator that advances with every call, so that looping or seeking shows other frames."""
     forwards = [streets[0].frame(k) for k in (0, 7, 300)]
     again = Street(DEMO_SEEDS[0])
     backwards = [again.frame(k) for k in (300, 7, 0)][::-1]
@@ -28,28 +28,28 @@ def test_a_frame_depends_on_seed_and_index_only(streets: list[Street]) -> None:
         assert labels == same_labels
 
 
-def test_frame_rate_changes_how_often_not_what_is_seen(streets: list[Street]) -> None:
-    """Catches motion per frame instead of per second: a film at 20 frames a second would run twice as fast."""
+def test_the_frame_rate_does_not_change_the_speed_of_motion(streets: list[Street]) -> None:
+    """Catches motion per frame instead of per second: at 20 frames/s all objects would be twice as fast."""
     assert streets[0].frame(10, fps=10.0)[1] == streets[0].frame(20, fps=20.0)[1]
 
 
 def test_different_seeds_are_different_streets(streets: list[Street]) -> None:
-    """Catches a seed that only reaches the traffic."""
+    """Catches a seed that determines only the traffic."""
     pictures = [street.frame(0)[0].astype(np.int16) for street in streets]
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert np.abs(pictures[a] - pictures[b]).mean() > 20
 
 
-def test_day_dusk_and_night_occur_among_the_demo_seeds(streets: list[Street]) -> None:
-    """Catches a change in the order of random draws that turns the three demo streets into three days."""
+def test_the_demo_seeds_are_a_day_a_dusk_and_a_night(streets: list[Street]) -> None:
+    """Catches a change in the order of random numbers that changes the times of day of the demo streets."""
     assert [street.time_of_day for street in streets] == ["day", "dusk", "night"]
     day, _, night = (street.frame(0)[0].mean() for street in streets)
     assert night < 0.75 * day
 
 
 @pytest.mark.parametrize("size", [(640, 360), (1280, 720), (426, 240)])
-def test_any_size_gives_that_picture_and_labels_within_it(size: tuple[int, int]) -> None:
-    """Catches boxes in the coordinates of the enlarged canvas, and boxes that reach out of the picture."""
+def test_pictures_have_the_requested_size_and_labels_lie_within(size: tuple[int, int]) -> None:
+    """Catches boxes in the coordinates of the enlarged canvas, and boxes that extend beyond the picture."""
     width, height = size
     street = Street(3, width=width, height=height)
     seen = 0
@@ -67,11 +67,11 @@ def test_any_size_gives_that_picture_and_labels_within_it(size: tuple[int, int])
     assert seen > 50
 
 
-def test_boxes_fit_what_is_drawn() -> None:
-    """Catches labels that belong to another moment or lack an offset: where things moved, boxes must be.
+def test_boxes_enclose_the_rendered_objects() -> None:
+    """Catches labels of another time, or with a wrong offset.
 
-    Two frames of one street differ, beyond noise, where something is in either of them; nearly all of that must
-    lie within (slightly grown) boxes, apart from shadows and lamps, which is why this is a day in the middle of town.
+    Two frames of one street differ, beyond noise, at the objects of either frame. Nearly all of these pixels must lie
+    within slightly enlarged boxes. Shadows and lamps are exceptions, so the test uses a street by day.
     """
     street = Street(DEMO_SEEDS[0])
     (first, labels), (second, later) = street.frame(0), street.frame(300)
@@ -84,11 +84,11 @@ def test_boxes_fit_what_is_drawn() -> None:
     assert (changed & covered).sum() / changed.sum() > 0.85
 
 
-def test_nothing_teleports(streets: list[Street]) -> None:
-    """Catches routes that wrap or things that turn up in plain view, and headings that flip.
+def test_objects_move_continuously(streets: list[Street]) -> None:
+    """Catches routes that wrap within the picture, objects that appear from nowhere, and headings that flip.
 
-    At 30 frames a second everything well inside the picture is almost where it was; only what passes behind
-    something else may come or go.
+    At 30 frames/s every object well inside the picture hardly moves between two frames. Only hidden objects may
+    appear or disappear.
     """
     for street in streets:
         kept = total = 0
@@ -106,8 +106,8 @@ def test_nothing_teleports(streets: list[Street]) -> None:
         assert kept / total > 0.98
 
 
-def test_everyone_moves_on(streets: list[Street]) -> None:
-    """Catches a street that stands still: a demo of a frozen picture proves nothing about order."""
+def test_most_objects_move(streets: list[Street]) -> None:
+    """Catches a street without motion, which would prove nothing about the order of frames."""
     for street in streets:
         _, before = street.frame(0)
         _, after = street.frame(50)

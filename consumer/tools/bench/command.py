@@ -98,8 +98,10 @@ def bench(
         list[Path] | None,
         typer.Option(help="Cut the frames from this video. Can be repeated. Default: clips of streets."),
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="URL", help="Service times of the simulated engine.")] = DEFAULT_ENGINE,
-    model: Annotated[Path | None, typer.Option(help="Measure with this model instead of a simulated engine.")] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="URL", help="Times of the simulated detector.")
+    ] = DEFAULT_ENGINE,
+    model: Annotated[Path | None, typer.Option(help="Measure with this model instead of a simulated detector.")] = None,
     device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda or cuda:N.")] = "auto",
     only: Annotated[
         list[str] | None,

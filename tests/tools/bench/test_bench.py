@@ -35,8 +35,8 @@ def result(offset: int, produced_ms: int = 2000, infer_ms: float = 1.0) -> Resul
 RESULTS = [result(offset) for offset in range(6)]
 
 
-def test_one_result_for_each_frame_in_order_of_its_source_is_sound() -> None:
-    """Sources may overtake each other; frames of one source may not."""
+def test_one_result_per_frame_in_order_of_the_source_is_sound() -> None:
+    """Catches: an order across sources, which nothing promises."""
     assert analysis.check(PRODUCED, RESULTS, 0).sound
     assert analysis.check(PRODUCED, [RESULTS[n] for n in (1, 0, 2, 4, 3, 5)], 0).sound
 
@@ -52,17 +52,17 @@ def test_one_result_for_each_frame_in_order_of_its_source_is_sound() -> None:
         ("dead_letters", RESULTS, 1),
     ],
 )
-def test_a_run_that_lost_doubled_or_disordered_a_frame_is_not_sound(
+def test_a_lost_duplicated_or_disordered_frame_makes_a_run_unsound(
     field: str, results: list[Result], dead_letters: int
 ) -> None:
-    """Catches: a fast figure from a program that drops frames."""
+    """Catches: a high throughput of a program that drops frames."""
     found = analysis.check(PRODUCED, results, dead_letters)
     assert not found.sound
     assert getattr(found, field) == 1
 
 
 def test_throughput_counts_whole_batches_only() -> None:
-    """Catches: frames of a batch that lies across the end of the window, which is 0.5% in ten seconds."""
+    """Catches: counting part of a batch at the end of the window, an error of 0.5% in ten seconds."""
     batches = [Batch(40 * n, 32, 39.0) for n in range(100)]
     for until_ms in (2000, 2015, 2039):
         steady = analysis.window(batches, 30, until_ms)
@@ -74,13 +74,13 @@ def test_throughput_counts_whole_batches_only() -> None:
 
 
 def test_results_of_one_batch_are_found_across_partitions() -> None:
-    """Catches: batches told apart by the time of their results, which spans milliseconds."""
+    """Catches: batches that are separated by the times of their results, which differ by milliseconds."""
     results = [result(0, 2000, 1.5), result(1, 2001, 1.5), result(2, 2001, 1.75), result(3, 2003, 1.75)]
     assert analysis.group_batches(results[::-1]) == [Batch(2000, 2, 1.5), Batch(2001, 2, 1.75)]
 
 
-def test_repeats_give_medians_and_one_bad_repeat_spoils_all() -> None:
-    """Catches: an unsound run hidden behind two sound ones."""
+def test_repeats_give_medians_and_one_unsound_repeat_makes_all_unsound() -> None:
+    """Catches: an unsound run that is hidden by two sound ones."""
     run = Run(
         "x", "none", "none", 6, 1.0, 10.0, latency_ms={"p50": 3.0}, integrity=analysis.check(PRODUCED, RESULTS, 0)
     )
@@ -91,8 +91,8 @@ def test_repeats_give_medians_and_one_bad_repeat_spoils_all() -> None:
     assert not median([run, slow, worst]).sound
 
 
-def test_a_repeat_is_compared_with_the_decoding_that_was_measured_around_it() -> None:
-    """Catches: the speed of the machine at one time held against that of the program at another."""
+def test_a_repeat_is_compared_with_decoding_measured_around_it() -> None:
+    """Catches: a comparison of the machine at one time with the program at another time."""
 
     def repeat(alone: float, share: float) -> Run:
         speed = DecodeOnly(frames_per_second=alone, cpu_ms_per_frame=1 / alone)
@@ -105,17 +105,17 @@ def test_a_repeat_is_compared_with_the_decoding_that_was_measured_around_it() ->
     assert measured["CPU a frame of decoding alone"] == pytest.approx(1 / 0.8)
 
 
-def test_what_a_child_used_before_it_was_found_is_no_burst_in_the_middle_of_a_run() -> None:
-    """Catches: seconds of decoding that count at the one moment when the meter first sees the process."""
+def test_cpu_time_of_a_new_child_is_no_burst() -> None:
+    """Catches: seconds of decoding that count at the moment when the meter finds the process."""
     start = "import subprocess, sys; input(); subprocess.run([sys.executable, '-c', 'while True: pass'])"
     parent = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, start_new_session=True)
     try:
         with Meter(parent.pid).running() as meter:
-            wait_until(lambda: meter._samples, 30, "the meter to have looked")
+            wait_until(lambda: meter._samples, 30, "a sample of the meter")
             assert parent.stdin is not None
             parent.stdin.write(b"\n")
             parent.stdin.flush()
-            wait_until(lambda: meter._samples[-1][1] > 1.5, 60, "the child to have worked")
+            wait_until(lambda: meter._samples[-1][1] > 1.5, 60, "CPU time of the child")
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
@@ -124,8 +124,8 @@ def test_what_a_child_used_before_it_was_found_is_no_burst_in_the_middle_of_a_ru
     assert max(used) < 3, "cores"
 
 
-def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
-    """Catches: a bench that works on paper. No figure is judged here: the machine may be busy."""
+def test_a_small_run_of_each_kind_is_sound_and_has_all_figures() -> None:
+    """Catches: a bench that cannot run. No figure is checked, because the machine may be busy."""
     settings = replace(Settings.quick(), seconds=1.0, only=("saturated", "plain_loop", "zero_cost", "latency_80"))
     runs: dict[str, Run] = {}
     with planned(settings, Console(file=io.StringIO())) as (plan, about):
@@ -155,8 +155,8 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
 def test_both_deliveries_are_measured_on_a_broker_with_transactions(
     apache_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: a latency until a result was written, where its transaction still had to commit."""
-    monkeypatch.setattr(plan_of_runs, "SEEN_RATE", 40.0)  # no figure is judged here: the machine may be busy
+    """Catches: a latency that ends when a result is written, before its transaction commits."""
+    monkeypatch.setattr(plan_of_runs, "SEEN_RATE", 40.0)  # no figure is checked: the machine may be busy
     settings = Settings(
         bootstrap_servers=apache_broker.bootstrap_servers, seconds=3.0, warm_up_s=1.0, repeat=1, only=("seen_400",)
     )
