@@ -68,9 +68,7 @@ def test_a_clean_history_has_no_problem() -> None:
         ("uncommitted", [seen(0), seen(1), seen(2), seen(3)], {"committed": {0: 3}}),
     ],
 )
-def test_each_kind_of_fault_is_counted_as_that_kind(
-    name: str, outcomes: list[Outcome], more: dict[str, Any]
-) -> None:
+def test_each_kind_of_fault_is_counted_as_that_kind(name: str, outcomes: list[Outcome], more: dict[str, Any]) -> None:
     """Catches: a check that misses one kind of fault, or counts it as another kind."""
     summary = judged(outcomes, **more)
     counts = {key: getattr(summary, key) for key in ("lost", "duplicates", "out_of_order", "unexpected", "uncommitted")}
@@ -93,9 +91,7 @@ def test_figures_on_a_scripted_history() -> None:
     """Catches: batches counted once per frame, latency of the wrong outcomes, a rate over the wrong period."""
     outcomes = [
         *(seen(n, captured_at_ms=0, published_at_ms=100, batch_size=4) for n in range(4)),
-        *(
-            seen(n, captured_at_ms=900, published_at_ms=1000, batch_size=4) for n in range(4, 7)
-        ),  # one is missing
+        *(seen(n, captured_at_ms=900, published_at_ms=1000, batch_size=4) for n in range(4, 7)),  # one is missing
         seen(7, captured_at_ms=0, published_at_ms=2000, kind="skipped", batch_size=0),
     ]
     summary = judged(outcomes, frames=8)

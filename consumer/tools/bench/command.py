@@ -99,7 +99,7 @@ def bench(
         typer.Option(help="Cut the frames from this video. Can be repeated. Default: clips of streets."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="URL", help="Times of the simulated detector.")
+        str, typer.Option(metavar="URL", help="Simulated service times of the detector.")
     ] = DEFAULT_ENGINE,
     model: Annotated[Path | None, typer.Option(help="Measure with this model instead of a simulated detector.")] = None,
     device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda or cuda:N.")] = "auto",
