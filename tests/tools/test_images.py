@@ -1,4 +1,4 @@
-"""Frames come from files, folders, videos, cameras and Python as they are, and a source that cannot be is refused."""
+"""Frames come from files, folders, videos, cameras and Python; invalid sources are refused."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def decoded(image: Image) -> Any:
     return cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_image_files_go_out_as_they_are_in_order_of_name(tmp_path: Path) -> None:
-    """Catches a re-encoding: what the camera made is what the consumer must cope with."""
+def test_image_files_are_sent_unchanged_in_order_of_name(tmp_path: Path) -> None:
+    """Catches a re-encoding, which would hide images that the consumer cannot decode."""
     files = {"b.PNG": b"\x89PNG\r\n\x1a\nrest", "a.jpg": b"\xff\xd8\xffbroken", "c.webp": b"RIFF1234WEBPrest"}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -48,7 +48,7 @@ def test_a_size_resizes_and_re_encodes(tmp_path: Path) -> None:
 
 
 def test_a_video_keeps_its_rate_and_is_encoded_frame_by_frame(tmp_path: Path) -> None:
-    path = tmp_path / "v=1.avi"  # a path may contain the sign that ends the name
+    path = tmp_path / "v=1.avi"  # a path may contain the separator
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
     for n in range(5):
         writer.write(np.full((48, 64, 3), n * 50, np.uint8))
@@ -62,13 +62,13 @@ def test_a_video_keeps_its_rate_and_is_encoded_frame_by_frame(tmp_path: Path) ->
     assert decoded(images[0]).shape == (24, 32, 3)
 
 
-def test_cameras_and_streams_are_live_and_not_opened_before_they_are_needed() -> None:
+def test_cameras_and_streams_are_live_and_opened_late() -> None:
     for place in ("0", "rtsp://camera.invalid/1"):
         assert parse_source(f"a={place}", Encoding()).live
 
 
 @pytest.mark.parametrize("text", ["", "cam-1", "cam-1=", "=x.mp4", "\x1b[2J=x", " a=x", "a=/does/not/exist", "a=."])
-def test_a_source_that_cannot_be_is_refused_before_anything_is_sent(
+def test_an_invalid_source_is_refused_before_anything_is_sent(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # an empty folder
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
         parse_source(f"a={tmp_path / 'x.mp4'}", Encoding())
 
 
-def test_frames_from_python_are_encoded_and_bytes_are_sent_as_they_are() -> None:
+def test_arrays_are_encoded_and_bytes_are_sent_unchanged() -> None:
     images = list(frames_source("a", [PIXELS, b"\x89PNG\r\n\x1a\n", b"?"]).open())
     assert [image.content_type for image in images] == ["image/jpeg", "image/png", "application/octet-stream"]
     assert decoded(images[0]).shape == PIXELS.shape
@@ -91,7 +91,7 @@ def test_frames_from_python_are_encoded_and_bytes_are_sent_as_they_are() -> None
 
 
 def test_a_loop_reads_once_and_repeats_from_memory() -> None:
-    """Catches a load generator whose limit is its own JPEG encoder."""
+    """Catches a load generator that is limited by its own JPEG encoder."""
     opened = []
 
     def images() -> Iterator[Image]:
@@ -103,13 +103,13 @@ def test_a_loop_reads_once_and_repeats_from_memory() -> None:
     assert opened == [1]
 
 
-def test_a_loop_over_more_than_fits_reads_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a day of video being kept in memory, and frames lost where the cache ends."""
+def test_a_loop_over_more_than_the_cache_holds_reads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a whole day of video in memory, and frames that are lost at the limit of the cache."""
     monkeypatch.setattr("consumer.tools.images._LOOP_CACHE_BYTES", 1)
     looped = frames_source("a", [b"1", b"2", b"3"]).looped()
     assert [image.data for image in islice(looped.open(), 7)] == [b"1", b"2", b"3"] * 2 + [b"1"]
 
 
-def test_a_loop_over_nothing_ends() -> None:
-    """Catches a busy loop without end over a video without frames."""
+def test_a_loop_over_no_frames_ends() -> None:
+    """Catches an endless busy loop over a video without frames."""
     assert list(frames_source("a", []).looped().open()) == []

@@ -1,7 +1,8 @@
-"""`sluice bench`: measures the real program, with a broker and a producer in processes of their own beside it.
+"""`sluice bench`: measures `sluice run` with a broker and a load generator in processes of their own.
 
-Data flow: `command` reads the options, `plan` says which runs there are, `trial` makes one of them (with `feeder`,
-`plain_loop` and `alone` as child processes), `outcome` checks and computes what came of it, `report` shows it.
+Data flow: `command` reads the options, `plan` selects the runs, `trials` makes one of them in an `environment`.
+`load_generator`, `result_reader`, `plain_loop` and `baseline` are child processes. `analysis` checks and computes the
+outcome, `report` shows it.
 """
 
 from consumer.tools.bench.command import bench

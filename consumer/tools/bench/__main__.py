@@ -1,4 +1,4 @@
-"""`python -m consumer.tools.bench`: the command by itself, for a copy of the tree that is not installed."""
+"""`python -m consumer.tools.bench`: runs the command from a source tree that is not installed."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""The figures of a run, and the median of several."""
+"""The figures of a run, and the median of several runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from consumer.tools.bench.outcome import Integrity
+from consumer.tools.bench.analysis import Integrity
 
 _COUNTS: Final = {"frames", "batch_sizes", "integrity", "repeats"}
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
-    """Decoding without anything else."""
+class DecodeOnly:
+    """The figures of decoding by itself."""
 
     frames_per_second: float
     cpu_ms_per_frame: float
@@ -23,10 +23,26 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the JSON has for one run. Medians where it was repeated; null where a figure does not apply.
+    """One entry of the JSON file. A figure that does not apply is null; a repeated run has medians.
 
-    frames_per_second, cpu_ms_per_frame (of the program, all its threads) and engine_busy_share are of the steady part
-    of the run, of `seconds`; latency_ms is from input record to output record; batch_sizes is {frames: batches}.
+    Attributes:
+        name: The name of the run.
+        engine: The model, or the URL of a simulated one.
+        broker: The broker.
+        frames: Frames in.
+        seconds: Duration of the steady part, which the following figures describe.
+        frames_per_second: Frames with a result.
+        engine_limit: Frames/s of the detector by itself, on full batches.
+        share_of_engine_limit: `frames_per_second` divided by `engine_limit`.
+        engine_busy_share: Share of the time in which the detector worked.
+        cpu_ms_per_frame: CPU time of the program, all its processes and threads.
+        broker_cpu_ms_per_frame: CPU time of an embedded broker.
+        decode_only: The figures of decoding by itself, measured before or around the run.
+        latency_ms: From input record to output record: p50, p95, p99.
+        batch_sizes: Batch size to number of batches.
+        resident_mb: Resident memory in MiB, at the "end" and at its "peak".
+        integrity: Frames in, results out, and what is wrong with them.
+        repeats: The runs that the medians are of.
     """
 
     name: str
@@ -35,21 +51,21 @@ class Run:
     frames: int
     seconds: float
     frames_per_second: float
-    engine_limit: float | None = None  # frames a second of the engine alone, on full batches
+    engine_limit: float | None = None
     share_of_engine_limit: float | None = None
     engine_busy_share: float | None = None
     cpu_ms_per_frame: float | None = None
     broker_cpu_ms_per_frame: float | None = None
-    decode_only: Decoding | None = None
+    decode_only: DecodeOnly | None = None
     latency_ms: dict[str, float] | None = None
     batch_sizes: dict[int, int] = field(default_factory=dict)
-    resident_mb: dict[str, float] | None = None  # at the end and at most, MiB
+    resident_mb: dict[str, float] | None = None
     integrity: Integrity | None = None
     repeats: tuple[Run, ...] = ()
 
     @property
     def sound(self) -> bool:
-        """Nothing was lost, doubled or out of order, in any of the repeats."""
+        """No frame was lost, duplicated or out of order, in any of the repeats."""
         return (
             all(run.sound for run in self.repeats) if self.repeats else self.integrity is None or self.integrity.sound
         )
@@ -60,7 +76,7 @@ class Run:
 
 
 def median(runs: Sequence[Run]) -> Run:
-    """One run out of several of the same: the median of every figure, the sum of all counts; they stay beside it."""
+    """Combine repeats of a run: the median of every figure, the sum of every count. Keeps the runs as `repeats`."""
     if len(runs) == 1:
         return runs[0]
     figures = {f.name: _median([getattr(run, f.name) for run in runs]) for f in fields(Run) if f.name not in _COUNTS}
@@ -82,6 +98,6 @@ def _median(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, dict):
         return {key: statistics.median(value[key] for value in values) for key in first}
-    if isinstance(first, Decoding):
-        return Decoding(**_median([asdict(value) for value in values]))
+    if isinstance(first, DecodeOnly):
+        return DecodeOnly(**_median([asdict(value) for value in values]))
     return statistics.median(values) if isinstance(first, int | float) else first

@@ -1,4 +1,4 @@
-"""The frames that a bench sends: encoded once, a few megabytes, the same in every run of one invocation."""
+"""The frames that a bench produces: about a megabyte of JPEGs, encoded once, the same in all runs of one bench."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from numpy.typing import NDArray
 
 from consumer.errors import ConfigError
 from consumer.observability.logging import printable
+from consumer.tools.assets import CLIPS
 
 Picture = NDArray[np.uint8]  # (height, width, 3), BGR
 
 WIDTH, HEIGHT = 640, 480  # pixels
 MEAN_BYTES: Final = 16_000
 COUNT: Final = 64
-_TINY: Final = 64  # pixels a side, for runs of very many frames
+_TINY: Final = 64  # side in pixels, for runs of very many frames
 
 
 def cut_frames(videos: Sequence[Path], count: int = COUNT) -> list[bytes]:
-    """`count` JPEGs of 640x480 and about 16 kB on average: from the videos, evenly spread, else drawn streets."""
-    if not videos:
-        return to_size(list(_drawn(count)))
+    """Cut `count` JPEGs of 640x480 and about 16 kB on average, evenly spread, from videos or the package's clips."""
+    videos = videos or CLIPS
     shares = [count // len(videos) + (number < count % len(videos)) for number in range(len(videos))]
     return to_size([p for video, share in zip(videos, shares, strict=True) for p in _cut(video, share)])
 
 
 def tiny_frames(count: int = COUNT) -> list[bytes]:
-    """`count` JPEGs of 64x64 and about 1 kB."""
+    """`count` JPEGs of 64x64 and about 1.5 kB."""
     import cv2
 
     small: Callable[..., Any] = cv2.resize
-    kept = [_jpeg(small(p, (_TINY, _TINY), interpolation=cv2.INTER_AREA), 60) for p in _drawn(min(count, 8))]
+    kept = [_jpeg(small(p, (_TINY, _TINY), interpolation=cv2.INTER_AREA), 60) for p in _cut(CLIPS[0], min(count, 8))]
     return [kept[n % len(kept)] for n in range(count)]
 
 
 def to_size(pictures: Sequence[Picture], mean_bytes: int = MEAN_BYTES) -> list[bytes]:
-    """Encode all with the one JPEG quality that brings their mean nearest to `mean_bytes`."""
+    """Encode all pictures with the JPEG quality at which their mean size is closest to `mean_bytes`."""
     best: list[bytes] = []
     low, high = 20, 95
     while low <= high:
@@ -55,24 +55,24 @@ def to_size(pictures: Sequence[Picture], mean_bytes: int = MEAN_BYTES) -> list[b
 
 
 def mean_size(frames: Sequence[bytes]) -> float:
-    """Bytes."""
+    """Mean size of the frames in bytes."""
     return sum(map(len, frames)) / len(frames)
 
 
 def save(frames: Sequence[bytes], path: Path) -> Path:
-    """Write the frames for child processes."""
+    """Write the frames to a file for child processes. Returns its path."""
     path.write_bytes(msgpack.packb(list(frames)))
     return path
 
 
 def load(path: Path) -> list[bytes]:
-    """The frames that `save` wrote."""
+    """Read the frames that `save` wrote."""
     frames: list[bytes] = msgpack.unpackb(path.read_bytes())
     return frames
 
 
 def _cut(video: Path, count: int) -> Iterator[Picture]:
-    """`count` frames spread over the first 400, cropped to 4:3 around the middle and resized."""
+    """`count` frames, evenly spread over the first 400, cropped to 4:3 around the centre and resized."""
     import cv2
 
     capture = cv2.VideoCapture(str(video))
@@ -96,14 +96,6 @@ def _fitted(picture: Any, resize: Callable[..., Any]) -> Picture:
     left, top = (width - wide) // 2, (height - high) // 2
     fitted: Picture = resize(picture[top : top + high, left : left + wide], (WIDTH, HEIGHT))
     return fitted
-
-
-def _drawn(count: int) -> Iterator[Picture]:
-    from consumer.tools.scenes import Street
-
-    streets = [Street(seed, width=WIDTH, height=HEIGHT) for seed in range(4)]
-    for number in range(count):
-        yield streets[number % len(streets)].frame(5 * number)[0]
 
 
 def _jpeg(picture: Picture, quality: int) -> bytes:

@@ -1,8 +1,8 @@
-"""Child process: what one writes first. Poll, decode, predict, produce, commit; one frame at a time.
+"""Child process: the simplest possible consumer. Poll, decode, predict, produce, commit; one frame at a time.
 
-Run as `python -m consumer.tools.bench.plain_loop JSON`, with the fields of `PlainLoop`.
+python -m consumer.tools.bench.plain_loop JSON     (the fields of `PlainLoopJob`)
 
-It uses Sluice's own decoder, detector and encoding, so that the difference is the loop alone.
+It uses the decoder, the detector and the encoder of Sluice, so that only the loop differs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,21 @@ _JOIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class PlainLoop:
-    """`each`: flush and commit for each frame; else librdkafka commits every 5 s, as it does by default."""
+class PlainLoopJob:
+    """What to run.
+
+    Attributes:
+        bootstrap_servers: The address of the broker.
+        group: The consumer group.
+        consumer_settings: Settings of the consumer.
+        topic: The topic of the frames.
+        output: The topic of the results.
+        model: The model, or the URL of a simulated one.
+        device: The device of the model.
+        count: The number of frames.
+        commit_each: Flush and commit after each frame; else librdkafka commits every 5 s, as it does by default.
+        embedded: Whether the broker is embedded; else the client settings are those of the configuration.
+    """
 
     bootstrap_servers: str
     group: str
@@ -40,29 +53,34 @@ class PlainLoop:
     model: str
     device: str
     count: int
-    each: bool
-    own_broker: bool = True  # else its client settings are those of the configuration
+    commit_each: bool
+    embedded: bool = True
 
     def argument(self) -> str:
-        """For the command line of the child process."""
+        """The job as the command line argument of the child process."""
         return json.dumps(asdict(self))
 
 
-def run(job: PlainLoop) -> None:
-    """Handle `count` frames and return. Raises RuntimeError where they do not come, TypeError for what is no image."""
+def run(job: PlainLoopJob) -> None:
+    """Handle `count` frames and return.
+
+    Raises:
+        RuntimeError: A frame did not arrive.
+        TypeError: A frame cannot be decoded.
+    """
     detector = load_detector(DetectorConfig(model=job.model, device=job.device))
     detector.warm_up(1)
     decoder = Decoder(DecodeConfig(), detector.policy)
     encoder = ResultEncoder(format="msgpack", model=detector.info, source="/bench")
     slots = np.zeros((1, decoder.slot_bytes), np.uint8)
-    common = {"bootstrap.servers": job.bootstrap_servers, **client_settings(is_ours=job.own_broker)}
+    common = {"bootstrap.servers": job.bootstrap_servers, **client_settings(is_embedded=job.embedded)}
     producer = Producer({**common, "linger.ms": 0, "enable.idempotence": True})
     consumer = Consumer(
         {
             **common,
             "group.id": job.group,
             "auto.offset.reset": "earliest",
-            "enable.auto.commit": not job.each,
+            "enable.auto.commit": not job.commit_each,
             **job.consumer_settings,
         }
     )
@@ -70,7 +88,7 @@ def run(job: PlainLoop) -> None:
     for _ in range(job.count):
         message = consumer.poll(_JOIN_S)
         if message is None or message.error() is not None:
-            raise RuntimeError(f"no frame came: {message.error() if message else f'nothing for {_JOIN_S:.0f} s'}")
+            raise RuntimeError(f"no frame arrived: {message.error() if message else f'nothing for {_JOIN_S:.0f} s'}")
         result = _predict(message, decoder, detector, encoder, slots)
         producer.produce(
             job.output,
@@ -80,7 +98,7 @@ def run(job: PlainLoop) -> None:
             timestamp=result.timestamp_ms or 0,
         )
         producer.poll(0)
-        if job.each:
+        if job.commit_each:
             producer.flush()
             consumer.commit(message=message, asynchronous=False)
     producer.flush()
@@ -107,7 +125,7 @@ def _predict(
 
 def main() -> None:
     """Entry point of the child process."""
-    run(PlainLoop(**json.loads(sys.argv[1])))
+    run(PlainLoopJob(**json.loads(sys.argv[1])))
 
 
 if __name__ == "__main__":

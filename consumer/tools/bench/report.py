@@ -1,4 +1,4 @@
-"""What a person and a script get: the figures of each run, and whether they meet the requirements."""
+"""The output of a bench: tables for the terminal, and the entries of the JSON file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import datetime as dt
 import importlib.metadata
 import os
 import platform
-import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +15,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from consumer import __version__
+from consumer.tools.bench.comparisons import Comparison, Runs, comparisons
 from consumer.tools.bench.figures import Run
-from consumer.tools.bench.plan import DEFAULT_ENGINE, MEMORY_FRAMES
-
-Runs = Mapping[str, Run]
 
 _LIBRARIES: Final = (
     "confluent-kafka", "numpy", "opencv-python-headless", "simplejpeg", "msgpack", "torch",
@@ -27,98 +24,8 @@ _LIBRARIES: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """`measure` computes the figure from the runs; KeyError or None where they do not have it."""
-
-    run: str
-    what: str
-    unit: str
-    at_least: bool
-    limit: float
-    measure: Callable[[Runs], float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One requirement, measured."""
-
-    run: str
-    what: str
-    unit: str
-    target: str
-    measured: float
-    met: bool
-
-
-def _latency(run: str, percentile: str, limit_ms: float) -> Requirement:
-    def measure(runs: Runs) -> float | None:
-        found = runs[run]
-        return found.latency_ms[percentile] if found.latency_ms and found.engine == DEFAULT_ENGINE else None
-
-    return Requirement(run, percentile, "ms", at_least=False, limit=limit_ms, measure=measure)
-
-
-def _per_decoding(runs: Runs, figure: str) -> float | None:
-    """The median of the ratios: decoding alone was measured around each repeat, on the machine as it was then."""
-    ratios = [
-        getattr(run, figure) / getattr(run.decode_only, figure)
-        for run in runs["zero_cost"].repeats or (runs["zero_cost"],)
-        if getattr(run, figure) is not None and run.decode_only is not None
-    ]
-    return statistics.median(ratios) if ratios else None
-
-
-def _memory(runs: Runs, which: str) -> float | None:
-    few, many = (runs[f"memory_{count}"].resident_mb for count in MEMORY_FRAMES)
-    return many[which] / few[which] if few and many else None
-
-
-def _speed(runs: Runs, run: str, other: str) -> float:
-    return runs[run].frames_per_second / runs[other].frames_per_second
-
-
-def _later(runs: Runs, run: str, other: str) -> float | None:
-    mine, theirs = runs[run].latency_ms, runs[other].latency_ms
-    return mine["p99"] - theirs["p99"] if mine and theirs else None
-
-
-REQUIREMENTS: Final = (
-    Requirement("saturated", "share of the engine's limit", "", at_least=True, limit=0.99,
-                measure=lambda runs: runs["saturated"].share_of_engine_limit),
-    Requirement("saturated", "times the plain loop", "x", at_least=True, limit=6.0,
-                measure=lambda runs: _speed(runs, "saturated", "plain_loop")),
-    Requirement("zero_cost", "frames/s of decoding alone", "x", at_least=True, limit=0.85,
-                measure=lambda runs: _per_decoding(runs, "frames_per_second")),
-    Requirement("zero_cost", "CPU a frame of decoding alone", "x", at_least=False, limit=1.15,
-                measure=lambda runs: _per_decoding(runs, "cpu_ms_per_frame")),
-    _latency("latency_80", "p50", 10), _latency("latency_80", "p99", 15),
-    _latency("latency_400", "p50", 19), _latency("latency_400", "p99", 35),
-    _latency("latency_640", "p50", 34), _latency("latency_640", "p99", 55),
-    Requirement("saturated_exactly_once", "times at_least_once", "x", at_least=True, limit=0.95,
-                measure=lambda runs: _speed(runs, "saturated_exactly_once", "saturated")),
-    Requirement("seen_400_exactly_once", "p99 above at_least_once", "ms", at_least=False, limit=40,
-                measure=lambda runs: _later(runs, "seen_400_exactly_once", "seen_400")),
-    Requirement(f"memory_{MEMORY_FRAMES[1]}", "resident at the end, of the short run's", "x", at_least=False,
-                limit=1.05, measure=lambda runs: _memory(runs, "end")),
-)  # fmt: skip
-
-
-def verdicts(runs: Runs) -> Iterator[Verdict]:
-    """Every requirement that these runs can tell about."""
-    for need in REQUIREMENTS:
-        try:
-            measured = need.measure(runs)
-        except KeyError:
-            continue
-        if measured is not None:
-            met = measured >= need.limit if need.at_least else measured <= need.limit
-            target = f"{'>=' if need.at_least else '<='} {need.limit:g}"
-            yield Verdict(need.run, need.what, need.unit, target, measured, met)
-
-
 def machine() -> dict[str, Any]:
-    """What the figures were measured on. `load_average` of the last minute at the start: of others, if not near 0."""
+    """The machine and the library versions. `load_average` (last minute, at the start) shows the load of others."""
     import confluent_kafka
 
     return {
@@ -133,12 +40,18 @@ def machine() -> dict[str, Any]:
 
 
 def as_json(runs: Runs, where: Mapping[str, Any], images: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The content of the file that `--json` writes: one entry a run, each with all that its figures depend on."""
-    found = [asdict(verdict) for verdict in verdicts(runs)]
+    """The content of the `--json` file: one entry per run, with everything that its figures depend on.
+
+    Args:
+        runs: Run by name.
+        where: The machine, as `machine` returns it.
+        images: Number, size in pixels and mean size in bytes of the frames.
+    """
+    found = [asdict(comparison) for comparison in comparisons(runs)]
     return [
         {
             **run.as_dict(),
-            "requirements": [verdict for verdict in found if verdict["run"] == run.name],
+            "comparisons": [comparison for comparison in found if comparison["run"] == run.name],
             "images": dict(images),
             "machine": dict(where),
         }
@@ -147,15 +60,15 @@ def as_json(runs: Runs, where: Mapping[str, Any], images: Mapping[str, Any]) -> 
 
 
 def tables(runs: Runs) -> RenderableType:
-    """For the terminal."""
+    """The figures of the runs, and the comparisons between them."""
     parts: list[RenderableType] = [_figures(runs)]
-    if found := list(verdicts(runs)):
-        parts.append(_requirements(found))
+    if found := list(comparisons(runs)):
+        parts.append(_comparisons(found))
     return Group(*parts)
 
 
 def engines(runs: Runs) -> str:
-    """Which engine each run had. A simulated one shows as such: its name begins so."""
+    """The model of each run. A simulated one shows as such, because its URL starts with `simulated:`."""
     names: dict[str, list[str]] = {}
     for run in runs.values():
         names.setdefault(run.engine, []).append(run.name)
@@ -182,13 +95,12 @@ def _figures(runs: Runs) -> Table:
     return table
 
 
-def _requirements(found: list[Verdict]) -> Table:
+def _comparisons(found: list[Comparison]) -> Table:
     table = Table()
-    for heading in ("run", "figure", "target", "measured", ""):
+    for heading in ("run", "compared", "figure"):
         table.add_column(heading)
-    for v in found:
-        met = "[green]met[/green]" if v.met else "[red]missed[/red]"
-        table.add_row(v.run, v.what, f"{v.target} {v.unit}", f"{v.measured:.3g} {v.unit}", met)
+    for each in found:
+        table.add_row(each.run, each.what, f"{each.measured:.3g} {each.unit}")
     return table
 
 

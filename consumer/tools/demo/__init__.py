@@ -1,8 +1,8 @@
-"""`sluice demo`: the whole of Sluice on one machine: a broker, cameras, the real consumer, and pictures of what it saw.
+"""`sluice demo`: broker, cameras and consumer on one machine, and pictures of the detections.
 
-Data flow: `command` reads the options, `sources` makes the cameras, `run` starts everything (`broker`, `subject`) and
-streams, `audit` reads back what the topics hold, `summary` counts it (pure), `draw` and `overview` make the pictures,
-`report` the table.
+Data flow: `command` reads the options, `sources` opens the cameras, `run` starts broker and consumer and streams.
+`audit` reads the topics, `summary` computes the figures (pure), `draw` and `overview` draw the pictures, `report`
+prints the table.
 """
 
 from consumer.tools.demo.command import demo

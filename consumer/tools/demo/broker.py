@@ -1,4 +1,4 @@
-"""The broker of a demo, embedded or existing, with topics of the demo's own."""
+"""The broker of a demo, embedded or existing, with topics that belong to this demo alone."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
-from consumer.errors import KafkaError
-from consumer.tools.clients import text_of
 from consumer.tools.embedded import CLIENT_SETTINGS, EmbeddedBroker
+from consumer.tools.topics import create_topics, delete_topics
 
 PARTITIONS: Final = 4
-_ANSWER_S: Final = 15.0
-_MAX_MESSAGE_BYTES: Final = 16 * 2**20  # decode.max_bytes: what the consumer takes, the topic should
+_MAX_MESSAGE_BYTES: Final = 16 * 2**20  # decode.max_bytes: the topic accepts what the consumer accepts
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """The topics and the group of one demo. The suffix keeps two demos on one broker apart."""
+    """The topics and the group of one demo. The suffix separates two demos on one broker."""
 
     suffix: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
@@ -43,10 +39,18 @@ class Topics:
     def group(self) -> str:
         return f"sluice-demo-{self.suffix}"
 
+    @property
+    def all(self) -> dict[str, int]:
+        """Topic name to number of partitions."""
+        return dict.fromkeys((self.frames, self.detections, self.dead), PARTITIONS)
+
 
 @dataclass(frozen=True, slots=True)
-class Broker:
-    """`client`: settings for every client (`-X`); `consumer`: for consumers alone."""
+class DemoBroker:
+    """A broker with the topics of a demo.
+
+    `client` has the settings of every client (`-X`), `consumer` those of consumers only.
+    """
 
     bootstrap_servers: str
     topics: Topics
@@ -55,44 +59,26 @@ class Broker:
 
 
 @contextlib.contextmanager
-def broker_with_topics(bootstrap_servers: str | None, client: Mapping[str, Any]) -> Iterator[Broker]:
-    """The broker at that address, or without one the embedded broker, for as long as the block lasts."""
+def broker_with_topics(bootstrap_servers: str | None, client: Mapping[str, Any]) -> Iterator[DemoBroker]:
+    """Yield a broker with new topics. On an existing broker, topics and group are deleted at the end of the block.
+
+    Args:
+        bootstrap_servers: Address of an existing broker. None: start the embedded broker for the block.
+        client: Settings of every client on an existing broker.
+
+    Raises:
+        KafkaError: The broker did not start, or did not create a topic.
+    """
     topics = Topics()
     if bootstrap_servers is None:
         with EmbeddedBroker() as embedded:
-            embedded.create_topics(dict.fromkeys((topics.frames, topics.detections, topics.dead), PARTITIONS))
-            yield Broker(embedded.bootstrap_servers, topics, {}, dict(CLIENT_SETTINGS))
+            embedded.create_topics(topics.all)
+            yield DemoBroker(embedded.bootstrap_servers, topics, {}, dict(CLIENT_SETTINGS))
         return
     admin = AdminClient({"bootstrap.servers": bootstrap_servers, **client, "log_level": 0})
-    _create(admin, bootstrap_servers, topics)
+    limits = {"max.message.bytes": str(_MAX_MESSAGE_BYTES)}
+    create_topics(admin, topics.all, broker=bootstrap_servers, config=limits)
     try:
-        yield Broker(bootstrap_servers, topics, client, {})
+        yield DemoBroker(bootstrap_servers, topics, client, {})
     finally:
-        _delete(admin, topics)
-
-
-def _create(admin: AdminClient, where: str, topics: Topics) -> None:
-    wanted = [
-        NewTopic(
-            name,
-            num_partitions=PARTITIONS,
-            replication_factor=-1,  # what the cluster does by default
-            config={"max.message.bytes": str(_MAX_MESSAGE_BYTES)},
-        )
-        for name in (topics.frames, topics.detections, topics.dead)
-    ]
-    for name, answer in admin.create_topics(wanted, operation_timeout=_ANSWER_S).items():
-        try:
-            answer.result(_ANSWER_S)
-        except (KafkaException, TimeoutError) as error:
-            raise KafkaError(f"{where} did not create the topic {name}: {text_of(error)}") from None
-
-
-def _delete(admin: AdminClient, topics: Topics) -> None:
-    """What the demo made on somebody's broker goes with it, as far as the broker lets it."""
-    names = [topics.frames, topics.detections, topics.dead]
-    answers = [*admin.delete_topics(names, operation_timeout=_ANSWER_S).values()]
-    answers += admin.delete_consumer_groups([topics.group], request_timeout=_ANSWER_S).values()
-    for answer in answers:
-        with contextlib.suppress(KafkaException, TimeoutError):
-            answer.result(_ANSWER_S)
+        delete_topics(admin, topics.all, group=topics.group)

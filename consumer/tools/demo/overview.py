@@ -1,4 +1,4 @@
-"""The overview: the busiest picture of each camera in a grid, and a card with the figures of the run."""
+"""Writes the pictures, and the overview: the picture with most objects of each camera, and the figures of the run."""
 
 from __future__ import annotations
 
@@ -10,43 +10,47 @@ from typing import Final
 import cv2
 import numpy as np
 
-from consumer.tools.demo.audit import Shot
+from consumer.tools.demo.audit import DrawnFrame
 from consumer.tools.demo.draw import INK, MUTED, PAPER, U8, Colour, annotate, colour_of, width_of, write
 from consumer.tools.demo.summary import Summary
 
 NAME: Final = "overview.jpg"
 _GAP: Final = 12
 _TILE: Final = 960  # width of a tile in pixels
-_MOST: Final = 11  # more tiles cannot be read
+_MOST: Final = 11  # more tiles would be too small to read
 _GOOD: Final[Colour] = (124, 208, 96)
 _BAD: Final[Colour] = (88, 88, 255)
 _ACCENT: Final[Colour] = (255, 181, 46)
 
 
-def write_pictures(shots: Sequence[Shot], summary: Summary, folder: Path) -> list[str]:
-    """Draw every shot and the overview into `folder`, one at a time. Returns the names of the files."""
+def write_pictures(drawn: Sequence[DrawnFrame], summary: Summary, folder: Path) -> list[str]:
+    """Write an annotated picture of each frame, and the overview, to `folder`.
+
+    Returns:
+        The names of the files; the overview is the last.
+    """
     names = []
-    for shot in shots:
-        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in shot.source_id)
-        names.append(f"{safe}-{shot.number:05d}.jpg")
-        _save(annotate(shot), folder / names[-1], quality=90)
-    picture = overview(shots, summary)
+    for frame in drawn:
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in frame.source_id)
+        names.append(f"{safe}-{frame.number:05d}.jpg")
+        _save(annotate(frame), folder / names[-1], quality=90)
+    picture = overview(drawn, summary)
     _save(picture, folder / NAME, quality=86)
     return [*names, NAME]
 
 
-def overview(shots: Sequence[Shot], summary: Summary) -> U8:
-    """The grid. The card takes what the pictures leave free of it."""
-    best: dict[str, Shot] = {}
-    for shot in shots:
-        if shot.source_id not in best or _count(shot) > _count(best[shot.source_id]):
-            best[shot.source_id] = shot
-    pictures = [_tile(annotate(shot)) for shot in list(best.values())[:_MOST]]
+def overview(drawn: Sequence[DrawnFrame], summary: Summary) -> U8:
+    """Draw the grid of pictures. The card with the figures fills the cells that the pictures leave free."""
+    best: dict[str, DrawnFrame] = {}
+    for frame in drawn:
+        if frame.source_id not in best or _count(frame) > _count(best[frame.source_id]):
+            best[frame.source_id] = frame
+    pictures = [_tile(annotate(frame)) for frame in list(best.values())[:_MOST]]
     height = max((picture.shape[0] for picture in pictures), default=_TILE * 9 // 16)
     columns = math.ceil(math.sqrt(len(pictures) + 1))
     rows = math.ceil((len(pictures) + 1) / columns)
     free = rows * columns - len(pictures)
-    classes = {d["label"]: d["class_id"] for shot in shots for d in (shot.result or {}).get("detections", ())}
+    classes = {d["label"]: d["class_id"] for frame in drawn for d in (frame.result or {}).get("detections", ())}
     colours = {label: colour_of(class_id) for label, class_id in classes.items()}
     card = _card(summary, colours, free * _TILE + (free - 1) * _GAP, height)
     sheet = np.full((rows * (height + _GAP) + _GAP, columns * (_TILE + _GAP) + _GAP, 3), (12, 11, 10), np.uint8)
@@ -57,8 +61,8 @@ def overview(shots: Sequence[Shot], summary: Summary) -> U8:
     return sheet
 
 
-def _count(shot: Shot) -> int:
-    return len((shot.result or {}).get("detections", ()))
+def _count(frame: DrawnFrame) -> int:
+    return len((frame.result or {}).get("detections", ()))
 
 
 def _tile(picture: U8) -> U8:
@@ -67,23 +71,24 @@ def _tile(picture: U8) -> U8:
 
 
 def _card(summary: Summary, colours: Mapping[str, Colour], width: int, height: int) -> U8:
-    """The figures of the run, in the look of the pictures' footers."""
+    """Draw the figures of the run in the style of the footers."""
     card = np.full((height, width, 3), INK, np.uint8)
     step = height / 12
     x = round(step)
     write(card, "Sluice", (x, round(1.5 * step)), 1.5, PAPER, bold=True)
-    who = f"{Path(summary.engine.model).name} on {summary.engine.device}"
-    write(card, f"SIMULATED ENGINE: {who}" if summary.engine.simulated else who, (x, round(2.3 * step)), 0.6, MUTED)
-    bad = summary.lost + summary.duplicates + summary.out_of_order + summary.unexpected + summary.uncommitted
-    promise = "every frame answered once, in order" if not bad else "  ".join(summary.problems)[:70]
-    write(card, promise, (x, round(3.3 * step)), 0.7, _BAD if bad else _GOOD)
+    kind = "SIMULATED DETECTOR: " if summary.detector.simulated else ""
+    model = f"{kind}{Path(summary.detector.model).name} on {summary.detector.device}"
+    write(card, model, (x, round(2.3 * step)), 0.6, MUTED)
+    faults = summary.lost + summary.duplicates + summary.out_of_order + summary.unexpected + summary.uncommitted
+    result = "every frame has one outcome, in order" if not faults else "  ".join(summary.problems)[:70]
+    write(card, result, (x, round(3.3 * step)), 0.7, _BAD if faults else _GOOD)
     left = (
         (f"{summary.frames_in}", "frames in"),
         (f"{summary.detections_out}", "detection messages"),
-        (f"{summary.frames_per_second:.1f}", "frames a second"),
+        (f"{summary.frames_per_second:.1f}", "frames/s"),
         (_ms(summary.latency_ms["p50"]), "camera to result, median"),
-        (_ms(summary.latency_ms["p99"]), "camera to result, 99 of 100"),
-        (f"{summary.engine.busy_share:.0%}", "engine busy"),
+        (_ms(summary.latency_ms["p99"]), "camera to result, 99th percentile"),
+        (f"{summary.detector.busy_share:.0%}", "detector busy"),
     )
     for n, (figure, meaning) in enumerate(left):
         y = round((4.6 + 1.2 * n) * step)
@@ -97,7 +102,7 @@ def _card(summary: Summary, colours: Mapping[str, Colour], width: int, height: i
     sizes = sorted(summary.batch_sizes.items(), key=lambda item: -item[1])[:4]
     _bars(
         card,
-        "commonest batch sizes",
+        "most frequent batch sizes",
         [(str(k), v, _ACCENT) for k, v in sorted(sizes)],
         (column, round(8.4 * step)),
         step,

@@ -1,4 +1,4 @@
-"""What a person sees of a demo: the steps as they are made, a line that moves, and the table at the end."""
+"""The terminal output of a demo: the steps, a progress line, and the table at the end."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MOST_ROWS: Final = 8
 _BUSY: Final = 0.9
 
 
-class Progressing:
-    """The steps, each with its time, and below them a line that moves. Off a terminal: the steps alone."""
+class TerminalProgress:
+    """Prints each step, and a progress line below the last one. Without a terminal, prints only the steps."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -38,7 +38,7 @@ class Progressing:
         )
         self._task = self._live.add_task("", total=None, detail="")
 
-    def __enter__(self) -> Progressing:
+    def __enter__(self) -> TerminalProgress:
         self._live.start()
         return self
 
@@ -46,16 +46,16 @@ class Progressing:
         self._live.stop()
 
     def step(self, text: str) -> None:
-        """Print what begins now."""
+        """Print the new step."""
         self._console.print(Text.assemble(("- ", "cyan"), printable(text)), soft_wrap=True)
         self._live.update(self._task, description="", detail="", total=None, completed=0)
 
     def detail(self, text: str) -> None:
-        """How far the step is."""
+        """Show the state within the step."""
         self._live.update(self._task, description=text, detail="")
 
     def flow(self, sent: int, received: int, total: int, per_second: float) -> None:
-        """How the frames flow."""
+        """Show the number of frames sent and of outcomes received."""
         self._live.update(
             self._task,
             description=f"sent {sent}, results {received} of {total}",
@@ -66,17 +66,17 @@ class Progressing:
 
 
 def table(summary: Summary) -> RenderableType:
-    """The figures of a run: accounts, speed, what was seen, and how large the batches were."""
+    """The figures of a run: completeness, speed, objects and batch sizes."""
     sides = Table.grid(padding=(0, 4))
-    sides.add_row(Group(_accounts(summary), "", _speed(summary)), Group(_objects(summary), "", _batches(summary)))
+    sides.add_row(Group(_completeness(summary), "", _speed(summary)), Group(_objects(summary), "", _batches(summary)))
     return Padding(Group(_headline(summary), "", sides, *_remarks(summary)), (1, 2))
 
 
 def _headline(summary: Summary) -> Text:
-    engine = summary.engine
-    name = engine.model if engine.simulated else Path(engine.model).name
+    detector = summary.detector
+    name = detector.model if detector.simulated else Path(detector.model).name
     text = Text.assemble((f"{summary.frames_in} frames", "bold"), " of ", (", ".join(summary.sources), "bold"))
-    text.append(f"\nengine: {printable(name)} on {engine.device or 'an unknown device'}", "dim")
+    text.append(f"\ndetector: {printable(name)} on {detector.device or 'an unknown device'}", "dim")
     return text
 
 
@@ -87,15 +87,15 @@ def _figures(title: str) -> Table:
     return grid
 
 
-def _accounts(summary: Summary) -> Table:
-    grid = _figures("Accounts")
+def _completeness(summary: Summary) -> Table:
+    grid = _figures("Completeness")
     grid.add_row("frames in", f"{summary.frames_in}")
     grid.add_row("detection messages out", f"{summary.detections_out}")
     grid.add_row("dead letters", f"{summary.dead_letters}")
     grid.add_row("skipped as too old", f"{summary.skipped}")
     for name in ("lost", "duplicates", "out_of_order", "unexpected", "uncommitted"):
         count = getattr(summary, name)
-        # Zero is the promise: the first three always show it, the other two speak up when there is something to say.
+        # The first three show that they are zero; the other two are shown only if they are not.
         if count or name in ("lost", "duplicates", "out_of_order"):
             grid.add_row(name.replace("_", " "), Text(f"{count}", "bold red" if count else "bold green"))
     return grid
@@ -103,23 +103,23 @@ def _accounts(summary: Summary) -> Table:
 
 def _speed(summary: Summary) -> Table:
     grid = _figures("Speed")
-    grid.add_row("frames a second", f"{summary.frames_per_second:.1f}")
+    grid.add_row("frames/s", f"{summary.frames_per_second:.1f}")
     for name, value in summary.latency_ms.items():
         grid.add_row(f"camera to result, {name}", "-" if value is None else f"{value:.0f} ms")
-    grid.add_row("engine busy", f"{summary.engine.busy_share:.0%}")
+    grid.add_row("detector busy", f"{summary.detector.busy_share:.0%}")
     return grid
 
 
 def _objects(summary: Summary) -> Table:
     rows = list(summary.objects.items())
     shown = dict(rows[:_MOST_ROWS])
-    if rest := sum(count for _, count in rows[_MOST_ROWS:]):
-        shown["others"] = rest
+    if others := sum(count for _, count in rows[_MOST_ROWS:]):
+        shown["others"] = others
     return _histogram("Objects seen", {printable(name): count for name, count in shown.items()}, "green")
 
 
 def _batches(summary: Summary) -> Table:
-    """Sizes beyond a handful are put together, so that the table stays short."""
+    """Groups sizes if there are many, so that the table stays short."""
     sizes = list(summary.batch_sizes.items())
     group = -(-len(sizes) // _MOST_ROWS) or 1
     rows: dict[str, int] = {}
@@ -145,10 +145,10 @@ def _histogram(title: str, counts: Mapping[str, int], style: str) -> Table:
 
 def _remarks(summary: Summary) -> list[RenderableType]:
     remarks: list[RenderableType] = []
-    if summary.engine.simulated:
-        remarks.append(Text("\nThe engine was simulated: it slept, and looked at nothing.", "yellow"))
-    elif summary.engine.busy_share > _BUSY:
+    if summary.detector.simulated:
+        remarks.append(Text("\nThe detector was simulated: it only waits, and processes no image.", "yellow"))
+    elif summary.detector.busy_share > _BUSY:
         remarks.append(
-            Text("\nThe engine was busy all the time, so frames waited for it: try a lower --fps.", "yellow")
+            Text("\nThe detector was busy nearly all the time, so frames waited for it: try a lower --fps.", "yellow")
         )
     return remarks

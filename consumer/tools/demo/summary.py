@@ -1,7 +1,7 @@
-"""What came of a run, computed from what the topics hold. Pure: histories in, figures out.
+"""Computes the figures of a run from the contents of its topics. Pure.
 
-The judgement does not rest on the consumer's own counters: an input record is what the input topic holds, an outcome
-is what the output and dead-letter topics hold.
+The figures do not depend on the counters of the consumer: the input topic defines the input records, the output topic
+and the dead-letter topic define the outcomes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Kind = Literal["detected", "skipped", "dead_letter"]
 PERCENTILES: Final = (50, 95, 99)
 
 
-class Place(NamedTuple):
-    """Where an input record lies: its identity."""
+class RecordId(NamedTuple):
+    """Partition and offset of an input record, which identify it."""
 
     partition: int
     offset: int
@@ -26,20 +26,30 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One message of the output or the dead-letter topic. Times are Unix milliseconds; None where it has none."""
+    """One message of the output topic or the dead-letter topic.
+
+    Attributes:
+        kind: What the message is.
+        source_id: The source of the frame.
+        record: The input record.
+        published_at_ms: The timestamp of the message, Unix milliseconds.
+        captured_at_ms: The capture time of the frame, Unix milliseconds; None if unknown.
+        batch_size: The size of its batch; 0 if the frame did not reach the detector.
+        labels: The labels of its detections.
+    """
 
     kind: Kind
     source_id: str
-    place: Place  # of the input record that it answers
+    record: RecordId
     published_at_ms: int
     captured_at_ms: int | None = None
-    batch_size: int = 0  # 0: it came out of no batch that the engine looked at
+    batch_size: int = 0
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """Who looked. `busy_share`: of the time between first frame and last outcome."""
+class DetectorUse:
+    """The detector of the run. `busy_share` is the share of the streaming time in which it worked."""
 
     model: str
     device: str
@@ -49,9 +59,13 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of a run. `unexpected`: outcomes that answer no input record; `uncommitted`: records."""
+    """The figures of a run. `as_json` names them.
 
-    engine: Engine
+    `unexpected` counts outcomes without an input record, `uncommitted` counts input records beyond the committed
+    offsets.
+    """
+
+    detector: DetectorUse
     sources: tuple[str, ...]
     frames_in: int
     detections_out: int
@@ -69,18 +83,18 @@ class Summary:
 
     @property
     def problems(self) -> list[str]:
-        """Each broken promise as a sentence; empty where all were kept."""
+        """One sentence per kind of fault; empty if there is none."""
         found = (
-            (self.lost, "lost: no detection, no dead letter, no skipped message answers them"),
-            (self.duplicates, "answered more than once"),
-            (self.out_of_order, "answered after a later frame of the same source"),
-            (self.unexpected, "outcomes answer a record that was never sent"),
-            (self.uncommitted, "not committed, so a restart would do them again"),
+            (self.lost, "lost, without a detection message, a dead letter or a skipped message"),
+            (self.duplicates, "with more than one outcome"),
+            (self.out_of_order, "with an outcome after that of a later frame of the same source"),
+            (self.unexpected, "outcomes without an input record"),
+            (self.uncommitted, "not committed, so that a restart would repeat them"),
         )
         return [f"{count} of {self.frames_in} frames: {what}" for count, what in found if count]
 
     def as_json(self) -> dict[str, Any]:
-        """The form of `--json`."""
+        """The content of the `--json` file."""
         return {
             "frames_in": self.frames_in,
             "detections_out": self.detections_out,
@@ -94,46 +108,51 @@ class Summary:
             "frames_per_second": round(self.frames_per_second, 2),
             "latency_ms": dict(self.latency_ms),
             "batch_sizes": {str(size): count for size, count in self.batch_sizes.items()},
-            "engine_busy_share": round(self.engine.busy_share, 4),
+            "engine_busy_share": round(self.detector.busy_share, 4),
             "objects": dict(self.objects),
-            "model": self.engine.model,
-            "device": self.engine.device,
-            "simulated": self.engine.simulated,
+            "model": self.detector.model,
+            "device": self.detector.device,
+            "simulated": self.detector.simulated,
             "sources": list(self.sources),
         }
 
 
 def summarise(
-    inputs: Iterable[Place],
+    inputs: Iterable[RecordId],
     outcomes: Sequence[Outcome],
     *,
     acknowledged: int,
     committed: Mapping[int, int],
-    engine: Engine,
+    detector: DetectorUse,
     sources: Sequence[str],
 ) -> Summary:
-    """Hold the outcomes, in the order in which each topic has them, against the input records.
+    """Compare the outcomes with the input records.
 
-    `acknowledged`: frames of which the producer has the broker's word. `committed`: per partition, the offset up to
-    which the group has committed.
+    Args:
+        inputs: The records of the input topic.
+        outcomes: The outcomes, in the order of each topic.
+        acknowledged: Frames that the broker acknowledged to the producer.
+        committed: Partition to committed offset.
+        detector: The detector of the run.
+        sources: The source IDs.
     """
     expected = set(inputs)
-    firsts = _firsts(outcomes)
+    firsts = _without_repeats(outcomes)
     answered = expected & firsts.keys()
     messages = Counter(outcome.kind for outcome in outcomes)
     return Summary(
-        engine=engine,
+        detector=detector,
         sources=tuple(sources),
         frames_in=max(len(expected), acknowledged),
         detections_out=messages["detected"],
         dead_letters=messages["dead_letter"],
         skipped=messages["skipped"],
-        # A frame that the broker acknowledged and no longer has is as lost as one that nobody answered.
+        # A frame that the broker acknowledged but does not have counts as lost, too.
         lost=len(expected) - len(answered) + max(0, acknowledged - len(expected)),
         duplicates=len(outcomes) - len(firsts),
         out_of_order=_out_of_order(firsts.values()),
         unexpected=len(firsts.keys() - expected),
-        uncommitted=sum(place.offset >= committed.get(place.partition, 0) for place in expected),
+        uncommitted=sum(record.offset >= committed.get(record.partition, 0) for record in expected),
         objects=_objects(firsts.values()),
         frames_per_second=_rate(firsts.values()),
         latency_ms=_latency(firsts.values()),
@@ -141,22 +160,22 @@ def summarise(
     )
 
 
-def _firsts(outcomes: Iterable[Outcome]) -> dict[Place, Outcome]:
-    """What a reader has that drops repeats."""
-    firsts: dict[Place, Outcome] = {}
+def _without_repeats(outcomes: Iterable[Outcome]) -> dict[RecordId, Outcome]:
+    """The first outcome of each record, as a reader that drops repeats has it."""
+    firsts: dict[RecordId, Outcome] = {}
     for outcome in outcomes:
-        firsts.setdefault(outcome.place, outcome)
+        firsts.setdefault(outcome.record, outcome)
     return firsts
 
 
 def _out_of_order(outcomes: Iterable[Outcome]) -> int:
-    """Outcomes behind one of a later frame. Dead letters are a topic of their own, with an order of their own."""
+    """Count outcomes after that of a later frame of the source. Results and dead letters each have their own order."""
     highest: dict[tuple[bool, str, int], int] = {}
     count = 0
     for outcome in outcomes:
-        lane = outcome.kind == "dead_letter", outcome.source_id, outcome.place.partition
-        count += outcome.place.offset < highest.get(lane, -1)
-        highest[lane] = max(highest.get(lane, -1), outcome.place.offset)
+        lane = outcome.kind == "dead_letter", outcome.source_id, outcome.record.partition
+        count += outcome.record.offset < highest.get(lane, -1)
+        highest[lane] = max(highest.get(lane, -1), outcome.record.offset)
     return count
 
 
@@ -166,7 +185,7 @@ def _objects(outcomes: Iterable[Outcome]) -> dict[str, int]:
 
 
 def _rate(outcomes: Iterable[Outcome]) -> float:
-    """Frames a second from the first capture to the last outcome."""
+    """Frames/s from the first capture to the last outcome."""
     timed = [(o.captured_at_ms, o.published_at_ms) for o in outcomes if o.captured_at_ms is not None]
     if not timed:
         return 0.0
@@ -175,7 +194,7 @@ def _rate(outcomes: Iterable[Outcome]) -> float:
 
 
 def _latency(outcomes: Iterable[Outcome]) -> dict[str, float | None]:
-    """From capture to the message about it, for frames that the engine looked at."""
+    """Percentiles of the milliseconds from capture to result, of frames that the detector processed."""
     values = [
         max(0, o.published_at_ms - o.captured_at_ms)
         for o in outcomes
@@ -187,6 +206,6 @@ def _latency(outcomes: Iterable[Outcome]) -> dict[str, float | None]:
 
 
 def _batch_sizes(outcomes: Iterable[Outcome]) -> dict[int, int]:
-    """Size to number of batches. A batch with a rejected frame in it has fewer detections than its size: rounded up."""
+    """Batch size to number of batches, rounded up: a batch with a rejected frame has fewer results than its size."""
     frames = Counter(outcome.batch_size for outcome in outcomes if outcome.batch_size)
     return {size: -(-count // size) for size, count in sorted(frames.items())}

@@ -1,4 +1,4 @@
-"""The bench itself: what it refuses to believe, what it computes, and one small run of all its parts."""
+"""The bench: which runs it rejects, which figures it computes, and one small run of all its parts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ import pytest
 from rich.console import Console
 
 from brokers import Broker
-from consumer.tools.bench import outcome, report
+from consumer.tools.bench import analysis, report
 from consumer.tools.bench import plan as plan_of_runs
+from consumer.tools.bench.analysis import Batch, BenchError, Result
 from consumer.tools.bench.command import Settings, planned
-from consumer.tools.bench.feeder import Fed
-from consumer.tools.bench.figures import Decoding, Run, median
-from consumer.tools.bench.outcome import Ran, Result
-from consumer.tools.bench.processes import BenchError, Meter
+from consumer.tools.bench.comparisons import comparisons
+from consumer.tools.bench.figures import DecodeOnly, Run, median
+from consumer.tools.bench.load_generator import Produced
+from consumer.tools.bench.meter import Meter
 from waiting import wait_until
 
-FED = [Fed(0, offset, 1000 + offset, f"cam-{offset % 2}") for offset in range(6)]
+PRODUCED = [Produced(0, offset, 1000 + offset, f"cam-{offset % 2}") for offset in range(6)]
 
 
 def result(offset: int, produced_ms: int = 2000, infer_ms: float = 1.0) -> Result:
@@ -34,10 +35,10 @@ def result(offset: int, produced_ms: int = 2000, infer_ms: float = 1.0) -> Resul
 RESULTS = [result(offset) for offset in range(6)]
 
 
-def test_one_result_for_each_frame_in_order_of_its_source_is_sound() -> None:
-    """Sources may overtake each other; frames of one source may not."""
-    assert outcome.check(FED, RESULTS, 0).sound
-    assert outcome.check(FED, [RESULTS[n] for n in (1, 0, 2, 4, 3, 5)], 0).sound
+def test_one_result_per_frame_in_order_of_the_source_is_sound() -> None:
+    """Catches: an order across sources, which nothing promises."""
+    assert analysis.check(PRODUCED, RESULTS, 0).sound
+    assert analysis.check(PRODUCED, [RESULTS[n] for n in (1, 0, 2, 4, 3, 5)], 0).sound
 
 
 @pytest.mark.parametrize(
@@ -51,68 +52,70 @@ def test_one_result_for_each_frame_in_order_of_its_source_is_sound() -> None:
         ("dead_letters", RESULTS, 1),
     ],
 )
-def test_a_run_that_lost_doubled_or_disordered_a_frame_is_not_sound(
+def test_a_lost_duplicated_or_disordered_frame_makes_a_run_unsound(
     field: str, results: list[Result], dead_letters: int
 ) -> None:
-    """Catches: a fast figure from a program that drops frames."""
-    found = outcome.check(FED, results, dead_letters)
+    """Catches: a high throughput of a program that drops frames."""
+    found = analysis.check(PRODUCED, results, dead_letters)
     assert not found.sound
     assert getattr(found, field) == 1
 
 
 def test_throughput_counts_whole_batches_only() -> None:
-    """Catches: frames of a batch that lies across the end of the window, which is 0.5% in ten seconds."""
-    ran = [Ran(40 * n, 32, 39.0) for n in range(100)]
+    """Catches: counting part of a batch at the end of the window, an error of 0.5% in ten seconds."""
+    batches = [Batch(40 * n, 32, 39.0) for n in range(100)]
     for until_ms in (2000, 2015, 2039):
-        steady = outcome.window(ran, 30, until_ms)
+        steady = analysis.window(batches, 30, until_ms)
         assert steady.frames_per_second == pytest.approx(800)
         assert steady.engine_busy_share == pytest.approx(0.975)
-    assert outcome.middle(ran).frames == pytest.approx(0.8 * 3200, abs=64)
+    assert analysis.middle(batches).frames == pytest.approx(0.8 * 3200, abs=64)
     with pytest.raises(BenchError, match="too few"):
-        outcome.window(ran, 30, 90)
+        analysis.window(batches, 30, 90)
 
 
 def test_results_of_one_batch_are_found_across_partitions() -> None:
-    """Catches: batches told apart by the time of their results, which spans milliseconds."""
+    """Catches: batches that are separated by the times of their results, which differ by milliseconds."""
     results = [result(0, 2000, 1.5), result(1, 2001, 1.5), result(2, 2001, 1.75), result(3, 2003, 1.75)]
-    assert outcome.batches(results[::-1]) == [Ran(2000, 2, 1.5), Ran(2001, 2, 1.75)]
+    assert analysis.group_batches(results[::-1]) == [Batch(2000, 2, 1.5), Batch(2001, 2, 1.75)]
 
 
-def test_repeats_give_medians_and_one_bad_repeat_spoils_all() -> None:
-    """Catches: an unsound run hidden behind two sound ones."""
-    run = Run("x", "none", "none", 6, 1.0, 10.0, latency_ms={"p50": 3.0}, integrity=outcome.check(FED, RESULTS, 0))
+def test_repeats_give_medians_and_one_unsound_repeat_makes_all_unsound() -> None:
+    """Catches: an unsound run that is hidden by two sound ones."""
+    run = Run(
+        "x", "none", "none", 6, 1.0, 10.0, latency_ms={"p50": 3.0}, integrity=analysis.check(PRODUCED, RESULTS, 0)
+    )
     slow = replace(run, frames_per_second=2.0, latency_ms={"p50": 9.0})
-    worst = replace(run, frames_per_second=1.0, integrity=outcome.check(FED, RESULTS[:-1], 0))
+    worst = replace(run, frames_per_second=1.0, integrity=analysis.check(PRODUCED, RESULTS[:-1], 0))
     assert (median([run, slow, run]).frames_per_second, median([run, slow, slow]).latency_ms) == (10.0, {"p50": 9.0})
     assert median([run, slow, run]).sound
     assert not median([run, slow, worst]).sound
 
 
-def test_a_repeat_is_compared_with_the_decoding_that_was_measured_around_it() -> None:
-    """Catches: the speed of the machine at one time held against that of the program at another."""
+def test_a_repeat_is_compared_with_decoding_measured_around_it() -> None:
+    """Catches: a comparison of the machine at one time with the program at another time."""
 
     def repeat(alone: float, share: float) -> Run:
-        speed = Decoding(frames_per_second=alone, cpu_ms_per_frame=1 / alone)
+        speed = DecodeOnly(frames_per_second=alone, cpu_ms_per_frame=1 / alone)
         own = alone * share
         return Run("zero_cost", "none", "none", 6, 1.0, own, cpu_ms_per_frame=1 / own, decode_only=speed)
 
     whole = median([repeat(1000, 0.9), repeat(2000, 0.8), repeat(3000, 0.5)])
-    measured = {verdict.what: verdict.measured for verdict in report.verdicts({"zero_cost": whole})}
+    measured = {each.what: each.measured for each in comparisons({"zero_cost": whole})}
     assert measured["frames/s of decoding alone"] == pytest.approx(0.8)
     assert measured["CPU a frame of decoding alone"] == pytest.approx(1 / 0.8)
 
 
-def test_what_a_child_used_before_it_was_found_is_no_burst_in_the_middle_of_a_run() -> None:
-    """Catches: seconds of decoding that count at the one moment when the meter first sees the process."""
+def test_cpu_time_of_a_new_child_is_no_burst() -> None:
+    """Catches: seconds of decoding that count at the moment when the meter finds the process."""
     start = "import subprocess, sys; input(); subprocess.run([sys.executable, '-c', 'while True: pass'])"
     parent = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, start_new_session=True)
     try:
         with Meter(parent.pid).running() as meter:
-            wait_until(lambda: meter._samples, 30, "the meter to have looked")
+            wait_until(lambda: meter._samples, 30, "a sample of the meter")
             assert parent.stdin is not None
             parent.stdin.write(b"\n")
             parent.stdin.flush()
-            wait_until(lambda: meter._samples[-1][1] > 1.5, 60, "the child to have worked")
+            wait_until(lambda: meter._samples[-1][1] > 1.5, 60, "CPU time of the child")
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
@@ -121,8 +124,8 @@ def test_what_a_child_used_before_it_was_found_is_no_burst_in_the_middle_of_a_ru
     assert max(used) < 3, "cores"
 
 
-def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
-    """Catches: a bench that works on paper. No figure is judged here: the machine may be busy."""
+def test_a_small_run_of_each_kind_is_sound_and_has_all_figures() -> None:
+    """Catches: a bench that cannot run. No figure is checked, because the machine may be busy."""
     settings = replace(Settings.quick(), seconds=1.0, only=("saturated", "plain_loop", "zero_cost", "latency_80"))
     runs: dict[str, Run] = {}
     with planned(settings, Console(file=io.StringIO())) as (plan, about):
@@ -143,7 +146,7 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
         assert run["batch_sizes"], name
         assert run["machine"]["cores"] >= 1
         assert 8_000 < run["images"]["mean_bytes"] < 24_000
-        assert bool(run["requirements"]) == (name in ("saturated", "zero_cost", "latency_80")), name
+        assert bool(run["comparisons"]) == (name in ("saturated", "zero_cost")), name
     assert list(written[4]["latency_ms"]) == ["p50", "p95", "p99"]
     Console(file=io.StringIO()).print(report.tables(runs))
 
@@ -152,8 +155,8 @@ def test_a_small_run_of_everything_is_sound_and_has_all_its_figures() -> None:
 def test_both_deliveries_are_measured_on_a_broker_with_transactions(
     apache_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: a latency until a result was written, where its transaction still had to commit."""
-    monkeypatch.setattr(plan_of_runs, "SEEN_RATE", 40.0)  # no figure is judged here: the machine may be busy
+    """Catches: a latency that ends when a result is written, before its transaction commits."""
+    monkeypatch.setattr(plan_of_runs, "SEEN_RATE", 40.0)  # no figure is checked: the machine may be busy
     settings = Settings(
         bootstrap_servers=apache_broker.bootstrap_servers, seconds=3.0, warm_up_s=1.0, repeat=1, only=("seen_400",)
     )
@@ -161,4 +164,4 @@ def test_both_deliveries_are_measured_on_a_broker_with_transactions(
         runs = {run.name: run for run in plan.runs()}
     assert list(runs) == ["seen_400", "seen_400_exactly_once"]
     assert all(run.sound and run.latency_ms is not None for run in runs.values())
-    assert [(v.run, v.target) for v in report.verdicts(runs)] == [("seen_400_exactly_once", "<= 40")]
+    assert [(each.run, each.unit) for each in comparisons(runs)] == [("seen_400_exactly_once", "ms")]
