@@ -130,7 +130,9 @@ def _session(path: Path, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ModelError(f"{path} needs onnxruntime: pip install '.[onnx]' in Sluice's folder") from None
+        raise ModelError(
+            f"{path} needs onnxruntime: install the extra `onnx` (pip install '.[onnx]' in Sluice's folder)"
+        ) from None
     cuda_built = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if wanted.kind == "cuda" and not cuda_built:
         raise ModelError(

