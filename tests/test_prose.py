@@ -9,21 +9,12 @@ import pytest
 import prose
 
 ROOT = Path(__file__).parents[1]
-# Not rewritten yet. Remove an entry when it has no findings: `python tests/support/prose.py PATH`.
-PENDING = {
-    "CHANGELOG.md",
-    "README.md",
-    "consumer/app.py",
-    "consumer/concurrency.py",
-    "consumer/delivery",
-    "consumer/kafka",
-    "consumer/pipeline.py",
-    "consumer/signals.py",
-    "consumer/tools",
-    "docs",
-}
-PLACES = ["README.md", "CHANGELOG.md", "docs", *(f"consumer/{each.name}" for each in (ROOT / "consumer").iterdir())]
-CHECKED = sorted(place for place in PLACES if place not in PENDING and "__pycache__" not in place)
+# These pages quote what a program or a checker printed.
+GENERATED = {"docs/faults.md", "docs/seeded-bugs.md"}
+PLACES = sorted(
+    ["README.md", "CHANGELOG.md", "docs"]
+    + [f"consumer/{each.name}" for each in (ROOT / "consumer").iterdir() if each.name != "__pycache__"]
+)
 
 
 def found_in(path: Path, text: str, *, long: bool = False) -> list[tuple[int, str]]:
@@ -32,10 +23,11 @@ def found_in(path: Path, text: str, *, long: bool = False) -> list[tuple[int, st
     return [(finding.line, finding.rule) for finding in prose.find([path], long=long)]
 
 
-@pytest.mark.parametrize("place", CHECKED)
+@pytest.mark.parametrize("place", PLACES)
 def test_no_banned_word_is_used(place: str) -> None:
     """Catches an old or vague word in a page, a docstring or a comment."""
-    findings = list(prose.find([ROOT / place]))
+    written = {str(ROOT / each) for each in GENERATED}
+    findings = [each for each in prose.find([ROOT / place]) if str(each.path) not in written]
     assert not findings, "\n".join(map(str, findings))
 
 

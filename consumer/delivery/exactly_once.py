@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 RECOVERY_S = 120.0
 # A watermark can rise without an outcome, past transaction markers. It waits this long for a transaction with outcomes.
 OFFSETS_ONLY_S: Final = 1.0
-# No transaction for such watermarks alone begins with less time left than this.
+# No transaction for these watermarks alone begins with less time left than this.
 _LEAST_TRANSACTION_S: Final = 1.0
 
 

@@ -148,7 +148,7 @@ class Source:
     def ends(self) -> list[Receipt]:
         """Return the partition ends that polls have reached since the last call, if they follow records without frames.
 
-        Such records are transaction markers and aborted records. The offset of each receipt is the next one to be read.
+        They are transaction markers and aborted records. The offset of each receipt is the next one to be read.
         `poll` has returned every frame below it, so process those frames before this call.
         """
         self._check_owner()

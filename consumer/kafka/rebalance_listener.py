@@ -25,7 +25,7 @@ class RebalanceListener(Protocol):
     def waiting(self) -> bool:
         """Decide whether a wait for the coordinator or the brokers continues.
 
-        Called at the start of such a wait, and before each further step of a few seconds.
+        Called at the start of this wait, and before each further step of a few seconds.
 
         Returns:
             Whether to continue.

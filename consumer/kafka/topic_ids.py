@@ -1,6 +1,6 @@
 """Detects input topics that were deleted and created again, by their topic IDs (KIP-516).
 
-Such a topic keeps its name, but gets another ID, and its offsets refer to other records. The client library does not
+This topic keeps its name, but gets another ID, and its offsets refer to other records. The client library does not
 report this. The brokers refuse its next fetch, which contains the old ID. After `fetch.error.backoff.ms` (half a
 second) the client continues in the new topic, at the offset of the old one.
 

@@ -152,7 +152,7 @@ class Metrics:
         )
         self.stale_outcomes = make.counter(
             "stale_outcomes_total",
-            "Outcomes dropped because their partition had gone to another consumer, or is read anew (exactly_once).",
+            "Outcomes dropped because their partition had gone to another consumer, or is read again (exactly_once).",
         )
         self.in_flight = make.gauge("in_flight_frames", "Frames read whose outcome is not acknowledged yet.")
         self.in_flight_bytes = make.gauge(

@@ -102,7 +102,7 @@ def settings_from(pairs: Iterable[str]) -> dict[str, str]:
     """Parse `["a=b"]` into a mapping.
 
     Raises:
-        ConfigError: a text is not such a pair, or its setting has its own option.
+        ConfigError: a text is not one of these pairs, or its setting has its own option.
     """
     settings: dict[str, str] = {}
     for pair in pairs:
@@ -171,7 +171,7 @@ def partitions_of(client: Producer | Consumer, topic: str, timeout_s: float = ME
 def is_permanent(error: Code) -> bool:
     """Whether a retry cannot fix an error of a consumer that joins no group.
 
-    The brokers may refuse the group of such a consumer: the client looks up its coordinator, but does not need it.
+    The brokers may refuse the group of this consumer: the client looks up its coordinator, but does not need it.
     """
     return error.code() != Code.GROUP_AUTHORIZATION_FAILED and (error.fatal() or not error.retriable())
 

@@ -68,7 +68,7 @@ CLIENT_SETTINGS: Final[Mapping[str, str | int | float | bool]] = MappingProxyTyp
 _START_TIMEOUT_SECONDS: Final = 15.0
 _STOP_TIMEOUT_SECONDS: Final = 0.5
 _TAIL_BYTES: Final = 4000
-# Below the range of ephemeral ports of Linux and macOS. So no other program gets such a port by chance between our
+# Below the range of ephemeral ports of Linux and macOS. So no other program gets this port by chance between our
 # probe and the bind of the broker, or while a broker is restarted.
 _PORTS: Final = range(20_000, 32_000)
 # Runs in the child before the command. Requests SIGKILL for the death of the parent (1 is PR_SET_PDEATHSIG, which

@@ -190,7 +190,7 @@ def _captured(place: str, encoding: Encoding) -> Iterator[Image]:
 
 
 def _repeated(open_: Callable[[], Iterable[Image]], *, keep: bool) -> Iterator[Image]:
-    """Repeat the frames without end. Ends after a round without frames, which would repeat forever."""
+    """Repeat the frames without end. Ends after a round without frames: the next one would have none."""
     kept: list[Image] | None = [] if keep else None
     size = 0
     while True:

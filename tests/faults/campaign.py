@@ -4,7 +4,7 @@
     campaign.py --minutes 9 --only sigstop,broker-pause
     campaign.py --replay sigstop:at_least_once:classic:4711
 
-Every run is a line of `docs/faults.jsonl`; `docs/faults.md` is made anew after each, from the runs of the delivery core
+Every run is a line of `docs/faults.jsonl`; `docs/faults.md` is made after each, from the runs of the delivery core
 as it is now. A violation
 stops nothing: it is listed with its specification, its history and logs are kept in `.faults/`, and the exit code is 1.
 """
@@ -210,7 +210,7 @@ def read_rows() -> list[dict[str, Any]]:
 
 
 def add_row(found: Mapping[str, Any]) -> None:
-    """A line more, and the page anew. What another campaign or a person has written meanwhile stays."""
+    """Add a line, and make the page again. What another campaign or a person has written meanwhile stays."""
     with ROWS.open("a") as file:
         file.write(json.dumps(found) + "\n")
     write_page()
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the choice of runs; each run has its own besides")
     parser.add_argument("--replay", type=Spec.parse, metavar="SPEC", help="one run, as it was printed")
     parser.add_argument("--bug", default="", help="a seeded bug of bugs.py; nothing is written to docs/ then")
-    parser.add_argument("--report", action="store_true", help="only make docs/faults.md anew")
+    parser.add_argument("--report", action="store_true", help="only make docs/faults.md again")
     chosen = parser.parse_args(arguments)
     if chosen.report:
         write_page()

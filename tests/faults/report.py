@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 _INTRODUCTION = """\
 # What the fault rig has measured
 
-Written by `make faults`, which adds to `faults.jsonl` and makes this page anew from its runs of the delivery core as
+Written by `make faults`, which adds to `faults.jsonl` and makes this page again from its runs of the delivery core as
 it is now. Each run starts a consumer group of real `sluice run` processes with a simulated engine on Apache Kafka
 (three nodes, replication 3, `min.insync.replicas` 2), feeds it {rate:g} frames a second from {sources} sources in
 {partitions} partitions, harms it once or more, lets it recover, stops it, and compares what went in with what came
@@ -26,7 +26,7 @@ _COLUMNS = """\
 **lost**: input records without an outcome; of a run that was given up, those whose offset was committed. **wrong**:
 outcomes of the wrong kind (a good frame among the dead letters, for example) or with the size, boxes, frame or source
 of another. **repeats**: outcomes beyond the first of a record, as the reader of that delivery sees them. Under
-`exactly_once` each is a violation. Under `at_least_once` the faults explain so many at most as **explained** says:
+`exactly_once` each is a violation. Under `at_least_once` the faults explain at most the number in **explained**:
 {death} for each unclean end ({batch} x 4 in the ring, and what the engine can do in two commit intervals), none for a
 clean stop or a rebalance; where members can be cut off from the group, each record that was first written between
 {before:g} s before a strike and {after:g} s behind it, once for each strike, and {ring} for each member and strike.
@@ -34,7 +34,7 @@ clean stop or a rebalance; where members can be cut off from the group, each rec
 of a source behind a later one of it, repeats apart. **commits ahead**: samples of the committed offsets that were
 ahead of an outcome not yet written, of all samples. **recovery**: seconds from the end of the harm until every
 partition has brought a new outcome; dead members are noticed after a session of {session:g} s. **restarts**: processes
-that ended by themselves, with a code that the harm explains, and were started anew, as Kubernetes would. **memory**:
+that ended by themselves, with a code that the harm explains, and were started again, as Kubernetes would. **memory**:
 the most MiB that one member and its decoding processes used in a run, and what they may use:
 `limits.max_in_flight_bytes` and a constant for the processes, the ring of decoded pictures and the client library
 (`tests/faults/memory.py`).
@@ -123,7 +123,7 @@ def _totals(rows: Sequence[Row], void: int) -> str:
         "because the brokers or the rig itself failed. "
         f"In {stale} samples a coordinator that had just taken over answered with older offsets than its predecessor "
         "had; nobody had committed those. "
-        "Members that were told to stop while their group had put them out, and ended with exit code 7: "
+        "Members that received a stop while their group had put them out, and ended with exit code 7: "
         f"{sum(each['put_out'] for each in rows)}."
     )
 

@@ -38,7 +38,7 @@ schedule can lead: an assignment that goes and comes back while its batch is in 
 time and breaks no promise that the rig judges. All bugs of `tests/faults/output_bugs.py` are tried in
 `tests/faults/test_output_bugs.py` as well: there each is caught by one deterministic check of the code that it changes.
 
-| bug | breaks | virtual time | real brokers | what it said |
+| bug | breaks | virtual time | real brokers | the first violation |
 | --- | --- | --- | --- | --- |
 """
 

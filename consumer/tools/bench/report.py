@@ -68,7 +68,7 @@ def tables(runs: Runs) -> RenderableType:
 
 
 def engines(runs: Runs) -> str:
-    """The model of each run. A simulated one shows as such, because its URL starts with `simulated:`."""
+    """The model of each run. The URL of a simulated one starts with `simulated:`."""
     names: dict[str, list[str]] = {}
     for run in runs.values():
         names.setdefault(run.engine, []).append(run.name)

@@ -50,7 +50,7 @@ def preloaded(env: BenchEnv, name: str, engine: str, count: int, *, plain: str =
         name: The name of the run.
         engine: The model, or the URL of a simulated one.
         count: The number of frames.
-        plain: Measure the plain loop instead of `sluice run`: "rarely" or "each" says how often it commits.
+        plain: Measure the plain loop instead of `sluice run`: "rarely" or "each" is how often it commits.
     """
     with env.broker.topics(PARTITIONS) as topics:
         produced = env.produce(topics[0], count)

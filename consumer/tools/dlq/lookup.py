@@ -55,7 +55,7 @@ def find(reader: TopicReader, topic: str, which: str) -> tuple[DeadLetterRecord,
         The dead letter, and the positions of all dead letters with this ID. It is the last one of them.
 
     Raises:
-        KafkaError: there is no such dead letter.
+        KafkaError: the dead letter does not exist.
     """
     if (position := parse_position(which)) is None:
         return _find_id(reader, topic, which)

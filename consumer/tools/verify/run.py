@@ -213,7 +213,7 @@ class VerifyRun:
                 checker.add_outcome(outcome)
 
     def _read_later_outcomes(self, reader: TopicReader, checker: Checker) -> None:
-        """Read what was written since step 2. A record with such an outcome is not lost, but its commit was ahead."""
+        """Read what was written since step 2. A record with an outcome there is not lost, but its commit was ahead."""
         for each, end in self.brokers.ends(self._outputs).items():
             output = self._outputs[each]
             output.start, output.end = output.end, max(output.end, end)
