@@ -56,7 +56,9 @@ HARMS = (
         feeder=LongNames,
         prepare=limit_results,
         rejects=("unpublishable",),
-        options={"kafka.producer": {"batch.size": 1}},  # else a batch of small results is refused for its size
+        # Else a batch of small results is refused for its size. One request for each result takes long.
+        options={"kafka.producer": {"batch.size": 1}},
+        rate=40,
     ),
     Harm("frames-old", wait_for_retention, strikes=1, feeder=FromLastWeek, prepare=keep_letters_a_week),
 )
