@@ -32,7 +32,7 @@ from dataset import (
     load_set,
     make_batch,
 )
-from network import MODEL
+from model_layers import MODEL
 from scenes import CLASS_NAMES
 from scoring import predict, score
 
