@@ -277,7 +277,7 @@ print(json.dumps(costs))
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux to measure peak memory")
 def test_a_hostile_frame_costs_neither_time_nor_memory() -> None:
     """Catches a guard that comes after the work. OpenCV needs 6 GiB, or seconds, for some of these images."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     path = os.pathsep.join((str(root), str(root / "tests" / "support")))
     run = subprocess.run(
         [sys.executable, "-c", _COSTS],
