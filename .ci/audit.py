@@ -62,7 +62,7 @@ def report(lock: str, said: dict[str, Any] | str) -> Iterator[str]:
     yield f"audit of {lock}: {len(packages) - len(unknown)} packages checked, {len(found)} known vulnerabilities"
     for package, flaw in found:
         fixed = ", ".join(flaw["fix_versions"]) or "no version yet"
-        yield f"  {package['name']} {package['version']}: {flaw['id']}, mended in {fixed}"
+        yield f"  {package['name']} {package['version']}: {flaw['id']}, fixed in {fixed}"
     if unknown:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         yield f"  NO DATA about {len(unknown)} packages, the index does not know them or could not be asked: {shown}"

@@ -92,7 +92,7 @@ def keep_deleted(history: History) -> None:
 def remake_topic(world: World) -> None:
     """The input topic is deleted and made again under the running members, and new frames are there at once.
 
-    A correct program gives every record of the new topic an outcome. A member may end, to begin anew in its place.
+    A correct program gives every record of the new topic an outcome. A member may end, and its successor begins again.
     """
     done = sum(_remade(world).values())
     feeder = steered(world)

@@ -113,7 +113,7 @@ def _completion_without_epoch() -> list[Patch]:
 
 
 def _publish_stale_outcomes() -> list[Patch]:
-    """What comes out of the engine is written, whoever owns the partition by then."""
+    """What comes out of the engine is written, even if another member owns the partition by then."""
 
     def publish(self: Pipeline, results: Sequence[BatchResult]) -> None:
         for result in results:
@@ -132,7 +132,7 @@ def _batches_out_of_order() -> list[Patch]:
         for result in results:
             if not held:
                 held.append(result)
-                self._held_bytes -= _size_bytes([result])  # whoever holds it counts it
+                self._held_bytes -= _size_bytes([result])  # a result that is held back does not count
             else:
                 publish(self, [result])
                 release(self)

@@ -196,7 +196,7 @@ def _say(done: Run, found: Mapping[str, Any]) -> None:
 
 
 def _keep(done: Run) -> None:
-    """For whoever looks for the cause."""
+    """Keep what a person needs to find the cause."""
     place = KEPT / str(done.spec).replace(":", "-")
     place.mkdir(parents=True, exist_ok=True)
     (place / "history.pickle").write_bytes(pickle.dumps(done.history))  # `check` gives the same verdict again

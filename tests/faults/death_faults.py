@@ -1,6 +1,6 @@
 """Members that die in the middle of what is rare: a revocation, the way back after a failed transaction, the end.
 
-A correct program loses nothing, whoever takes over repeats no more than what was not committed, and under exactly once
+A correct program loses nothing, its successor repeats no more than what was not committed, and under exactly once
 nothing is repeated.
 """
 

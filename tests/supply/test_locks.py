@@ -130,7 +130,7 @@ class TestTheAudit:
         said = {"dependencies": [{"name": "a", "version": "1.0", "vulns": [flaw]}, {"name": "b", "vulns": []}]}
         assert list(audit.report("x.txt", said)) == [
             "audit of x.txt: 2 packages checked, 1 known vulnerabilities",
-            "  a 1.0: PYSEC-1, mended in 2.0",
+            "  a 1.0: PYSEC-1, fixed in 2.0",
         ]
 
     def test_says_so_where_it_has_no_data(self, audit: ModuleType) -> None:
